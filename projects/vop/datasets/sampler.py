@@ -1,0 +1,20 @@
+"""A sampler for runs that can be repeated and resumed exactly."""
+from mmengine.dataset import DefaultSampler
+
+from ..registry import DATA_SAMPLERS
+
+
+@DATA_SAMPLERS.register_module()
+class ReproducibleSampler(DefaultSampler):
+    """MMEngine's DefaultSampler, which also tells the data set the epoch.
+
+    MMEngine seeds each worker once, so what augmentation draws depends on the
+    number of workers and on how long they have been running, and a resumed
+    run differs from an uninterrupted one. With this sampler it depends on the
+    seed, the epoch and the item alone.
+    """
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by MMEngine's ``DistSamplerSeedHook`` before each epoch."""
+        super().set_epoch(epoch)
+        self.dataset.set_epoch(epoch, self.seed)

@@ -1,0 +1,239 @@
+"""Videos with captions."""
+import json
+import random
+import re
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Dict, List, Optional
+
+import numpy as np
+import torch
+from mmaction.datasets import BaseActionDataset
+from mmengine.logging import print_log
+
+from ..registry import DATASETS
+
+
+class VideoReadError(RuntimeError):
+    """A video cannot be read; the message names it."""
+
+
+def read_captions(ann_file: str) -> Dict[str, List[str]]:
+    """Read and check an annotation file.
+
+    Args:
+        ann_file (str): A JSON file ``{"video0.mp4": ["a caption", ...]}``,
+            the format of MMAction2's ``VideoTextDataset``.
+
+    Returns:
+        dict[str, list[str]]: The captions of each video.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not of that format; the message names the place.
+    """
+    path = Path(ann_file)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'There is no annotation file {ann_file}. Make it with a converter'
+            ' of tools/data, or correct ann_file and data_root.')
+
+    def unique(pairs: list) -> dict:
+        captions = dict(pairs)
+        if len(captions) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f'{ann_file}: "{twice}" stands there twice. Put '
+                             'all captions of a video into one list.')
+        return captions
+
+    try:
+        captions = json.loads(
+            path.read_text(encoding='utf-8'), object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise ValueError(f'{ann_file}, line {error.lineno}, column '
+                         f'{error.colno}: not valid JSON ({error.msg}).'
+                         ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{ann_file} is not UTF-8 text: {error}.') from error
+    wanted = 'expected {"video0.mp4": ["a caption", ...], ...}'
+    if not isinstance(captions, dict):
+        raise ValueError(f'{ann_file} holds a {type(captions).__name__}; '
+                         f'{wanted}.')
+    if not captions:
+        raise ValueError(f'{ann_file} names no video; {wanted}.')
+    for video, texts in captions.items():
+        if not isinstance(texts, list) or not texts:
+            raise ValueError(f'{ann_file}: "{video}" has no list of captions '
+                             f'but {json.dumps(texts)}; {wanted}.')
+        for number, text in enumerate(texts, start=1):
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(
+                    f'{ann_file}: caption {number} of "{video}" is '
+                    f'{json.dumps(text)}; it must be a text with words.')
+    return captions
+
+
+@DATASETS.register_module()
+class VideoTextDataset(BaseActionDataset):
+    """Videos with captions, read from MMAction2's ``VideoTextDataset`` JSON.
+
+    In training an item is a (video, caption) pair. In testing it is a video
+    with all its captions, so that each video is decoded and encoded once.
+
+    Items are random in training only by the data set's seed, the epoch and
+    their index (see ``ReproducibleSampler``), not by the worker that makes
+    them: a resumed run sees what an uninterrupted one would have seen.
+
+    Args:
+        ann_file (str): See :func:`read_captions`.
+        pipeline (list): Transforms.
+        data_prefix (dict): ``video``, the folder of the videos.
+        skip_bad_videos (bool): In training, go on without videos that are
+            missing or cannot be decoded: each is logged by name with the
+            number skipped so far, and other items take the place of its
+            pairs. Not possible in testing. Defaults to False.
+        test_mode (bool): Whether items are videos with all captions.
+            Defaults to False.
+
+    Raises:
+        FileNotFoundError: If the annotation file or a video is missing.
+        ValueError: If the annotation file is malformed.
+        VideoReadError: From reading an item, if its video cannot be decoded.
+    """
+
+    def __init__(self,
+                 ann_file: str,
+                 pipeline: list,
+                 data_prefix: dict = dict(video=''),
+                 skip_bad_videos: bool = False,
+                 test_mode: bool = False,
+                 **kwargs) -> None:
+        if skip_bad_videos and test_mode:
+            raise ValueError(
+                'skip_bad_videos=True is for training: a test that leaves out '
+                'videos would report numbers of another test set.')
+        self.skip_bad_videos = skip_bad_videos
+        # Seed and epoch, in shared memory: persistent workers see a new epoch.
+        self._clock: Optional[torch.Tensor] = None
+        super().__init__(
+            ann_file,
+            pipeline=pipeline,
+            data_prefix=data_prefix,
+            test_mode=test_mode,
+            **kwargs)
+
+    def load_data_list(self) -> List[dict]:
+        """Make the items."""
+        captions = read_captions(self.ann_file)
+        folder = self.data_prefix['video']
+        self._videos = [self._path(folder, video) for video in captions]
+        # One flag a video, shared by all workers.
+        self._bad = torch.zeros(
+            len(captions), dtype=torch.bool).share_memory_()
+        if not re.match(r'[\w+]{2,}:', folder):  # not s3:// and its like
+            self._check_files(folder)
+
+        items = []
+        for number, (video, texts) in enumerate(captions.items()):
+            item = dict(
+                filename=self._videos[number],
+                video_id=video,
+                video_number=number)
+            if self.test_mode:
+                items.append(dict(item, text=texts))
+            else:
+                items += [dict(item, text=text) for text in texts]
+        return items
+
+    @staticmethod
+    def _path(folder: str, video: str) -> str:
+        # DecordInit does the same to names without an extension.
+        path = Path(video)
+        return f'{folder}/{video}' + ('' if path.suffix else '.mp4')
+
+    def _check_files(self, folder: str) -> None:
+        missing = [
+            number for number, path in enumerate(self._videos)
+            if not Path(path).is_file()
+        ]
+        if not missing:
+            return
+        names = ', '.join(self._videos[number] for number in missing[:3])
+        message = (f'{len(missing)} of the {len(self._videos)} videos of '
+                   f'{self.ann_file} are missing: {names}'
+                   f"{', ...' if len(missing) > 3 else ''}.")
+        if not self.skip_bad_videos or len(missing) == len(self._videos):
+            raise FileNotFoundError(
+                f'{message} The videos are looked for in {folder} '
+                '(data_prefix).' +
+                ('' if self.test_mode else
+                 ' To train without them, set skip_bad_videos=True.'))
+        self._bad[missing] = True
+        print_log(f'{message} They are skipped.', 'current', level=30)
+
+    @property
+    def skipped_videos(self) -> List[str]:
+        """Paths of the videos skipped so far, by all workers."""
+        return [self._videos[i] for i in self._bad.nonzero().flatten()]
+
+    def set_epoch(self, epoch: int, seed: int) -> None:
+        """Make all that is random in the items depend on these numbers."""
+        if self._clock is None:
+            self._clock = torch.zeros(2, dtype=torch.int64).share_memory_()
+        self._clock[0], self._clock[1] = seed, epoch
+
+    def __getitem__(self, idx: int) -> dict:
+        """Read an item; see the class."""
+        if self._clock is None or self.test_mode:
+            return super().__getitem__(idx)
+        with _seeded(*self._clock.tolist(), idx):
+            return super().__getitem__(idx)
+
+    def prepare_data(self, idx: int) -> Optional[dict]:
+        """Run the pipeline on an item.
+
+        Returns:
+            dict | None: None if its video is skipped.
+        """
+        item = self.get_data_info(idx)
+        number = item['video_number']
+        if self._bad[number]:
+            return self._none_if_any_left(None)
+        try:
+            return self.pipeline(item)
+        except Exception as error:
+            message = (f"{item['filename']} cannot be read "
+                       f'({type(error).__name__}: {error}).')
+            if not self.skip_bad_videos:
+                hint = ('' if self.test_mode else
+                        ' To train without such videos, set '
+                        'skip_bad_videos=True.')
+                raise VideoReadError(f'{message}{hint}') from error
+            self._bad[number] = True
+            print_log(
+                f'{message} It is skipped; {int(self._bad.sum())} of '
+                f'{len(self._bad)} videos skipped so far.',
+                'current',
+                level=30)
+            return self._none_if_any_left(error)
+
+    def _none_if_any_left(self, error: Optional[Exception]) -> None:
+        if self._bad.all():
+            raise VideoReadError(
+                f'None of the {len(self._bad)} videos of {self.ann_file} can '
+                'be read; see the warnings above.') from error
+
+
+@contextmanager
+def _seeded(*numbers: int):
+    """Seed what transforms draw from, and put it back afterwards."""
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    states = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])

@@ -1,0 +1,13 @@
+from .clip import CLIPTowers, open_towers
+from .data_preprocessor import RetrievalDataPreprocessor
+from .losses import ContrastiveLoss
+from .prompts import ContextPrompt, LearnedPrompt, PositionPrompt
+from .retriever import RetrievalRecognizer
+from .text import TextEncoder
+from .vision import VideoEncoder
+
+__all__ = [
+    'CLIPTowers', 'ContextPrompt', 'ContrastiveLoss', 'LearnedPrompt',
+    'PositionPrompt', 'RetrievalDataPreprocessor', 'RetrievalRecognizer',
+    'TextEncoder', 'VideoEncoder', 'open_towers'
+]

@@ -1,0 +1,191 @@
+"""Opening a CLIP as two towers that can be prompted."""
+import difflib
+import json
+import zipfile
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+import open_clip
+import torch
+from open_clip.model import convert_to_custom_text_state_dict
+from open_clip.transformer import (QuickGELU, ResidualAttentionBlock,
+                                   TextTransformer, VisionTransformer)
+from torch import Tensor, nn
+
+
+class CLIPTowers(NamedTuple):
+    """The parts of a CLIP.
+
+    Attributes:
+        visual (VisionTransformer): The image tower.
+        text (TextTransformer): The text tower.
+        logit_scale (Tensor): The learned logarithm of the temperature's
+            inverse, a scalar.
+        name (str): What the CLIP was opened as, for messages.
+    """
+    visual: VisionTransformer
+    text: TextTransformer
+    logit_scale: Tensor
+    name: str
+
+
+def open_towers(name: str = 'ViT-B-32-quickgelu',
+                pretrained: Optional[str] = None,
+                cache_dir: Optional[str] = None) -> CLIPTowers:
+    """Open a CLIP of open_clip.
+
+    Args:
+        name (str): An open_clip model name, or the path of a model config in
+            open_clip's JSON format. Defaults to ``'ViT-B-32-quickgelu'``,
+            the paper's.
+        pretrained (str, optional): A tag of open_clip's weights such as
+            ``'openai'``, or the path of a weights file: a state dict of
+            open_clip (``.pt``, ``.bin``, ``.safetensors``) or OpenAI's own
+            JIT archive (``ViT-B-32.pt``). Defaults to random weights.
+        cache_dir (str, optional): Where open_clip keeps its downloads.
+            Defaults to open_clip's own choice.
+
+    Returns:
+        CLIPTowers: Both towers in float32.
+
+    Raises:
+        ValueError: If there is no such model, tag or file, if the weights do
+            not belong to the model, or if it cannot be prompted.
+        ConnectionError: If the weights could not be downloaded.
+    """
+    config = _model_config(name)
+    _refuse_unpromptable(name, config)
+    if Path(name).suffix == '.json':
+        open_clip.add_model_config(name)
+    model_name = Path(name).stem if name.endswith('.json') else name
+    # CustomTextCLIP holds the text tower as one module, which CLIP does not.
+    options = dict(force_custom_text=True, force_patch_dropout=0.)
+    tags = open_clip.list_pretrained_tags_by_model(model_name)
+    if pretrained is None or Path(pretrained).is_file():
+        model = open_clip.create_model(model_name, **options)
+        if pretrained is not None:
+            _load_weights(model, name, pretrained)
+    elif pretrained in tags:
+        model = _download(model_name, pretrained, cache_dir, options)
+    else:
+        raise ValueError(
+            f"pretrained='{pretrained}' is neither a file nor a tag of "
+            f"{name}. Its tags are: {', '.join(tags) or '(none)'}.")
+    towers = CLIPTowers(
+        model.visual, model.text, model.logit_scale.detach(),
+        f"{name} ({pretrained or 'random weights'})")
+    _check_towers(towers)
+    return towers
+
+
+def _model_config(name: str) -> dict:
+    """The config of an open_clip model or JSON file."""
+    if name.endswith('.json'):
+        if not Path(name).is_file():
+            raise ValueError(f'There is no model config {name}.')
+        try:
+            config = json.loads(Path(name).read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f'{name} is not valid JSON: {error}') from error
+        missing = {'embed_dim', 'vision_cfg', 'text_cfg'} - set(config)
+        if missing:
+            raise ValueError(f'{name} is no open_clip model config: it lacks '
+                             f"{', '.join(sorted(missing))}.")
+        return config
+    config = open_clip.get_model_config(name)
+    if config is None:
+        close = difflib.get_close_matches(name, open_clip.list_models(), 3)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ''
+        raise ValueError(f"open_clip has no model '{name}'.{hint}")
+    return config
+
+
+def _refuse_unpromptable(name: str, config: dict) -> None:
+    """Refuse, by its config, a CLIP whose towers are not plain transformers.
+
+    This comes before the model is made, so that a model of gigabytes is not
+    downloaded to be refused.
+    """
+    vision, text = config['vision_cfg'], config['text_cfg']
+    if 'multimodal_cfg' in config:
+        reason = 'it is a CoCa, whose pooling has no [CLS] of its own'
+    elif 'timm_model_name' in vision:
+        reason = (f"its image tower is timm's {vision['timm_model_name']}, "
+                  "not open_clip's VisionTransformer with a [CLS]")
+    elif isinstance(vision.get('layers'), (list, tuple)):
+        reason = 'its image tower is a ResNet, which has no tokens'
+    elif 'hf_model_name' in text:
+        reason = (f"its text tower is Hugging Face's {text['hf_model_name']}, "
+                  "not open_clip's TextTransformer")
+    else:
+        return
+    raise ValueError(f'{name} cannot be prompted: {reason}. Choose a ViT CLIP '
+                     "such as 'ViT-B-32-quickgelu' or 'ViT-L-14'.")
+
+
+def _check_towers(towers: CLIPTowers) -> None:
+    """Refuse, by its modules, a CLIP that the encoders would get wrong."""
+    visual, text = towers.visual, towers.text
+    blocks = [*visual.transformer.resblocks, *text.transformer.resblocks]
+    if any(type(block) is not ResidualAttentionBlock for block in blocks):
+        reason = 'it has custom attention blocks'
+    elif visual.attn_pool is not None or visual.pool_type != 'tok':
+        reason = 'its image tower does not read out a [CLS] token'
+    elif text.cls_emb is not None or text.attn_mask is None:
+        reason = 'its text tower is not causal'
+    elif text.pool_type not in ('argmax', 'eos'):
+        reason = 'its text tower does not read out the [EOT] token'
+    else:
+        return
+    raise ValueError(f'{towers.name} cannot be prompted: {reason}.')
+
+
+def _load_weights(model: nn.Module, name: str, path: str) -> None:
+    """Load a weights file into a freshly made model."""
+    if _is_jit_archive(path):
+        # OpenAI's archive: weights in half precision and three integers.
+        state = torch.jit.load(path, map_location='cpu').state_dict()
+        state = {k: v for k, v in state.items()
+                 if v.dim() or k == 'logit_scale'}
+        state = convert_to_custom_text_state_dict(state)
+        gelu = model.visual.transformer.resblocks[0].mlp.gelu
+        if not isinstance(gelu, QuickGELU):
+            raise ValueError(
+                f"{path} is an archive of OpenAI's, whose models were trained "
+                f"with QuickGELU, but {name} has GELU. Set "
+                f"name='{name}-quickgelu'.")
+        load = model.load_state_dict
+    else:
+        state, load = path, lambda file: open_clip.load_checkpoint(model, file)
+    try:
+        load(state)
+    except Exception as error:
+        raise ValueError(
+            f'{path} does not hold weights of {name}: {error}') from error
+
+
+def _is_jit_archive(path: str) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(
+            item.endswith('/constants.pkl') for item in archive.namelist())
+
+
+def _download(name: str, tag: str, cache_dir: Optional[str],
+              options: dict) -> nn.Module:
+    """Make a model with the weights that open_clip knows by a tag."""
+    try:
+        return open_clip.create_model(
+            name, pretrained=tag, cache_dir=cache_dir, **options)
+    except Exception as error:
+        source = open_clip.get_pretrained_cfg(name, tag)
+        where = ' or '.join(
+            text for text in (
+                source.get('url'), source.get('hf_hub')
+                and f"{source['hf_hub']} on the Hugging Face Hub") if text)
+        raise ConnectionError(
+            f"The weights '{tag}' of {name} could not be downloaded ({error})."
+            f' Fetch them where there is a network, from {where}, put the '
+            "file anywhere on this machine, and set clip.pretrained to its "
+            'path.') from error

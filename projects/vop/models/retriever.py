@@ -1,0 +1,119 @@
+"""The model that MMEngine's Runner trains and tests."""
+from typing import Dict, List, Optional, Tuple, Union
+
+import torch.nn.functional as F
+from mmaction.structures import ActionDataSample
+from mmengine.model import BaseModel
+from mmengine.structures import BaseDataElement
+from torch import Tensor
+
+from ..registry import MODELS
+from .clip import open_towers
+
+
+@MODELS.register_module()
+class RetrievalRecognizer(BaseModel):
+    """Text-video retrieval with a prompted CLIP.
+
+    A video's embedding is the mean of its L2-normalised frame embeddings
+    (Sec. 3.1), normalised again so that dot products are cosines.
+
+    Args:
+        clip (dict): Arguments of :func:`.clip.open_towers`. CLIP and its
+            logit scale stay frozen.
+        visual (dict): Arguments of ``VideoEncoder`` (or of another encoder
+            named by ``type``).
+        text (dict): Arguments of ``TextEncoder`` (likewise).
+        loss (dict): Config of the loss. Defaults to ``ContrastiveLoss``.
+        normalize_video (bool): Normalise the mean of the frame embeddings.
+            The authors' released code does not. Defaults to True.
+        data_preprocessor (dict): Config of the data preprocessor. Defaults to
+            ``RetrievalDataPreprocessor``.
+    """
+
+    def __init__(
+        self,
+        clip: dict,
+        visual: dict = dict(),
+        text: dict = dict(),
+        loss: dict = dict(type='vop.ContrastiveLoss'),
+        normalize_video: bool = True,
+        data_preprocessor: dict = dict(type='vop.RetrievalDataPreprocessor')
+    ) -> None:
+        super().__init__(data_preprocessor=data_preprocessor)
+        towers = open_towers(**clip)
+        self.visual = MODELS.build(
+            dict(type='vop.VideoEncoder', clip=towers) | dict(visual))
+        self.text = MODELS.build(
+            dict(type='vop.TextEncoder', clip=towers) | dict(text))
+        self.register_buffer(
+            'logit_scale', towers.logit_scale.clone(), persistent=False)
+        self.loss = MODELS.build(loss)
+        self.normalize_video = normalize_video
+
+    def encode_video(self, frames: Tensor) -> Tensor:
+        """Embed videos.
+
+        Args:
+            frames (Tensor): Normalised frames, of shape [b x f x 3 x h x w].
+
+        Returns:
+            Tensor: Of shape [b x e].
+        """
+        video = F.normalize(self.visual(frames), dim=-1).mean(dim=1)
+        return F.normalize(video, dim=-1) if self.normalize_video else video
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Embed captions.
+
+        Args:
+            tokens (Tensor): Token ids, of shape [n x t].
+
+        Returns:
+            Tensor: L2-normalised, of shape [n x e].
+        """
+        return F.normalize(self.text(tokens), dim=-1)
+
+    def forward(
+        self,
+        inputs: Dict[str, Tensor],
+        data_samples: Optional[List[ActionDataSample]] = None,
+        mode: str = 'tensor'
+    ) -> Union[Dict[str, Tensor], List[ActionDataSample], Tuple[Tensor,
+                                                                Tensor]]:
+        """MMEngine's entry point.
+
+        Args:
+            inputs (dict[str, Tensor]): ``imgs``, normalised frames of shape
+                [b x f x 3 x h x w]; ``text``, token ids of shape [n x t]; and
+                ``num_texts``, of shape [b], how many of the n captions belong
+                to each video (one each in training).
+            data_samples (list[ActionDataSample], optional): One a video.
+            mode (str): ``'loss'``, ``'predict'`` or ``'tensor'``.
+
+        Returns:
+            ``'tensor'``: video embeddings [b x e] and text embeddings
+            [n x e]. ``'loss'``: the losses. ``'predict'``: the data samples,
+            whose ``features`` hold ``video_feature`` [e] and ``text_feature``
+            [captions x e].
+        """
+        video = self.encode_video(inputs['imgs'])
+        text = self.encode_text(inputs['text'])
+        if mode == 'tensor':
+            return video, text
+        if mode == 'loss':
+            if len(video) != len(text):
+                raise ValueError(
+                    f'Training takes one caption a video, got {len(text)} '
+                    f'captions for {len(video)} videos. Does the training '
+                    'data set have test_mode=True?')
+            return self.loss(video, text, self.logit_scale.exp())
+        if mode == 'predict':
+            texts = text.split(inputs['num_texts'].tolist())
+            for sample, v, t in zip(data_samples, video, texts):
+                sample.features = BaseDataElement(
+                    video_feature=v, text_feature=t)
+            return data_samples
+        raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', got "
+                         f'{mode!r}.')
+

@@ -1,0 +1,125 @@
+"""The text encoder: captions to embeddings."""
+from typing import Sequence, Tuple, Union
+
+import torch
+from torch import Tensor, nn
+
+from ..registry import MODELS
+from .clip import CLIPTowers, open_towers
+from .encoder import PromptedEncoder
+from .prompts import Tower
+
+
+@MODELS.register_module()
+class TextEncoder(PromptedEncoder):
+    r"""CLIP's text tower with prompts behind [SOS] (Sec. 3.2).
+
+    Layer i computes, under CLIP's causal mask,
+
+    .. math:: [s_i, \_, W_i] = L_i([s_{i-1}, P_i, W_{i-1}])
+
+    with [SOS] s and words W. CLIP's positional embedding is added once the
+    first layer's prompts are in, so they take the positions behind [SOS], the
+    words move up, and a caption keeps ``context_length`` - P slots. A longer
+    one is cut and closed with [EOT] in the last slot. The embedding is read
+    at [EOT].
+
+    Args:
+        clip (dict | CLIPTowers): Towers, or the arguments of
+            :func:`.clip.open_towers`.
+        prompts (Sequence[dict]): Configs of prompts. Defaults to none.
+        with_cp (bool): Trade time for memory by gradient checkpointing.
+            Defaults to False.
+
+    Raises:
+        ValueError: If a prompt does not fit the tower.
+    """
+
+    def __init__(self,
+                 clip: Union[dict, CLIPTowers],
+                 prompts: Sequence[dict] = (),
+                 with_cp: bool = False) -> None:
+        towers = clip if isinstance(clip, CLIPTowers) else open_towers(**clip)
+        transformer = towers.text.transformer
+        tower = Tower(transformer.width, transformer.layers)
+        super().__init__(towers.text, towers.name, prompts, tower, with_cp)
+        self.first_prompts = sum(
+            prompt.length for prompt in self.prompts if prompt.serves(1))
+        self.slots = towers.text.context_length - self.first_prompts
+        if self.slots < 2:
+            raise ValueError(
+                f'{self.first_prompts} prompts leave no room for a caption in '
+                f'the {towers.text.context_length} positions of '
+                f'{towers.name}.')
+
+    def fit(self, tokens: Tensor) -> Tuple[Tensor, Tensor]:
+        """Cut captions to the slots that the prompts leave.
+
+        Args:
+            tokens (Tensor): Token ids, of shape [n x t].
+
+        Returns:
+            tuple[Tensor, Tensor]: The ids, of shape [n x l], where l is the
+            length of the longest caption; and the slot of each [EOT], of
+            shape [n]. What stands behind an [EOT] cannot reach it under the
+            causal mask, so cutting the batch there changes nothing.
+        """
+        clip = self.backbone
+        if clip.pool_type == 'eos':
+            end = (tokens == clip.eos_id).int().argmax(-1)
+        else:  # [EOT] has the highest id
+            end = tokens.argmax(-1)
+        close = tokens.gather(1, end[:, None])
+        end = end.clamp(max=self.slots - 1)
+        tokens = tokens[:, :end.max() + 1]
+        return tokens.scatter(1, end[:, None], close), end
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Encode captions.
+
+        Args:
+            tokens (Tensor): Token ids of CLIP's tokenizer, of shape [n x t].
+
+        Returns:
+            Tensor: Embeddings, of shape [n x e], not normalised.
+        """
+        clip = self.backbone
+        tokens, end = self.fit(tokens)
+        rows = torch.arange(len(tokens), device=tokens.device)
+        length = tokens.shape[1]
+
+        table, prompts_end = clip.positional_embedding, self.first_prompts + 1
+        position = torch.cat(
+            [table[:1], table[prompts_end:prompts_end + length - 1]])
+        x = clip.token_embedding(tokens) + position
+
+        for layer in range(1, self.tower.layers + 1):
+            prompts = [p[:, 0] for p in self.prompt_tokens(layer)]
+            if layer == 1 and prompts:
+                prompts = [torch.cat(prompts, dim=1) + table[1:prompts_end]]
+            mask = self.mask(sum(p.shape[1] for p in prompts), length,
+                             x.device)
+            queries = x
+            if layer == self.tower.layers:  # only [EOT] is read from it
+                queries, mask = x[rows, end, None], mask[end][:, None, None]
+            x = self.run_block(layer, x, prompts, queries=queries, mask=mask)
+        x = clip.ln_final(x[:, 0])
+        project = clip.text_projection
+        if project is None:
+            return x
+        return project(x) if isinstance(project, nn.Linear) else x @ project
+
+    @staticmethod
+    def mask(prompts: int, length: int, device: torch.device) -> Tensor:
+        """The causal mask over [SOS], prompts and words.
+
+        Prompts stand behind [SOS], so all tokens but [SOS] see them.
+
+        Returns:
+            Tensor: True where a token sees a key, of shape
+            [length x (prompts + length)], keys of prompts first.
+        """
+        mask = torch.ones(length, prompts + length, dtype=torch.bool,
+                          device=device)
+        mask[0, :prompts] = False
+        return mask.tril(diagonal=prompts)

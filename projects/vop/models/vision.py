@@ -1,0 +1,121 @@
+"""The visual encoder: frames to frame embeddings."""
+from typing import Optional, Sequence, Union
+
+import torch
+from torch import Tensor, nn
+
+from ..registry import MODELS
+from .clip import CLIPTowers, open_towers
+from .encoder import PromptedEncoder
+from .prompts import Tower, frame_index
+
+
+@MODELS.register_module()
+class VideoEncoder(PromptedEncoder):
+    r"""CLIP's image tower, prompted for video (Sec. 3.2 and 3.3).
+
+    Layers 1 to K_s work on each frame alone; with its prompts P_i, layer i
+    computes (Eq. 3)
+
+    .. math:: [c_i, \_, E_i] = L_i([c_{i-1}, P_i, E_{i-1}])
+
+    Before layer K_s + 1 a learned embedding of the frame's position is added
+    to every token of the frame, and from there on a layer attends over the
+    tokens of all frames at once (VoP^F, Sec. 3.3.3). In the first layer the
+    prompts pass through CLIP's ``ln_pre`` as the other tokens do.
+
+    Args:
+        clip (dict | CLIPTowers): Towers, or the arguments of
+            :func:`.clip.open_towers`.
+        prompts (Sequence[dict]): Configs of prompts. Defaults to none.
+        num_frames (int): Number F of frames that tables of positions are made
+            for. A video may have another number; see
+            :func:`.prompts.frame_index`. Defaults to 12.
+        temporal_layers (int): Number K - K_s of last layers that attend over
+            the whole video. Defaults to 0.
+        init_std (float): Standard deviation of the normal distribution that
+            the embedding of frame positions starts from. Defaults to 0.02.
+        with_cp (bool): Trade time for memory by gradient checkpointing.
+            Defaults to False.
+
+    Raises:
+        ValueError: If ``temporal_layers`` or a prompt does not fit the tower.
+    """
+
+    def __init__(self,
+                 clip: Union[dict, CLIPTowers],
+                 prompts: Sequence[dict] = (),
+                 num_frames: int = 12,
+                 temporal_layers: int = 0,
+                 init_std: float = 0.02,
+                 with_cp: bool = False) -> None:
+        towers = clip if isinstance(clip, CLIPTowers) else open_towers(**clip)
+        transformer = towers.visual.transformer
+        if not 0 <= temporal_layers <= transformer.layers:
+            raise ValueError(f'temporal_layers must be 0 to '
+                             f'{transformer.layers}, got {temporal_layers}.')
+        if num_frames < 1:
+            raise ValueError(f'num_frames must be positive, got {num_frames}.')
+        tower = Tower(transformer.width, transformer.layers,
+                      transformer.layers - temporal_layers, num_frames)
+        super().__init__(towers.visual, towers.name, prompts, tower, with_cp)
+        self.frame_positional_embedding: Optional[nn.Parameter] = None
+        if temporal_layers:
+            self.frame_positional_embedding = nn.Parameter(
+                torch.empty(num_frames, tower.width).normal_(std=init_std))
+
+    def embed(self, frames: Tensor) -> Tensor:
+        """Cut frames into tokens as CLIP does, up to ``ln_pre``.
+
+        Args:
+            frames (Tensor): Of shape [n x 3 x h x w].
+
+        Returns:
+            Tensor: [CLS] and patches, of shape [n x (1 + m) x d].
+        """
+        clip = self.backbone
+        x = clip.conv1(frames).flatten(2).transpose(1, 2)
+        cls = clip.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        x = torch.cat([cls, x], dim=1)
+        return clip.ln_pre(x + clip.positional_embedding.to(x.dtype))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Encode videos.
+
+        Args:
+            frames (Tensor): Normalised frames, of shape [b x f x 3 x h x w].
+
+        Returns:
+            Tensor: Frame embeddings, of shape [b x f x e], not normalised.
+
+        Raises:
+            ValueError: If the frames are not of CLIP's size.
+        """
+        clip = self.backbone
+        if frames.dim() != 5 or tuple(frames.shape[-2:]) != clip.image_size:
+            raise ValueError(
+                f'{self.clip_name} takes frames of {clip.image_size} pixels, '
+                'as a tensor [b x f x 3 x h x w]; got '
+                f'{list(frames.shape)}. Check Resize and the crop in the '
+                'pipeline.')
+        b, f = frames.shape[:2]
+        x = self.embed(frames.flatten(0, 1)).unflatten(0, (b, f))
+        for layer in range(1, self.tower.layers + 1):
+            if layer == self.tower.frame_layers + 1:
+                table = self.frame_positional_embedding
+                index = frame_index(f, len(table)).to(table.device)
+                x = x + table[index][:, None]
+            prompts = self.prompt_tokens(layer, x[:, :, 0])
+            if layer == 1:
+                prompts = [clip.ln_pre(tokens) for tokens in prompts]
+            # Only the [CLS] tokens are read from the last layer.
+            queries = x[:, :, :1] if layer == self.tower.layers else x
+            if layer <= self.tower.frame_layers:
+                x = self.run_block(layer, x, prompts, queries=queries)
+            else:
+                x = self.run_block(
+                    layer,
+                    x.flatten(1, 2), [tokens[:, 0] for tokens in prompts],
+                    queries=queries.flatten(1, 2)).unflatten(1, (f, -1))
+        x = clip.ln_post(x[:, :, 0])
+        return x if clip.proj is None else x @ clip.proj
