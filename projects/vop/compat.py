@@ -9,7 +9,9 @@ from collections import OrderedDict
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.utils import apply_to
 
 # Logs are smoothed over 10 steps; keeping more than that would only make a
 # checkpoint of half a megabyte grow by megabytes in a long training.
@@ -57,11 +59,12 @@ def keep_message_hub_plain() -> None:
     """Make checkpoints of MMEngine loadable with ``weights_only=True``.
 
     MMEngine saves the histories of its message hub as ``HistoryBuffer``
-    objects. Their pickles call ``getattr``, which a safe unpickler refuses,
-    so since torch 2.6, whose ``torch.load`` is safe by default, ``--resume``
-    and ``tools/test.py`` cannot open what training wrote. A history is two
-    lists of numbers: the last ``HISTORY_KEPT`` of them are saved as such,
-    and made into a buffer again when they are loaded.
+    objects, and the time left as a NumPy number. Their pickles call
+    functions that a safe unpickler refuses, so since torch 2.6, whose
+    ``torch.load`` is safe by default, ``--resume`` and ``tools/test.py``
+    cannot open what training wrote. NumPy's numbers become Python's. A
+    history is two lists of numbers: the last ``HISTORY_KEPT`` of them are
+    saved as such, and made into a buffer again when they are loaded.
     """
     if getattr(MessageHub, '_vop_plain_state', False):
         return
@@ -73,6 +76,10 @@ def keep_message_hub_plain() -> None:
         state['log_scalars'] = OrderedDict(
             (key, [values[-HISTORY_KEPT:].tolist() for values in buffer.data])
             for key, buffer in state['log_scalars'].items())
+        state['runtime_info'] = apply_to(
+            state['runtime_info'],
+            lambda value: isinstance(value, (np.generic, np.ndarray)),
+            lambda value: value.tolist())
         return state
 
     def load_plain_state_dict(self, state) -> None:

@@ -1,6 +1,7 @@
 """Opening checkpoint files without running code from them."""
 import os.path as osp
 import pickle
+import re
 from typing import Any
 
 import torch
@@ -32,10 +33,13 @@ def load_safely(filename: str, map_location: Any = None) -> dict:
         return torch.load(
             filename, map_location=map_location, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        # torch wraps the reason into advice to load the file unsafely.
+        reason = re.search('Unsupported[^.]*?GLOBAL (\\S+)', str(error))
         raise ValueError(
-            f'{filename} is not a checkpoint that can be opened safely: it is '
-            'damaged, or holds Python objects besides tensors and plain data '
-            f'({error})') from error
+            f'{filename} is not a checkpoint that can be opened safely: ' +
+            (f'it would call {reason[1]}, and only tensors and plain data are '
+             'loaded.' if reason else
+             'it is damaged, or no checkpoint of torch.')) from error
 
 
 # MMEngine logs which backend loads a file, by the name behind 'load_from_'.

@@ -13,8 +13,9 @@ class RetrievalMetric(BaseMetric):
     """Recall and rank in both directions; see :mod:`.ranking`.
 
     Each data sample is one video with all its captions, as
-    ``RetrievalRecognizer`` predicts it: ``features`` holds ``video_feature``,
-    of shape [e], and ``text_feature``, of shape [captions x e] or [e].
+    ``RetrievalRecognizer`` predicts it: ``video_feature``, of shape [e], and
+    ``text_feature``, of shape [captions x e] or [e]; both may stand in a
+    field ``features``, where MMAction2's ``CLIPSimilarity`` puts them.
     Similarity is their dot product.
 
     Args:
@@ -34,7 +35,7 @@ class RetrievalMetric(BaseMetric):
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """Keep the embeddings of a batch."""
         for sample in data_samples:
-            features = sample['features']
+            features = sample.get('features', sample)
             text = features['text_feature'].float().cpu()
             self.results.append(
                 dict(

@@ -1,19 +1,23 @@
 """Opening a CLIP as two towers that can be prompted."""
 import difflib
 import json
+import logging
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Optional
 
 import open_clip
 import torch
+from mmengine.logging import print_log
 from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.transformer import (QuickGELU, ResidualAttentionBlock,
                                    TextTransformer, VisionTransformer)
 from torch import Tensor, nn
 
 
-class CLIPTowers(NamedTuple):
+@dataclass(frozen=True)
+class CLIPTowers:
     """The parts of a CLIP.
 
     Attributes:
@@ -55,18 +59,16 @@ def open_towers(name: str = 'ViT-B-32-quickgelu',
     """
     config = _model_config(name)
     _refuse_unpromptable(name, config)
-    if Path(name).suffix == '.json':
-        open_clip.add_model_config(name)
-    model_name = Path(name).stem if name.endswith('.json') else name
-    # CustomTextCLIP holds the text tower as one module, which CLIP does not.
-    options = dict(force_custom_text=True, force_patch_dropout=0.)
-    tags = open_clip.list_pretrained_tags_by_model(model_name)
-    if pretrained is None or Path(pretrained).is_file():
-        model = open_clip.create_model(model_name, **options)
-        if pretrained is not None:
-            _load_weights(model, name, pretrained)
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained is None:
+        print_log(f'CLIP {name} has random weights (pretrained=None).',
+                  'current', logging.WARNING)
+        model = _make(config)
+    elif Path(pretrained).is_file():
+        model = _make(config)
+        _load_weights(model, name, pretrained)
     elif pretrained in tags:
-        model = _download(model_name, pretrained, cache_dir, options)
+        model = _download(name, pretrained, cache_dir)
     else:
         raise ValueError(
             f"pretrained='{pretrained}' is neither a file nor a tag of "
@@ -98,6 +100,18 @@ def _model_config(name: str) -> dict:
         hint = f" Did you mean {' or '.join(close)}?" if close else ''
         raise ValueError(f"open_clip has no model '{name}'.{hint}")
     return config
+
+
+def _make(config: dict) -> nn.Module:
+    """Make a model with random weights.
+
+    ``CustomTextCLIP`` holds the text tower as one module, which ``CLIP`` does
+    not; else they are the same.
+    """
+    config = dict(config, vision_cfg=dict(config['vision_cfg'],
+                                          patch_dropout=0.))
+    config.pop('custom_text', None)
+    return open_clip.CustomTextCLIP(**config)
 
 
 def _refuse_unpromptable(name: str, config: dict) -> None:
@@ -172,12 +186,15 @@ def _is_jit_archive(path: str) -> bool:
             item.endswith('/constants.pkl') for item in archive.namelist())
 
 
-def _download(name: str, tag: str, cache_dir: Optional[str],
-              options: dict) -> nn.Module:
+def _download(name: str, tag: str, cache_dir: Optional[str]) -> nn.Module:
     """Make a model with the weights that open_clip knows by a tag."""
     try:
         return open_clip.create_model(
-            name, pretrained=tag, cache_dir=cache_dir, **options)
+            name,
+            pretrained=tag,
+            cache_dir=cache_dir,
+            force_custom_text=True,
+            force_patch_dropout=0.)
     except Exception as error:
         source = open_clip.get_pretrained_cfg(name, tag)
         where = ' or '.join(

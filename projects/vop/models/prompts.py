@@ -4,7 +4,8 @@ A prompt answers one question: which tokens does a layer get? All of them
 share one call, ``prompt(layer, cls)``, so a method of the paper is a list of
 prompts in a config.
 """
-from typing import NamedTuple, Optional, Tuple, Union
+from dataclasses import dataclass
+from typing import Optional, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from ..registry import MODELS
 
 
-class Tower(NamedTuple):
+@dataclass(frozen=True)
+class Tower:
     """What a prompt has to know of the transformer it prompts.
 
     Attributes:

@@ -4,7 +4,6 @@ from typing import Dict, List, Optional, Tuple, Union
 import torch.nn.functional as F
 from mmaction.structures import ActionDataSample
 from mmengine.model import BaseModel
-from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from ..registry import MODELS
@@ -93,9 +92,8 @@ class RetrievalRecognizer(BaseModel):
 
         Returns:
             ``'tensor'``: video embeddings [b x e] and text embeddings
-            [n x e]. ``'loss'``: the losses. ``'predict'``: the data samples,
-            whose ``features`` hold ``video_feature`` [e] and ``text_feature``
-            [captions x e].
+            [n x e]. ``'loss'``: the losses. ``'predict'``: the data samples
+            with ``video_feature`` [e] and ``text_feature`` [captions x e].
         """
         video = self.encode_video(inputs['imgs'])
         text = self.encode_text(inputs['text'])
@@ -111,8 +109,7 @@ class RetrievalRecognizer(BaseModel):
         if mode == 'predict':
             texts = text.split(inputs['num_texts'].tolist())
             for sample, v, t in zip(data_samples, video, texts):
-                sample.features = BaseDataElement(
-                    video_feature=v, text_feature=t)
+                sample.video_feature, sample.text_feature = v, t
             return data_samples
         raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', got "
                          f'{mode!r}.')

@@ -1,0 +1,4 @@
+# Text prompts alone (Table 2).
+_base_ = 'zero_shot.py'
+
+model = dict(text=dict(prompts=[dict(type='vop.LearnedPrompt', length=8)]))

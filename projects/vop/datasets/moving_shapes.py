@@ -1,0 +1,197 @@
+"""MovingShapes: a data set that asks for the order of frames.
+
+Real mp4 clips, drawn from a seed, of one coloured shape that moves from a
+side of the picture to another; the caption says what moves from where to
+where. Every clip comes with its reverse, which has exactly the same frames
+and another caption. A model that averages independent frames embeds both
+alike, so it cannot pass R@1 = 50 % in the text-to-video direction, whatever
+it learns; one that sees order can.
+"""
+import itertools
+import json
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Tuple
+
+import av
+import cv2
+import numpy as np
+
+COLORS = dict(
+    red=(220, 40, 40),
+    green=(40, 180, 60),
+    blue=(50, 80, 230),
+    yellow=(230, 210, 50),
+    purple=(160, 60, 200),
+    white=(235, 235, 235))
+SHAPES = ('circle', 'square', 'triangle', 'cross')
+# Centres in units of the picture's size.
+PLACES = dict(
+    left=(.2, .5), right=(.8, .5), top=(.5, .2), bottom=(.5, .8))
+STILL_PLACES = dict(PLACES, middle=(.5, .5))
+
+SIZE = 64  # pixels
+# UniformSample takes the middles of equal segments. With 8 frames of 17, the
+# frames it takes of a clip and of its reverse are the same.
+NUM_FRAMES = 17
+
+
+class Scene(NamedTuple):
+    """What moves from where to where."""
+    color: str
+    shape: str
+    start: str
+    end: str
+
+    @property
+    def caption(self) -> str:
+        return (f'a {self.color} {self.shape} moves from the {self.start} to '
+                f'the {self.end}')
+
+    @property
+    def reverse(self) -> 'Scene':
+        return self._replace(start=self.end, end=self.start)
+
+
+def draw(color: str, shape: str, center: Tuple[float, float], radius: float,
+         background: int) -> np.ndarray:
+    """Draw one shape.
+
+    Args:
+        color (str): A key of ``COLORS``.
+        shape (str): One of ``SHAPES``.
+        center (tuple[float, float]): x and y, in units of the picture's size.
+        radius (float): Half the shape's extent, in the same units.
+        background (int): Grey value of the background.
+
+    Returns:
+        np.ndarray: RGB, uint8, of shape [SIZE x SIZE x 3].
+    """
+    scale = 4  # drawn larger and shrunk, so that edges are smooth
+    picture = np.full((SIZE * scale, SIZE * scale, 3), background, np.uint8)
+    x, y = (round(c * SIZE * scale) for c in center)
+    r = round(radius * SIZE * scale)
+    fill = dict(color=COLORS[color], thickness=cv2.FILLED)
+    if shape == 'circle':
+        cv2.circle(picture, (x, y), r, **fill)
+    elif shape == 'square':
+        cv2.rectangle(picture, (x - r, y - r), (x + r, y + r), **fill)
+    elif shape == 'triangle':
+        corners = np.array([(x, y - r), (x - r, y + r), (x + r, y + r)])
+        cv2.fillPoly(picture, [corners], COLORS[color])
+    else:
+        w = r // 3
+        cv2.rectangle(picture, (x - r, y - w), (x + r, y + w), **fill)
+        cv2.rectangle(picture, (x - w, y - r), (x + w, y + r), **fill)
+    return cv2.resize(picture, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+
+
+def _jitter(rng: np.random.Generator, place: str) -> np.ndarray:
+    return np.array(STILL_PLACES[place]) + rng.uniform(-.06, .06, 2)
+
+
+def _look(rng: np.random.Generator) -> dict:
+    return dict(
+        radius=rng.uniform(.11, .17), background=int(rng.integers(0, 70)))
+
+
+def draw_clip(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """Draw a clip of a scene, at places and sizes drawn from ``rng``.
+
+    Returns:
+        np.ndarray: RGB, uint8, of shape [NUM_FRAMES x SIZE x SIZE x 3].
+    """
+    start, end = _jitter(rng, scene.start), _jitter(rng, scene.end)
+    look = _look(rng)
+    return np.stack([
+        draw(scene.color, scene.shape, (1 - t) * start + t * end, **look)
+        for t in np.linspace(0, 1, NUM_FRAMES)
+    ])
+
+
+def still_captions() -> List[Tuple[Tuple[str, str, str], str]]:
+    """All (colour, shape, place) of still pictures, with their captions."""
+    return [((color, shape, place), f'a {color} {shape} in the middle' if
+             place == 'middle' else f'a {color} {shape} on the {place}')
+            for color, shape, place in itertools.product(
+                COLORS, SHAPES, STILL_PLACES)]
+
+
+def draw_still(color: str, shape: str, place: str,
+               rng: np.random.Generator) -> np.ndarray:
+    """Draw a still picture, of shape [SIZE x SIZE x 3]."""
+    return draw(color, shape, tuple(_jitter(rng, place)), **_look(rng))
+
+
+def write_clip(path: Path, frames: np.ndarray) -> None:
+    """Write frames as H.264.
+
+    Every frame is a key frame of constant quality: it is coded without
+    regard to its neighbours, so a clip and its reverse decode to the same
+    pixels.
+    """
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream(
+            'libx264', rate=8, options=dict(g='1', qp='16', preset='fast'))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = 'yuv420p'
+        for frame in frames:
+            frame = av.VideoFrame.from_ndarray(frame, format='rgb24')
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def scenes(rng: np.random.Generator,
+           test_pairs: int) -> Dict[str, List[Scene]]:
+    """Split all scenes, one of each two that are reverses, in two.
+
+    Returns:
+        dict[str, list[Scene]]: ``train`` and ``test``; no caption of one, nor
+        its reverse, is in the other.
+    """
+    paths = itertools.combinations(PLACES, 2)
+    every = [
+        Scene(color, shape, start, end) for color, shape, (start, end) in
+        itertools.product(COLORS, SHAPES, list(paths))
+    ]
+    order = rng.permutation(len(every))
+    every = [every[i] for i in order]
+    return dict(test=every[:test_pairs], train=every[test_pairs:])
+
+
+def write_moving_shapes(root: str,
+                        test_pairs: int = 48,
+                        train_copies: int = 4,
+                        seed: int = 0) -> None:
+    """Write the data set.
+
+    Writes ``videos/*.mp4``, ``train.json`` and ``test.json`` in MMAction2's
+    ``VideoTextDataset`` format. A folder that is complete and of the same
+    settings is left alone.
+
+    Args:
+        root (str): Folder to write to.
+        test_pairs (int): Number of test scenes; each makes two clips, itself
+            and its reverse. Of 144 scenes. Defaults to 48.
+        train_copies (int): Clips drawn of each training scene, at other
+            places and sizes, each with its reverse. Defaults to 4.
+        seed (int): Seed of all that is random. Defaults to 0.
+    """
+    root = Path(root)
+    settings = dict(test_pairs=test_pairs, train_copies=train_copies,
+                    seed=seed, version=1)
+    done = root / 'settings.json'
+    if done.is_file() and json.loads(done.read_text()) == settings:
+        return
+    (root / 'videos').mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    splits = scenes(rng, test_pairs)
+    for split, copies in dict(train=train_copies, test=1).items():
+        captions = {}
+        for scene, copy in itertools.product(splits[split], range(copies)):
+            frames = draw_clip(scene, rng)
+            for way, clip in ((scene, frames), (scene.reverse, frames[::-1])):
+                name = f"{split}_{'_'.join(way)}_{copy}.mp4"
+                write_clip(root / 'videos' / name, clip)
+                captions[name] = [way.caption]
+        (root / f'{split}.json').write_text(json.dumps(captions, indent=1))
+    done.write_text(json.dumps(settings))

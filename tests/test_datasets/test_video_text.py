@@ -1,0 +1,419 @@
+"""Annotation files, items, bad videos, and items that can be repeated."""
+import json
+import logging
+import random
+
+import av
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.logging import MMLogger
+from torch.utils.data import DataLoader
+
+from projects.vop.datasets import VideoReadError, read_captions
+from projects.vop.registry import DATA_SAMPLERS, DATASETS
+
+
+def pipeline(test_mode, size=32, frames=4):
+    crop = [
+        dict(type='Resize', scale=(-1, size), interpolation='bicubic'),
+        dict(type='CenterCrop', crop_size=size)
+    ] if test_mode else [
+        dict(type='RandomResizedCrop', area_range=(0.5, 1.0)),
+        dict(
+            type='Resize',
+            scale=(size, size),
+            keep_ratio=False,
+            interpolation='bicubic'),
+        dict(type='Flip', flip_ratio=0.5)
+    ]
+    return [
+        dict(type='DecordInit'),
+        dict(
+            type='UniformSample',
+            clip_len=frames,
+            num_clips=1,
+            test_mode=test_mode),
+        dict(type='DecordDecode'),
+        *crop,
+        dict(type='FormatShape', input_format='NCHW'),
+        dict(type='vop.CLIPTokenize'),
+        dict(
+            type='PackActionInputs',
+            collect_keys=('imgs', 'text'),
+            meta_keys=('video_id', )),
+    ]
+
+
+def build(folder, annotations, test_mode=False, size=32, frames=4, **kwargs):
+    """A data set of an annotation file in ``folder``, or of annotations."""
+    if isinstance(annotations, dict):
+        (folder / 'ann.json').write_text(json.dumps(annotations))
+        annotations = 'ann.json'
+    return DATASETS.build(
+        dict(
+            type='vop.VideoTextDataset',
+            ann_file=str(folder / annotations),
+            data_prefix=dict(video=str(folder)),
+            pipeline=pipeline(test_mode, size, frames),
+            test_mode=test_mode,
+            **kwargs))
+
+
+def frames_of(item):
+    return item['inputs']['imgs']
+
+
+def video_of(item):
+    return item['data_samples'].video_id
+
+
+def write_video(path, num_frames, height=50, width=50, **options):
+    noise = np.random.default_rng(0).integers(
+        0, 255, (num_frames, height, width, 3), dtype=np.uint8)
+    with av.open(str(path), 'w', options=options) as container:
+        stream = container.add_stream('libx264', rate=8)
+        stream.height, stream.width = height, width
+        for frame in noise:
+            container.mux(
+                stream.encode(av.VideoFrame.from_ndarray(frame, 'rgb24')))
+        container.mux(stream.encode())
+
+
+@pytest.fixture
+def bad_folder(tmp_path, video_folder):
+    """Videos 0 to 3, of which 1 is garbage, with two captions each."""
+    for number in (0, 2, 3):
+        (tmp_path / f'{number}.mp4').symlink_to(video_folder /
+                                                f'{number}.mp4')
+    (tmp_path / '1.mp4').write_bytes(bytes(range(256)) * 8)
+    (tmp_path / 'train.json').write_text(
+        json.dumps({f'{n}.mp4': ['one', 'two']
+                    for n in range(4)}))
+    return tmp_path
+
+
+def write_broken_video(path):
+    """A video that can be opened, and whose frames cannot be decoded."""
+    write_video(path, 20, movflags='faststart')
+    content = bytearray(path.read_bytes())
+    frames = content.index(b'mdat') + 3000
+    content[frames:] = b'\xff' * (len(content) - frames)
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def warnings():
+    """What is logged as a warning."""
+    messages = []
+    logger = MMLogger.get_current_instance()
+
+    class Collect(logging.Handler):
+
+        def emit(self, record):
+            if record.levelname == 'WARNING':
+                messages.append(record.getMessage())
+
+    handler = Collect()
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)
+
+
+# Annotation files
+
+
+@pytest.mark.parametrize('text, place', [
+    ('', 'line 1, column 1'),
+    ('{"a.mp4": ["x"],\n "b.mp4": ["y"', 'line 2, column 15'),
+    ('["a.mp4"]', 'holds a list'),
+    ('{}', 'names no video'),
+    ('{"a.mp4": ["x"], "b.mp4": []}', '"b.mp4" has no list of captions'),
+    ('{"a.mp4": ["x"], "b.mp4": "y"}', '"b.mp4" has no list of captions'),
+    ('{"a.mp4": ["x"], "b.mp4": null}', '"b.mp4" has no list of captions'),
+    ('{"a.mp4": ["x", "y", " "]}', 'caption 3 of "a.mp4"'),
+    ('{"a.mp4": ["x", 7]}', 'caption 2 of "a.mp4"'),
+    ('{"a.mp4": ["x"], "b.mp4": ["y"], "a.mp4": ["z"]}',
+     '"a.mp4" stands there twice'),
+])
+def test_malformed_annotations_name_the_place(tmp_path, text, place):
+    path = tmp_path / 'ann.json'
+    path.write_text(text)
+    with pytest.raises(ValueError) as error:
+        read_captions(str(path))
+    assert str(path) in str(error.value)
+    assert place in str(error.value)
+
+
+def test_annotations_that_are_not_utf8(tmp_path):
+    path = tmp_path / 'ann.json'
+    path.write_bytes('{"a.mp4": ["Mädchen"]}'.encode('latin-1'))
+    with pytest.raises(ValueError, match='ann.json is not UTF-8'):
+        read_captions(str(path))
+
+
+def test_missing_annotations(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no annotation file .*x.json'):
+        read_captions(str(tmp_path / 'x.json'))
+
+
+def test_good_annotations(tmp_path):
+    captions = {'a.mp4': ['ein Mädchen', '猫'], 'b.avi': ['x']}
+    path = tmp_path / 'ann.json'
+    path.write_text(json.dumps(captions, ensure_ascii=False), encoding='utf-8')
+    assert read_captions(str(path)) == captions
+
+
+# Items
+
+
+def test_training_items_are_pairs(video_folder):
+    dataset = build(video_folder, 'train.json')
+    assert [(dataset.get_data_info(i)['video_id'],
+             dataset.get_data_info(i)['text'])
+            for i in range(len(dataset))] == [(f'{n}.mp4', f'caption {i} of '
+                                               f'{n}') for n in range(5)
+                                              for i in range(2)]
+    item = dataset[3]
+    assert video_of(item) == '1.mp4'
+    assert item['inputs']['text'].shape == (77, )
+
+
+def test_test_items_are_videos_with_all_captions(video_folder):
+    dataset = build(video_folder, 'test.json', test_mode=True)
+    assert len(dataset) == 5
+    item = dataset[3]
+    assert video_of(item) == '3.mp4'
+    assert item['inputs']['text'].shape == (3, 77)
+
+
+def test_names_without_an_extension_are_mp4(video_folder, tmp_path):
+    (tmp_path / '0.mp4').symlink_to(video_folder / '0.mp4')
+    assert video_of(build(tmp_path, {'0': ['x']})[0]) == '0'
+
+
+@pytest.mark.parametrize('test_mode', [False, True])
+@pytest.mark.parametrize('num_frames, height, width', [(1, 50, 50),
+                                                       (4, 50, 50),
+                                                       (20, 48, 130)])
+def test_short_and_small_videos(tmp_path, num_frames, height, width,
+                                test_mode):
+    write_video(tmp_path / 'v.mp4', num_frames, height, width)
+    dataset = build(tmp_path, {'v.mp4': ['x']}, test_mode, size=224, frames=12)
+    frames = frames_of(dataset[0])
+    assert frames.shape == (12, 3, 224, 224)
+    assert frames.dtype == torch.uint8
+    assert frames.float().std() > 10  # noise, as in the file
+
+
+@pytest.mark.parametrize('test_mode', [False, True])
+@pytest.mark.parametrize('name', ['unordered.mov', 'flipping_a_pancake.mkv'])
+def test_real_videos(shared_data, tmp_path, name, test_mode):
+    (tmp_path / name).symlink_to(shared_data / 'videos' / name)
+    dataset = build(tmp_path, {name: ['x']}, test_mode, size=224, frames=12)
+    frames = frames_of(dataset[0])
+    assert frames.shape == (12, 3, 224, 224)
+    assert frames.dtype == torch.uint8
+
+
+# Bad videos
+
+
+@pytest.mark.parametrize('test_mode', [False, True])
+def test_missing_video_is_named_at_construction(bad_folder, test_mode):
+    with pytest.raises(FileNotFoundError) as error:
+        build(bad_folder, {'0.mp4': ['x'], 'gone.mp4': ['y']}, test_mode)
+    assert str(bad_folder / 'gone.mp4') in str(error.value)
+    assert '1 of the 2 videos' in str(error.value)
+    assert ('skip_bad_videos' in str(error.value)) is not test_mode
+
+
+@pytest.mark.parametrize('test_mode', [False, True])
+def test_undecodable_video_is_named(bad_folder, test_mode):
+    dataset = build(bad_folder, 'train.json', test_mode)
+    with pytest.raises(VideoReadError) as error:
+        dataset[1 if test_mode else 2]
+    assert str(bad_folder / '1.mp4') in str(error.value)
+    assert ('skip_bad_videos' in str(error.value)) is not test_mode
+
+
+def test_undecodable_video_is_named_by_a_worker(bad_folder):
+    dataset = build(bad_folder, 'train.json')
+    with pytest.raises(VideoReadError, match=r'1\.mp4 cannot be read'):
+        list(DataLoader(dataset, num_workers=1, collate_fn=pseudo_collate))
+
+
+@pytest.mark.parametrize('test_mode', [False, True])
+def test_real_corrupted_video_is_named(shared_data, tmp_path, test_mode):
+    path = tmp_path / 'corrupted.mp4'
+    path.symlink_to(shared_data / 'videos' / 'corrupted.mp4')
+    dataset = build(tmp_path, {'corrupted.mp4': ['x']}, test_mode)
+    with pytest.raises(VideoReadError, match=r'corrupted\.mp4 cannot be read'):
+        dataset[0]
+
+
+def test_skipped_video_is_replaced_counted_and_named(bad_folder, warnings):
+    dataset = build(bad_folder, 'train.json', skip_bad_videos=True)
+    assert dataset.skipped_videos == []
+    videos = [video_of(dataset[i]) for i in range(len(dataset))]
+    assert len(videos) == 8
+    assert set(videos) == {'0.mp4', '2.mp4', '3.mp4'}
+    assert dataset.skipped_videos == [str(bad_folder / '1.mp4')]
+    [message] = [text for text in warnings if '1.mp4' in text]
+    assert '1 of 4 videos skipped' in message
+
+
+def test_skipping_in_workers_is_seen_by_the_main_process(bad_folder):
+    dataset = build(bad_folder, 'train.json', skip_bad_videos=True)
+    batches = list(
+        DataLoader(dataset, 2, num_workers=2, collate_fn=pseudo_collate))
+    videos = [s.video_id for batch in batches for s in batch['data_samples']]
+    assert len(videos) == 8
+    assert set(videos) == {'0.mp4', '2.mp4', '3.mp4'}
+    assert dataset.skipped_videos == [str(bad_folder / '1.mp4')]
+
+
+def test_missing_video_is_skipped_counted_and_named(bad_folder, warnings):
+    dataset = build(
+        bad_folder, {
+            '0.mp4': ['x'],
+            'gone.mp4': ['y']
+        }, skip_bad_videos=True)
+    assert dataset.skipped_videos == [str(bad_folder / 'gone.mp4')]
+    assert any('gone.mp4' in text for text in warnings)
+    assert [video_of(dataset[i]) for i in range(2)] == ['0.mp4', '0.mp4']
+
+
+def test_testing_never_skips(bad_folder):
+    with pytest.raises(ValueError, match='skip_bad_videos=True is for train'):
+        build(bad_folder, 'train.json', test_mode=True, skip_bad_videos=True)
+
+
+def test_all_videos_undecodable_is_an_error(bad_folder):
+    (bad_folder / '4.mp4').write_bytes(b'nothing')
+    dataset = build(
+        bad_folder, {
+            '1.mp4': ['x'],
+            '4.mp4': ['y']
+        }, skip_bad_videos=True)
+    with pytest.raises(VideoReadError, match='None of the 2 videos'):
+        dataset[0]
+    assert len(dataset.skipped_videos) == 2
+
+
+def test_all_videos_missing_is_an_error(bad_folder):
+    with pytest.raises(FileNotFoundError, match='2 of the 2 videos'):
+        build(
+            bad_folder, {
+                'x.mp4': ['x'],
+                'y.mp4': ['y']
+            }, skip_bad_videos=True)
+
+
+# Items that can be repeated
+
+
+def read(dataset, epochs, num_workers=0, seed=7, **kwargs):
+    """Items by epoch and index, as a training run reads them.
+
+    MMEngine calls ``set_epoch`` before each epoch.
+    """
+    sampler = DATA_SAMPLERS.build(
+        dict(type='vop.ReproducibleSampler', dataset=dataset, seed=seed))
+    loader = DataLoader(
+        dataset,
+        num_workers=num_workers,
+        sampler=sampler,
+        collate_fn=lambda items: items[0],
+        **kwargs)
+    items = {}
+    for epoch in epochs:
+        sampler.set_epoch(epoch)
+        for index, item in zip(list(sampler), loader):
+            items[epoch, index] = item
+    return items
+
+
+def same(items, others):
+    """How many items have the same video and frames in both."""
+    return sum(
+        video_of(item) == video_of(others[key])
+        and frames_of(item).equal(frames_of(others[key]))
+        for key, item in items.items())
+
+
+@pytest.fixture
+def dataset(video_folder):
+    return build(video_folder, 'train.json')
+
+
+@pytest.fixture(scope='module')
+def items(video_folder):
+    return read(build(video_folder, 'train.json'), epochs=[0, 1])
+
+
+@pytest.mark.parametrize('num_workers, persistent', [(1, False), (2, False),
+                                                     (2, True)])
+def test_workers_do_not_change_items(dataset, items, num_workers, persistent):
+    """Persistent workers live through both epochs."""
+    again = read(
+        dataset, [0, 1], num_workers, persistent_workers=persistent)
+    assert len(items) == 20
+    assert same(items, again) == 20
+
+
+def test_items_do_not_depend_on_global_randomness(dataset, items):
+    random.seed(99)
+    np.random.seed(99)
+    assert same(items, read(dataset, epochs=[0, 1])) == 20
+
+
+def test_a_resumed_run_reads_the_same_items(dataset, items):
+    resumed = read(dataset, epochs=[1])
+    assert len(resumed) == 10
+    assert same(resumed, items) == 10
+
+
+def test_items_differ_between_epochs(items):
+    first = {key: item for key, item in items.items() if key[0] == 0}
+    second = {(0, i): item for (epoch, i), item in items.items() if epoch == 1}
+    assert first.keys() == second.keys()
+    assert same(first, second) == 0
+
+
+def test_items_differ_between_seeds(dataset, items):
+    assert same(items, read(dataset, epochs=[0, 1], seed=8)) == 0
+
+
+def test_pairs_of_a_video_differ(dataset, items):
+    assert not frames_of(items[0, 0]).equal(frames_of(items[0, 1]))
+
+
+@pytest.mark.parametrize('garbage', [False, True])
+def test_what_takes_a_bad_videos_place_can_be_repeated(bad_folder, garbage):
+    """Nor does it matter which process met the bad video before."""
+    if not garbage:
+        write_broken_video(bad_folder / '1.mp4')
+    dataset = build(bad_folder, 'train.json', skip_bad_videos=True)
+    dataset.set_epoch(0, 7)
+    first, again = dataset[2], dataset[2]
+    assert dataset.skipped_videos == [str(bad_folder / '1.mp4')]
+    assert video_of(first) == video_of(again)
+    assert frames_of(first).equal(frames_of(again))
+
+
+def test_reading_leaves_global_randomness_alone(dataset):
+    dataset.set_epoch(0, 7)
+    random.seed(1)
+    np.random.seed(1)
+    wanted = random.Random(1).random(), np.random.RandomState(1).rand()
+    dataset[0]
+    assert (random.random(), np.random.rand()) == wanted
+
+
+def test_test_items_are_always_the_same(video_folder):
+    dataset = build(video_folder, 'test.json', test_mode=True)
+    once = frames_of(dataset[0])
+    dataset.set_epoch(3, 5)
+    assert frames_of(dataset[0]).equal(once)

@@ -1,0 +1,203 @@
+"""Ranking against a naive count, in which every tie is broken every way."""
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from projects.vop.evaluation import (evaluate_embeddings, evaluate_similarity,
+                                     ranking)
+
+ONE_EACH = [0, 1, 2, 3, 4]
+SEVERAL_EACH = [2, 0, 0, 1, 2, 2]
+WITH_DISTRACTORS = [4, 1, 1, 4, 1]  # videos 0, 2 and 3 have no caption
+
+
+def orders(scores):
+    """All lists of the items, best first, that the scores allow."""
+    groups = [[item for item, score in enumerate(scores) if score == level]
+              for level in sorted(set(scores), reverse=True)]
+    ways = (itertools.permutations(group) for group in groups)
+    for way in itertools.product(*ways):
+        yield list(itertools.chain(*way))
+
+
+def naive_direction(rows, rights, topk):
+    """Average over all orders; ``rights`` are the right items of each row."""
+    ranks = [[
+        1 + min(order.index(item) for item in right) for order in orders(row)
+    ] for row, right in zip(rows, rights)]
+    result = {
+        f'R@{k}': 100 * np.mean([np.mean(np.array(r) <= k) for r in ranks])
+        for k in topk
+    }
+    result['MdR'] = np.median([np.mean(r) for r in ranks])
+    result['MnR'] = np.mean([np.mean(r) for r in ranks])
+    return result
+
+
+def naive(similarity, owner, topk=(1, 5, 10)):
+    captions = {
+        video: [i for i, v in enumerate(owner) if v == video]
+        for video in sorted(set(owner))
+    }
+    columns = similarity.T.tolist()
+    t2v = naive_direction(similarity.tolist(), [[v] for v in owner], topk)
+    v2t = naive_direction([columns[video] for video in captions],
+                          captions.values(), topk)
+    return {f't2v/{k}': v
+            for k, v in t2v.items()} | {f'v2t/{k}': v
+                                        for k, v in v2t.items()}
+
+
+@pytest.mark.parametrize('owner, videos', [(ONE_EACH, 5), (SEVERAL_EACH, 3),
+                                           (WITH_DISTRACTORS, 5)])
+@pytest.mark.parametrize('levels', [1, 2, 3, 1000])
+def test_agrees_with_a_naive_count(owner, videos, levels):
+    """One level is a collapsed model; a thousand leave hardly a tie."""
+    rng = np.random.default_rng(levels)
+    for _ in range(3):
+        similarity = torch.tensor(
+            rng.integers(0, levels, (len(owner), videos))).float()
+        topk = (1, 2, 3, 5, 10)
+        assert evaluate_similarity(similarity, owner, topk) == pytest.approx(
+            naive(similarity, owner, topk))
+
+
+def test_agrees_with_a_naive_count_on_a_larger_gallery():
+    similarity = torch.randn(
+        120, 40, generator=torch.Generator().manual_seed(0))
+    owner = torch.arange(40).repeat(3).tolist()
+    for i, video in enumerate(owner):  # better than chance, worse than perfect
+        similarity[i, video] += 1.5
+    result = evaluate_similarity(similarity, owner)
+    assert result == pytest.approx(naive(similarity, owner))
+    assert 20 < result['t2v/R@1'] < 80
+    assert result['t2v/R@1'] != result['v2t/R@1']
+
+
+def test_collapsed_model_scores_chance():
+    result = evaluate_similarity(torch.full((200, 200), 0.7))
+    for direction in ('t2v', 'v2t'):
+        assert result[f'{direction}/R@1'] == pytest.approx(0.5)
+        assert result[f'{direction}/R@10'] == pytest.approx(5)
+        assert result[f'{direction}/MdR'] == pytest.approx(100.5)
+        assert result[f'{direction}/MnR'] == pytest.approx(100.5)
+
+
+def test_collapsed_model_with_several_captions_a_video():
+    """A video meets one of its 3 among 30 captions by chance."""
+    result = evaluate_similarity(torch.zeros(30, 10), torch.arange(30) // 3)
+    assert result['t2v/R@1'] == pytest.approx(10)
+    assert result['v2t/R@1'] == pytest.approx(10)
+    assert result['v2t/MnR'] == pytest.approx(1 + 27 / 4)
+
+
+def test_perfect_and_worst_scores():
+    best = evaluate_similarity(torch.eye(20))
+    worst = evaluate_similarity(-torch.eye(20))
+    for direction in ('t2v', 'v2t'):
+        for key, wanted in {
+                'R@1': (100, 0),
+                'R@10': (100, 0),
+                'MdR': (1, 20),
+                'MnR': (1, 20)
+        }.items():
+            assert best[f'{direction}/{key}'] == wanted[0]
+            assert worst[f'{direction}/{key}'] == wanted[1]
+
+
+def test_distractors_are_in_the_gallery_and_ask_nothing():
+    similarity = torch.tensor([[.5, .1, .9], [.2, .6, .1]])
+    result = evaluate_similarity(similarity, [0, 1])
+    assert result['t2v/R@1'] == 50  # video 2 comes before video 0
+    assert result['v2t/R@1'] == 100  # of videos 0 and 1
+
+
+def test_ten_keys_by_default():
+    names = ('R@1', 'R@5', 'R@10', 'MdR', 'MnR')
+    assert list(evaluate_similarity(
+        torch.eye(3))) == [f't2v/{n}' for n in names
+                           ] + [f'v2t/{n}' for n in names]
+
+
+@pytest.mark.parametrize('similarity', [
+    np.eye(4),
+    np.eye(4, dtype=np.int64),
+    torch.eye(4, dtype=torch.int32),
+    torch.eye(4, dtype=torch.float16),
+])
+def test_takes_arrays_and_any_numbers(similarity):
+    result = evaluate_similarity(similarity, np.arange(4))
+    assert result['t2v/R@1'] == result['v2t/R@1'] == 100
+
+
+def test_chunks_do_not_change_the_result(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    similarity = torch.randint(0, 6, (31, 10), generator=generator).float()
+    owner = torch.arange(31) % 10
+    whole = evaluate_similarity(similarity, owner)
+    monkeypatch.setattr(ranking, 'CHUNK', 3)
+    assert evaluate_similarity(similarity, owner) == pytest.approx(whole)
+
+
+def test_never_holds_all_scores(monkeypatch):
+    """``count`` asks for the scores of no more than CHUNK queries."""
+    monkeypatch.setattr(ranking, 'CHUNK', 3)
+    asked = []
+
+    def scores(rows):
+        asked.append(len(rows))
+        return torch.eye(10)[rows]
+
+    ranking.count(scores, torch.arange(10), torch.arange(10), torch.arange(10))
+    assert asked == [3, 3, 3, 1]
+
+
+@pytest.mark.parametrize('chunk', [256, 2])
+def test_nan_names_the_first_bad_video(monkeypatch, chunk):
+    monkeypatch.setattr(ranking, 'CHUNK', chunk)
+    similarity = torch.eye(6)
+    similarity[1, 4] = similarity[5, 3] = torch.nan
+    with pytest.raises(ValueError, match='video 3 .*NaN'):
+        evaluate_similarity(similarity)
+
+
+@pytest.mark.parametrize('shape', [(3, ), (2, 2, 2), (0, 3), (3, 0)])
+def test_refuses_what_is_no_matrix(shape):
+    with pytest.raises(ValueError, match='must be a matrix'):
+        evaluate_similarity(torch.zeros(shape))
+
+
+@pytest.mark.parametrize('owner, message', [
+    (None, 'which video'),
+    ([0, 1], 'there are 3 texts'),
+    ([0, 1, 2], '0 to 1'),
+    ([0, -1, 1], '0 to 1'),
+    ([0., .5, 1.], 'video_of_text'),
+])
+def test_refuses_owners_that_do_not_fit(owner, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_similarity(torch.zeros(3, 2), owner)
+
+
+def test_embeddings_score_as_their_products(monkeypatch):
+    monkeypatch.setattr(ranking, 'CHUNK', 7)
+    generator = torch.Generator().manual_seed(0)
+    video = torch.randn(20, 16, generator=generator)
+    owner = torch.arange(45) % 20
+    text = video[owner] + 2 * torch.randn(45, 16, generator=generator)
+    assert evaluate_embeddings(text, video, owner) == evaluate_similarity(
+        text @ video.T, owner)
+
+
+def test_equal_embeddings_tie_exactly():
+    """Whatever order a matrix product sums in: not 0 or 100 but chance."""
+    row = torch.randn(512, generator=torch.Generator().manual_seed(0))
+    rows = torch.nn.functional.normalize(row, dim=0).expand(1000, 512).clone()
+    result = evaluate_embeddings(rows, rows.clone(), torch.arange(1000))
+    for direction in ('t2v', 'v2t'):
+        assert result[f'{direction}/R@1'] == pytest.approx(0.1)
+        assert result[f'{direction}/R@10'] == pytest.approx(1)
+        assert result[f'{direction}/MdR'] == pytest.approx(500.5)
+        assert result[f'{direction}/MnR'] == pytest.approx(500.5)

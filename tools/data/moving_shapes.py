@@ -1,0 +1,89 @@
+"""Make MovingShapes: its clips, and the small CLIP that its configs prompt.
+
+The CLIP is trained from scratch on still pictures with captions, so that it
+knows colours, shapes and places but nothing of motion, as the CLIP that VoP
+starts from knows pictures. What is there already is left alone.
+"""
+import argparse
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import open_clip
+import torch
+from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+from projects.vop.datasets.moving_shapes import (draw_still, still_captions,
+                                                 write_moving_shapes)
+from projects.vop.models import open_towers
+
+MODEL = 'configs/moving_shapes/moving-shapes-clip.json'
+
+
+def still_batch(pictures: list, size: int,
+                rng: np.random.Generator) -> torch.Tensor:
+    """Draw one still of each kind, normalised as the configs do."""
+    frames = np.stack([
+        cv2.resize(
+            draw_still(*picture, rng), (size, size),
+            interpolation=cv2.INTER_CUBIC) for picture in pictures
+    ])
+    x = torch.from_numpy(frames).permute(0, 3, 1, 2) / 255
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1)
+        for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+    return (x - mean) / std
+
+
+def train_clip(path: Path, steps: int, seed: int) -> None:
+    """Train the small CLIP on still pictures, and save its state dict."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    open_clip.add_model_config(MODEL)
+    model = open_clip.create_model(Path(MODEL).stem, force_custom_text=True)
+    pictures, captions = zip(*still_captions())
+    tokens = open_clip.get_tokenizer(Path(MODEL).stem)(list(captions))
+    tokens = tokens[:, :int(tokens.argmax(-1).max()) + 1]
+    model.text.attn_mask = model.text.attn_mask[:tokens.shape[1], :tokens.
+                                                shape[1]]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3,
+                                  weight_decay=.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=1e-3, total_steps=steps, pct_start=.1)
+    loss_of = open_clip.ClipLoss()
+    for step in range(1, steps + 1):
+        images = still_batch(pictures, model.visual.image_size[0], rng)
+        image, text, scale = model(images, tokens)
+        loss = loss_of(image, text, scale)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0:
+            right = (image @ text.T).argmax(-1) == torch.arange(len(image))
+            print(f'step {step}/{steps}: loss {loss.item():.3f}, '
+                  f'{100 * right.float().mean():.0f} % of the stills find '
+                  'their caption')
+    # Renamed into place: a file of that name is always whole.
+    torch.save(model.state_dict(), f'{path}.part')
+    os.replace(f'{path}.part', path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('root', nargs='?', default='data/moving_shapes')
+    parser.add_argument('--clip-steps', type=int, default=500,
+                        help='training steps of the small CLIP')
+    parser.add_argument('--seed', type=int, default=0)
+    args = parser.parse_args()
+    write_moving_shapes(args.root, seed=args.seed)
+    path = Path(args.root) / 'clip.pt'
+    if not path.is_file():
+        train_clip(path, args.clip_steps, args.seed)
+    open_towers(MODEL, str(path))
+    print(f'MovingShapes is in {args.root}.')
+
+
+if __name__ == '__main__':
+    main()
