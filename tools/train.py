@@ -4,6 +4,7 @@ import os
 import os.path as osp
 
 from mmengine.config import Config, DictAction
+from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -75,6 +76,9 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         if checkpoint is not None:
             checkpoint.save_best = None
     if args.amp:
+        if get_device() == 'cpu':
+            raise SystemExit("--amp needs a GPU: MMEngine's AmpOptimWrapper "
+                             'does not run on CPUs. Train without it here.')
         kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
         if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
             raise SystemExit(f'--amp cannot be combined with the optimizer '

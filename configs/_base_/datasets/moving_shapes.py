@@ -19,8 +19,11 @@ train_pipeline = [
 test_pipeline = [dict(step) for step in train_pipeline]
 test_pipeline[1]['test_mode'] = True
 
+# 32 pairs a step in all, shared among the processes of the run.
+batch_size = max(1, 32 // int('{{$WORLD_SIZE:1}}'))
+
 train_dataloader = dict(
-    batch_size=32,
+    batch_size=batch_size,
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type='vop.ReproducibleSampler', shuffle=True),

@@ -40,10 +40,11 @@ test_pipeline = [
         meta_keys=('video_id', ))
 ]
 
-# 32 pairs a step in all: on N GPUs set batch_size to 32 / N, or keep it and
-# pass --auto-scale-lr.
+# The paper's 32 pairs a step in all, shared among the GPUs of the run.
+batch_size = max(1, 32 // int('{{$WORLD_SIZE:1}}'))
+
 train_dataloader = dict(
-    batch_size=32,
+    batch_size=batch_size,
     num_workers=8,
     persistent_workers=True,
     sampler=dict(type='vop.ReproducibleSampler', shuffle=True),

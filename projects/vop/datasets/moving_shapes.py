@@ -91,7 +91,7 @@ def _jitter(rng: np.random.Generator, place: str) -> np.ndarray:
 
 def _look(rng: np.random.Generator) -> dict:
     return dict(
-        radius=rng.uniform(.11, .17), background=int(rng.integers(0, 70)))
+        radius=rng.uniform(.15, .2), background=int(rng.integers(0, 70)))
 
 
 def draw_clip(scene: Scene, rng: np.random.Generator) -> np.ndarray:

@@ -1,0 +1,47 @@
+from pathlib import Path
+
+from setuptools import find_namespace_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = next(
+    line.split("'")[1]
+    for line in (HERE / 'projects/vop/__init__.py').read_text().splitlines()
+    if line.startswith('__version__'))
+
+setup(
+    name='mmaction2-vop',
+    version=VERSION,
+    description='VoP: text-video co-operative prompt tuning (CVPR 2023) for '
+    'MMAction2',
+    long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    # `projects` has no __init__.py, so that other projects can live in it.
+    packages=find_namespace_packages(include=['projects.vop*']),
+    python_requires='>=3.10',
+    install_requires=[
+        'torch>=2.2',
+        'torchvision',
+        'open_clip_torch>=3.0',
+        'mmengine>=0.10.4,<1.0',
+        'mmaction2>=1.2,<1.3',
+        'importlib_metadata',  # MMAction2 1.2.0 needs it without saying so
+        'decord>=0.6',
+        'av',
+        'numpy',
+        'opencv-python',
+    ],
+    extras_require={
+        # MMAction2 needs mmcv >= 2.0 and < 2.2. The full mmcv must fit torch
+        # and CUDA, so it is the user's to choose; mmcv-lite is the same
+        # without compiled operators, of which this project uses none.
+        'mmcv-lite': ['mmcv-lite>=2.0,<2.2'],
+        'test': ['pytest'],
+    },
+    classifiers=[
+        'License :: OSI Approved :: Apache Software License',
+        'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3.10',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+    ])

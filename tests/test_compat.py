@@ -1,0 +1,135 @@
+"""Repairs of MMAction2 and MMEngine."""
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer, MessageHub
+
+from projects.vop import compat
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_python(code):
+    """Run code in a fresh process, from the root of the checkout."""
+    return subprocess.run([sys.executable, '-c', code],
+                          cwd=ROOT,
+                          capture_output=True,
+                          text=True)
+
+
+def wheel_has_drn():
+    [root] = importlib.util.find_spec('mmaction').submodule_search_locations
+    return (Path(root) / 'models' / 'localizers' / 'drn').is_dir()
+
+
+def test_mmaction_models_can_be_imported():
+    result = run_python('import projects.vop\n'
+                        'import mmaction.models\n'
+                        'print(mmaction.models.CLIPSimilarity.__name__)')
+    assert result.stdout.endswith('CLIPSimilarity\n'), result.stderr
+
+
+@pytest.mark.skipif(wheel_has_drn(), reason='this MMAction2 has DRN')
+def test_drn_says_that_it_is_missing():
+    from mmaction.models.localizers import DRN
+    with pytest.raises(RuntimeError, match='DRN is missing .* from source'):
+        DRN(vocab_size=1)
+
+
+def test_real_drn_is_left_alone(tmp_path, monkeypatch):
+    """A checkout of MMAction2 that has the folder gets no stand-in."""
+    package = tmp_path / 'mmaction'
+    (package / 'models' / 'localizers' / 'drn').mkdir(parents=True)
+    (package / '__init__.py').touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [n for n in sys.modules if n.split('.')[0] == 'mmaction']:
+        monkeypatch.delitem(sys.modules, name)
+    compat.supply_missing_drn()
+    assert not any(name.startswith('mmaction') for name in sys.modules)
+
+
+def test_without_mmaction_nothing_happens(monkeypatch):
+    for name in [n for n in sys.modules if n.split('.')[0] == 'mmaction']:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, 'path', [])
+    monkeypatch.setattr(sys, 'meta_path', [])
+    compat.supply_missing_drn()
+    assert not any(name.startswith('mmaction') for name in sys.modules)
+
+
+@pytest.fixture
+def hub(request):
+    hub = MessageHub(f'hub of {request.node.name}')
+    for step in range(5):
+        hub.update_scalar('train/loss', 2. / (step + 1), count=step + 1)
+    hub.update_scalar('train/time', 0.1, resumed=False)
+    hub.update_info('iter', 5)
+    return hub
+
+
+def reload(hub, path):
+    """Through a checkpoint file into a new hub."""
+    torch.save(dict(message_hub=hub.state_dict()), path)
+    new = MessageHub(f'reloaded {hub.instance_name}')
+    new.load_state_dict(
+        torch.load(path, weights_only=True)['message_hub'])
+    return new
+
+
+def test_message_hub_survives_a_safe_checkpoint(hub, tmp_path):
+    new = reload(hub, tmp_path / 'a.pth')
+    buffer = new.get_scalar('train/loss')
+    assert isinstance(buffer, HistoryBuffer)
+    for mine, theirs in zip(hub.get_scalar('train/loss').data, buffer.data):
+        assert mine.dtype == theirs.dtype
+        np.testing.assert_array_equal(mine, theirs)
+    assert buffer.mean() == hub.get_scalar('train/loss').mean()
+    assert new.get_info('iter') == 5
+    assert 'train/time' not in new.log_scalars  # not to be resumed
+
+
+def test_a_reloaded_hub_goes_on(hub, tmp_path):
+    new = reload(hub, tmp_path / 'a.pth')
+    new.update_scalar('train/loss', 0.1)
+    again = reload(new, tmp_path / 'b.pth')
+    assert again.get_scalar('train/loss').current() == 0.1
+    assert len(again.get_scalar('train/loss').data[0]) == 6
+
+
+def test_a_checkpoint_keeps_the_end_of_a_long_history(hub, tmp_path):
+    for step in range(compat.HISTORY_KEPT):
+        hub.update_scalar('train/loss', float(step), count=step)
+    kept = reload(hub, tmp_path / 'a.pth').get_scalar('train/loss').data
+    for values in kept:
+        np.testing.assert_array_equal(values, range(compat.HISTORY_KEPT))
+    # The history in memory is not cut.
+    assert len(hub.get_scalar('train/loss').data[0]) == 5 + compat.HISTORY_KEPT
+
+
+def test_reads_what_mmengine_wrote_itself(hub):
+    """Hubs of other runs hold buffers, or are a hub."""
+    state = hub.state_dict()
+    state['log_scalars'] = dict(hub.log_scalars)
+    for number, source in enumerate((state, hub)):
+        new = MessageHub(f'{number} of {hub.instance_name}')
+        new.load_state_dict(source)
+        assert new.get_scalar('train/loss').current() == 0.4
+
+
+def test_loading_leaves_the_state_as_it_was(hub):
+    state = hub.state_dict()
+    MessageHub(f'new {hub.instance_name}').load_state_dict(state)
+    assert isinstance(state['log_scalars']['train/loss'], list)
+
+
+def test_repairs_apply_once():
+    methods = MessageHub.state_dict, MessageHub.load_state_dict
+    modules = {n: m for n, m in sys.modules.items() if 'drn' in n}
+    compat.apply()
+    assert (MessageHub.state_dict, MessageHub.load_state_dict) == methods
+    assert {n: m for n, m in sys.modules.items() if 'drn' in n} == modules

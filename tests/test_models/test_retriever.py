@@ -1,0 +1,239 @@
+"""The model as a whole: embeddings, loss, training step, parameters."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from mmaction.structures import ActionDataSample
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper
+
+import reference
+from projects.vop.models import CLIPTowers, TextEncoder, VideoEncoder
+from projects.vop.models import losses, open_towers
+from projects.vop.registry import MODELS
+
+ROOT = Path(__file__).resolve().parents[2]
+FAMILY = [
+    'zero_shot', 'vop_text', 'vop_visual', 'vop', 'vop_p', 'vop_c', 'vop_f',
+    'vop_fp', 'vop_fc'
+]
+
+
+def make(tiny_clip, method='vop', **kwargs):
+    torch.manual_seed(0)
+    model = Config.fromfile(ROOT / f'configs/_base_/models/{method}.py').model
+    model.clip = dict(name=tiny_clip)
+    model.visual.num_frames = 4
+    if model.visual.get('temporal_layers'):
+        model.visual.temporal_layers = 1
+    return MODELS.build({**model, **kwargs})
+
+
+def batch(videos=3, captions=1):
+    generator = torch.Generator().manual_seed(2)
+    tokenize = open_clip.get_tokenizer('ViT-B-32')
+    return dict(
+        inputs=dict(
+            imgs=[
+                torch.randint(
+                    0, 256, (4, 3, 32, 32), dtype=torch.uint8,
+                    generator=generator) for _ in range(videos)
+            ],
+            text=[
+                tokenize([f'caption {i} of {v}' for i in range(captions + v)])
+                if captions > 1 else tokenize(f'a caption of video {v}')[0]
+                for v in range(videos)
+            ]),
+        data_samples=[ActionDataSample() for _ in range(videos)])
+
+
+def test_preprocessor_normalises_as_open_clip_does(tiny_clip):
+    data = batch()
+    frame = data['inputs']['imgs'][1][2]
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1) for v in
+        (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    model = make(tiny_clip)
+    done = model.data_preprocessor(data)['inputs']
+    assert torch.allclose(
+        done['imgs'][1, 2], (frame / 255 - mean) / std, atol=1e-5)
+    assert done['text'].shape == (3, 77)
+    assert done['num_texts'].tolist() == [1, 1, 1]
+
+
+def test_video_embedding_is_the_mean_of_normalised_frames(tiny_clip):
+    model = make(tiny_clip)
+    inputs = model.data_preprocessor(batch())['inputs']
+    frames = torch.stack([
+        reference.encode_frames(model.visual, video)
+        for video in inputs['imgs']
+    ])
+    mean = (frames / frames.norm(dim=-1, keepdim=True)).mean(1)
+    ours, text = model(inputs, mode='tensor')
+    assert torch.allclose(
+        ours, mean / mean.norm(dim=-1, keepdim=True), atol=1e-5)
+    assert torch.allclose(text.norm(dim=-1), torch.ones(3), atol=1e-6)
+    model.normalize_video = False
+    assert torch.allclose(model(inputs)[0], mean, atol=1e-5)
+
+
+def test_loss_is_the_symmetric_cross_entropy(tiny_clip):
+    model = make(tiny_clip)
+    model.logit_scale.fill_(2.)
+    inputs = model.data_preprocessor(batch())['inputs']
+    video, text = model(inputs)
+    scores = torch.tensor(2.).exp() * text @ video.T
+    t2v = -scores.softmax(1).diag().log().mean() / 2
+    v2t = -scores.softmax(0).diag().log().mean() / 2
+    loss = model(inputs, mode='loss')
+    assert torch.allclose(loss['loss_t2v'], t2v, atol=1e-5)
+    assert torch.allclose(loss['loss_v2t'], v2t, atol=1e-5)
+
+
+def test_predict_gives_each_video_its_captions(tiny_clip):
+    model = make(tiny_clip)
+    data = model.data_preprocessor(batch(captions=2))
+    video, text = model(data['inputs'])
+    samples = model(**data, mode='predict')
+    assert [len(s.text_feature) for s in samples] == [2, 3, 4]
+    assert torch.equal(torch.cat([s.text_feature for s in samples]), text)
+    assert torch.equal(torch.stack([s.video_feature for s in samples]), video)
+
+
+def test_training_with_several_captions_a_video_is_refused(tiny_clip):
+    model = make(tiny_clip)
+    data = model.data_preprocessor(batch(captions=2))
+    with pytest.raises(ValueError, match='one caption a video'):
+        model(**data, mode='loss')
+    with pytest.raises(ValueError, match="'loss', 'predict' or 'tensor'"):
+        model(**data, mode='train')
+
+
+@pytest.mark.parametrize('method', FAMILY[1:])
+def test_a_training_step_changes_prompts_alone(tiny_clip, method):
+    model = make(tiny_clip, method)
+    before = {
+        name: value.clone()
+        for name, value in [*model.named_parameters(),
+                            *model.named_buffers()]
+    }
+    optimizer = OptimWrapper(
+        torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=.2))
+    model.train()
+    model.train_step(batch(), optimizer)
+    after = dict([*model.named_parameters(), *model.named_buffers()])
+    changed = {n for n in before if not torch.equal(before[n], after[n])}
+    trainable = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert changed == trainable
+    assert not [name for name in changed if 'backbone' in name]
+
+
+# PAPER.md's last column: what is trained at ViT-B/32, exactly.
+PARAMETERS = dict(
+    zero_shot=0,
+    vop_text=12 * 8 * 512,
+    vop_visual=12 * 8 * 768,
+    vop=122_880,
+    vop_p=528_384,
+    vop_c=14_257_152,
+    vop_f=132_096,
+    vop_fp=402_432,
+    vop_fc=14_278_656)
+
+
+@pytest.fixture(scope='module')
+def vit_b_32():
+    return open_towers('ViT-B-32-quickgelu')
+
+
+@pytest.mark.parametrize('method', PARAMETERS)
+def test_trainable_parameters_at_vit_b_32(vit_b_32, method):
+    config = Config.fromfile(ROOT / f'configs/{method}_msrvtt.py').model
+    assert config.clip == dict(name='ViT-B-32-quickgelu', pretrained='openai')
+    towers = CLIPTowers(vit_b_32.visual, vit_b_32.text, vit_b_32.logit_scale,
+                        'ViT-B/32')
+    visual = MODELS.build(dict(config.visual, clip=towers))
+    text = MODELS.build(dict(config.text, clip=towers))
+    assert sum(
+        parameter.numel() for encoder in (visual, text)
+        for parameter in encoder.parameters()
+        if parameter.requires_grad) == PARAMETERS[method]
+    frozen = sum(
+        parameter.numel() for encoder in (visual, text)
+        for parameter in encoder.parameters() if not parameter.requires_grad)
+    assert frozen == 151_277_313 - 1  # all of CLIP but its logit scale
+
+
+@pytest.mark.parametrize('method', ['vop', 'vop_c', 'vop_fp'])
+def test_torch_compile_changes_nothing(tiny_clip, method):
+    model = make(tiny_clip, method)
+    inputs = model.data_preprocessor(batch())['inputs']
+    plain = model(inputs, mode='loss')
+    sum(plain.values()).backward()
+    gradients = {
+        name: p.grad.clone()
+        for name, p in model.named_parameters() if p.grad is not None
+    }
+    model.zero_grad()
+    compiled = torch.compile(model, backend='aot_eager')(inputs, mode='loss')
+    sum(compiled.values()).backward()
+    for name in plain:
+        assert torch.allclose(plain[name], compiled[name], atol=1e-5)
+    for name, p in model.named_parameters():
+        if name in gradients:
+            assert torch.allclose(p.grad, gradients[name], atol=1e-5)
+
+
+RANK = '''
+import json, os, sys
+import torch, torch.distributed as dist
+sys.path[:0] = {path!r}
+import test_retriever as t
+torch.set_num_threads(1)
+dist.init_process_group('gloo')
+rank, size = dist.get_rank(), dist.get_world_size()
+model = t.make({clip!r}, {method!r})
+model = torch.nn.parallel.DistributedDataParallel(model)
+data = t.batch(videos=6)
+inputs = model.module.data_preprocessor(data)['inputs']
+mine = dict(imgs=inputs['imgs'][rank::size], text=inputs['text'][rank::size])
+losses = model(mine, mode='loss')
+sum(losses.values()).backward()
+if rank == 0:
+    torch.save(dict(
+        losses={{k: v.detach() for k, v in losses.items()}},
+        gradients={{n: p.grad for n, p in model.module.named_parameters()
+                   if p.grad is not None}}), {out!r})
+'''
+
+
+@pytest.mark.parametrize('method', ['vop', 'vop_fc'])
+def test_two_processes_have_the_gradient_of_one(tiny_clip, tmp_path, method):
+    model = make(tiny_clip, method)
+    inputs = model.data_preprocessor(batch(videos=6))['inputs']
+    losses = model(inputs, mode='loss')
+    sum(losses.values()).backward()
+    program, out = tmp_path / 'rank.py', tmp_path / 'out.pth'
+    program.write_text(
+        RANK.format(
+            path=[str(ROOT), str(ROOT / 'tests'),
+                  str(Path(__file__).parent)],
+            clip=tiny_clip,
+            method=method,
+            out=str(out)))
+    subprocess.run([
+        sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2',
+        '--master_port=29611', str(program)
+    ], check=True, capture_output=True)
+    theirs = torch.load(out, weights_only=True)
+    for name, value in losses.items():
+        assert torch.allclose(theirs['losses'][name], value, atol=1e-6)
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            assert torch.allclose(
+                theirs['gradients'][name], p.grad, atol=1e-6), name

@@ -1,0 +1,254 @@
+"""tools/train.py and tools/test.py, run as users run them."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from projects.vop.models import open_towers
+
+ROOT = Path(__file__).resolve().parents[2]
+EPOCHS = 3
+STEPS = 3  # 10 pairs in batches of 4, the last of 2
+
+CONFIG = '''
+_base_ = '{root}/configs/moving_shapes/{method}.py'
+model = dict(
+    clip=dict(name='{clip}', pretrained='{weights}'),
+    visual=dict(num_frames=4{temporal}))
+pipeline = [
+    dict(type='DecordInit'),
+    dict(type='UniformSample', clip_len=4, num_clips=1),
+    dict(type='DecordDecode'),
+    dict(type='RandomResizedCrop', area_range=(0.5, 1.0)),
+    dict(type='Resize', scale=(32, 32), keep_ratio=False),
+    dict(type='Flip', flip_ratio=0.5),
+    dict(type='FormatShape', input_format='NCHW'),
+    dict(type='vop.CLIPTokenize'),
+    dict(type='PackActionInputs', collect_keys=('imgs', 'text'),
+         meta_keys=('video_id', ))
+]
+test_pipeline = [pipeline[0], dict(pipeline[1], test_mode=True), pipeline[2],
+                 *pipeline[4:5], *pipeline[6:]]
+train_dataloader = dict(
+    batch_size=4,
+    dataset=dict(data_root='{videos}', data_prefix=dict(video=''),
+                 pipeline=pipeline))
+val_dataloader = dict(
+    batch_size=2,
+    dataset=dict(data_root='{videos}', data_prefix=dict(video=''),
+                 pipeline=test_pipeline))
+test_dataloader = val_dataloader
+train_cfg = dict(max_epochs={epochs}, val_interval=1)
+default_hooks = dict(logger=dict(interval=1))
+log_processor = dict(window_size=1)
+'''
+
+# Ends the process as a power cut would.
+KILL = '''
+import os, signal
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module()
+class KillHook(Hook):
+    def after_train_iter(self, runner, batch_idx, *args, **kwargs):
+        if runner.iter == int(os.environ.get('KILL_AT', -1)):
+            os.kill(os.getpid(), signal.SIGKILL)
+'''
+
+
+@pytest.fixture(scope='module')
+def config(tiny_clip, video_folder, tmp_path_factory):
+    """Writes a config of a method; gives its path."""
+    folder = tmp_path_factory.mktemp('configs')
+    torch.manual_seed(0)
+    towers = open_towers(tiny_clip)
+    torch.save(
+        {
+            **{f'visual.{k}': v
+               for k, v in towers.visual.state_dict().items()},
+            **{f'text.{k}': v
+               for k, v in towers.text.state_dict().items()},
+            'logit_scale': towers.logit_scale
+        }, folder / 'clip.pt')
+
+    def write(method='vop', extra=''):
+        path = folder / f'{method}.py'
+        path.write_text(
+            CONFIG.format(
+                root=ROOT,
+                method=method,
+                clip=tiny_clip,
+                weights=folder / 'clip.pt',
+                temporal=', temporal_layers=1' if '_f' in method else '',
+                videos=video_folder,
+                epochs=EPOCHS) + extra)
+        return str(path)
+
+    return write
+
+
+def run(*command, env=None, ok=True):
+    environment = dict(
+        os.environ,
+        PYTHONPATH=os.pathsep.join([str(ROOT), *(env or {}).pop('PATHS', [])]),
+        OMP_NUM_THREADS='1',
+        PATH=os.pathsep.join(
+            [str(Path(sys.executable).parent), os.environ['PATH']]),
+        **(env or {}))
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    output = done.stdout + done.stderr
+    if ok:
+        assert done.returncode == 0, output[-3000:]
+    return output
+
+
+def train(config, work_dir, *arguments, **kwargs):
+    return run(sys.executable, 'tools/train.py', config, '--work-dir',
+               str(work_dir), *arguments, **kwargs)
+
+
+def records(work_dir):
+    """All that a run and its resumptions logged, in order."""
+    return [
+        json.loads(line)
+        for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+        for line in path.read_text().splitlines()
+    ]
+
+
+def losses(work_dir):
+    return {r['step']: r['loss'] for r in records(work_dir) if 'loss' in r}
+
+
+def metrics(work_dir):
+    return [{
+        k: v
+        for k, v in r.items() if '2' in k
+    } for r in records(work_dir) if 't2v/R@1' in r]
+
+
+@pytest.fixture(scope='module')
+def trained(config, tmp_path_factory):
+    work_dir = tmp_path_factory.mktemp('trained')
+    train(config(), work_dir)
+    return work_dir
+
+
+def test_training_logs_losses_and_ten_metrics(trained):
+    assert list(losses(trained)) == list(range(1, EPOCHS * STEPS + 1))
+    assert len(metrics(trained)) == EPOCHS
+    assert set(metrics(trained)[0]) == {
+        f'{way}/{name}'
+        for way in ('t2v', 'v2t')
+        for name in ('R@1', 'R@5', 'R@10', 'MdR', 'MnR')
+    }
+
+
+def test_checkpoints_hold_what_was_trained(trained):
+    checkpoint = torch.load(trained / f'epoch_{EPOCHS}.pth', weights_only=True)
+    tensors = {
+        name: value
+        for name, value in checkpoint['state_dict'].items()
+        if not name.endswith('_extra_state')
+    }
+    assert set(tensors) == {'visual.prompts.0.tokens', 'text.prompts.0.tokens'}
+    assert list(trained.glob('best_t2v_R@1_epoch_*.pth'))
+    published = torch.load(
+        next(trained.glob('epoch_*-*.pth')), weights_only=True)
+    assert set(published) == {'meta', 'state_dict'}
+
+
+def test_test_py_gives_the_metrics_of_training(trained, config, tmp_path):
+    run(sys.executable, 'tools/test.py', config(),
+        str(trained / f'epoch_{EPOCHS}.pth'), '--work-dir', str(tmp_path),
+        '--dump', str(tmp_path / 'predictions.pkl'))
+    tested = json.loads(next(tmp_path.glob('*/*.json')).read_text())
+    for name, value in metrics(trained)[-1].items():
+        assert tested[name] == pytest.approx(value)
+    assert (tmp_path / 'predictions.pkl').stat().st_size > 0
+
+
+def test_resumed_after_kill_9_the_losses_are_the_same(trained, config,
+                                                      tmp_path):
+    (tmp_path / 'kill_hook.py').write_text(KILL)
+    hooked = config(
+        extra="custom_imports = dict(imports=['projects.vop', 'kill_hook'])\n"
+        "custom_hooks = [dict(type='KillHook')]\n")
+    paths = dict(PATHS=[str(tmp_path)])
+    work_dir = tmp_path / 'killed'
+    train(hooked, work_dir, env=dict(paths, KILL_AT='4'), ok=False)
+    assert max(losses(work_dir)) < EPOCHS * STEPS
+    assert (work_dir / 'last_checkpoint').read_text().endswith('epoch_1.pth')
+    # Not in the order that epoch 2 was logged: its steps are logged again.
+    train(hooked, work_dir, '--resume', env=dict(PATHS=[str(tmp_path)]))
+    assert losses(work_dir) == losses(trained)
+    assert metrics(work_dir)[-1] == metrics(trained)[-1]
+
+
+def test_the_number_of_workers_changes_nothing(trained, config, tmp_path):
+    train(config(), tmp_path, '--no-validate', '--cfg-options',
+          'train_dataloader.num_workers=0',
+          'train_dataloader.persistent_workers=False')
+    assert losses(tmp_path) == losses(trained)
+    assert not metrics(tmp_path)
+
+
+def test_another_seed_changes_the_run(trained, config, tmp_path):
+    train(config(), tmp_path, '--no-validate', '--seed', '1', '--cfg-options',
+          'train_cfg.max_epochs=1')
+    assert losses(tmp_path)[1] != losses(trained)[1]
+
+
+def test_two_processes_train_and_test_as_one(trained, config, tmp_path):
+    """Five test videos, which do not divide by two."""
+    env = dict(PORT='29612')
+    run('tools/dist_train.sh', config('vop'), '2', '--work-dir',
+        str(tmp_path / 'train'), '--cfg-options',
+        'train_dataloader.batch_size=2', env=dict(env))
+    ours = losses(tmp_path / 'train')
+    assert ours.keys() == losses(trained).keys()
+    for step, loss in losses(trained).items():
+        assert ours[step] == pytest.approx(loss, rel=1e-4)
+    run('tools/dist_test.sh', config('vop'),
+        str(trained / f'epoch_{EPOCHS}.pth'), '2', '--work-dir',
+        str(tmp_path / 'test'), env=dict(env))
+    tested = json.loads(next((tmp_path / 'test').glob('*/*.json')).read_text())
+    for name, value in metrics(trained)[-1].items():
+        assert tested[name] == value
+
+
+def test_a_checkpoint_of_another_clip_is_refused(trained, config, tiny_clip):
+    output = run(
+        sys.executable, 'tools/test.py', config(),
+        str(trained / f'epoch_{EPOCHS}.pth'), '--cfg-options',
+        'model.clip.pretrained=None', ok=False)
+    assert 'was trained on the CLIP' in output
+    assert 'clip.pt' in output and 'random weights' in output
+
+
+def test_amp_without_a_gpu_says_why_not(config, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip('there is a GPU')
+    output = train(config(), tmp_path, '--amp', ok=False)
+    assert '--amp needs a GPU' in output
+
+
+def test_learning_rate_scales_with_the_batch(config, tmp_path):
+    train(config(), tmp_path, '--no-validate', '--auto-scale-lr',
+          '--cfg-options', 'train_cfg.max_epochs=1')
+    first = next(r for r in records(tmp_path) if 'lr' in r)
+    assert first['lr'] == pytest.approx(1e-2 * 4 / 32)
+
+
+def test_the_runner_compiles_the_model(trained, config, tmp_path):
+    train(config(), tmp_path, '--no-validate', '--cfg-options',
+          "compile.backend='aot_eager'", 'train_cfg.max_epochs=1')
+    ours = losses(tmp_path)
+    for step in ours:
+        assert ours[step] == pytest.approx(losses(trained)[step], rel=1e-4)

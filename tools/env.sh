@@ -1,0 +1,16 @@
+# Sourced by quickstart.sh and run_tests.sh: go to the checkout, and see to a
+# Python environment with this project in it. An active one is used; else
+# .venv is made. Argument: extras to install, separated by commas.
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
+    if [ ! -x .venv/bin/python ]; then
+        echo 'Making a Python environment in .venv ...'
+        "${PYTHON:-python3}" -m venv .venv
+    fi
+    . .venv/bin/activate
+fi
+extras=$1
+# A full mmcv that is there already is kept.
+python -c 'import mmcv' 2>/dev/null || extras="mmcv-lite,$extras"
+echo 'Installing what setup.py names, where it is missing ...'
+python -m pip install --quiet --disable-pip-version-check -e ".[$extras]"
