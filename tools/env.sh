@@ -1,8 +1,8 @@
 # Sourced by quickstart.sh and run_tests.sh: go to the checkout, and see to a
-# Python environment with this project in it. An active one is used; else
-# .venv is made. Argument: extras to install, separated by commas.
+# Python environment with this project in it. An active one is used (but for
+# conda's base); else .venv is made. Argument: extras to install, or ''.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
+if [ -z "${VIRTUAL_ENV:-}" ] && [ "${CONDA_DEFAULT_ENV:-base}" = base ]; then
     if [ ! -x .venv/bin/python ]; then
         echo 'Making a Python environment in .venv ...'
         "${PYTHON:-python3}" -m venv .venv
@@ -11,6 +11,7 @@ if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
 fi
 extras=$1
 # A full mmcv that is there already is kept.
-python -c 'import mmcv' 2>/dev/null || extras="mmcv-lite,$extras"
+python -c 'import mmcv' 2>/dev/null || extras="mmcv-lite${extras:+,$extras}"
 echo 'Installing what setup.py names, where it is missing ...'
-python -m pip install --quiet --disable-pip-version-check -e ".[$extras]"
+python -m pip install --quiet --disable-pip-version-check \
+    -e ".${extras:+[$extras]}"

@@ -3,5 +3,5 @@
 # small CLIP, evaluates it zero-shot, trains VoP, VoP^C and VoP^F+P on it, and
 # prints how they compare. --all trains every member of the family.
 set -euo pipefail
-. "$(dirname "$0")/env.sh"
+. "$(dirname "$0")/env.sh" ''
 python tools/quickstart.py "$@"

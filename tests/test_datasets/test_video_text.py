@@ -377,6 +377,17 @@ def test_items_differ_between_epochs(items):
     assert same(first, second) == 0
 
 
+def test_the_order_differs_between_epochs(dataset):
+    sampler = DATA_SAMPLERS.build(
+        dict(type='vop.ReproducibleSampler', dataset=dataset, seed=7))
+    orders = []
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+    assert orders[0] == orders[2] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(10))
+
+
 def test_items_differ_between_seeds(dataset, items):
     assert same(items, read(dataset, epochs=[0, 1], seed=8)) == 0
 

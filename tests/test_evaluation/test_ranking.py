@@ -191,13 +191,14 @@ def test_embeddings_score_as_their_products(monkeypatch):
         text @ video.T, owner)
 
 
-def test_equal_embeddings_tie_exactly():
+@pytest.mark.parametrize('size', [5, 7, 33, 1000])
+def test_equal_embeddings_tie_exactly(size):
     """Whatever order a matrix product sums in: not 0 or 100 but chance."""
     row = torch.randn(512, generator=torch.Generator().manual_seed(0))
-    rows = torch.nn.functional.normalize(row, dim=0).expand(1000, 512).clone()
-    result = evaluate_embeddings(rows, rows.clone(), torch.arange(1000))
+    rows = torch.nn.functional.normalize(row, dim=0).expand(size, 512).clone()
+    result = evaluate_embeddings(rows, rows.clone(), torch.arange(size))
     for direction in ('t2v', 'v2t'):
-        assert result[f'{direction}/R@1'] == pytest.approx(0.1)
-        assert result[f'{direction}/R@10'] == pytest.approx(1)
-        assert result[f'{direction}/MdR'] == pytest.approx(500.5)
-        assert result[f'{direction}/MnR'] == pytest.approx(500.5)
+        assert result[f'{direction}/R@1'] == pytest.approx(100 / size)
+        assert result[f'{direction}/R@5'] == pytest.approx(500 / size)
+        assert result[f'{direction}/MdR'] == pytest.approx((size + 1) / 2)
+        assert result[f'{direction}/MnR'] == pytest.approx((size + 1) / 2)

@@ -10,7 +10,7 @@ it learns; one that sees order can.
 import itertools
 import json
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Tuple
+from typing import List, NamedTuple, Tuple
 
 import av
 import cv2
@@ -20,10 +20,8 @@ COLORS = dict(
     red=(220, 40, 40),
     green=(40, 180, 60),
     blue=(50, 80, 230),
-    yellow=(230, 210, 50),
-    purple=(160, 60, 200),
-    white=(235, 235, 235))
-SHAPES = ('circle', 'square', 'triangle', 'cross')
+    yellow=(230, 210, 50))
+SHAPES = ('square', 'cross')
 # Centres in units of the picture's size.
 PLACES = dict(
     left=(.2, .5), right=(.8, .5), top=(.5, .2), bottom=(.5, .8))
@@ -71,17 +69,10 @@ def draw(color: str, shape: str, center: Tuple[float, float], radius: float,
     x, y = (round(c * SIZE * scale) for c in center)
     r = round(radius * SIZE * scale)
     fill = dict(color=COLORS[color], thickness=cv2.FILLED)
-    if shape == 'circle':
-        cv2.circle(picture, (x, y), r, **fill)
-    elif shape == 'square':
-        cv2.rectangle(picture, (x - r, y - r), (x + r, y + r), **fill)
-    elif shape == 'triangle':
-        corners = np.array([(x, y - r), (x - r, y + r), (x + r, y + r)])
-        cv2.fillPoly(picture, [corners], COLORS[color])
-    else:
-        w = r // 3
-        cv2.rectangle(picture, (x - r, y - w), (x + r, y + w), **fill)
-        cv2.rectangle(picture, (x - w, y - r), (x + w, y + r), **fill)
+    # Square and cross are bars of different width.
+    w = r if shape == 'square' else r // 3
+    cv2.rectangle(picture, (x - r, y - w), (x + r, y + w), **fill)
+    cv2.rectangle(picture, (x - w, y - r), (x + w, y + r), **fill)
     return cv2.resize(picture, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
 
 
@@ -140,27 +131,15 @@ def write_clip(path: Path, frames: np.ndarray) -> None:
         container.mux(stream.encode())
 
 
-def scenes(rng: np.random.Generator,
-           test_pairs: int) -> Dict[str, List[Scene]]:
-    """Split all scenes, one of each two that are reverses, in two.
-
-    Returns:
-        dict[str, list[Scene]]: ``train`` and ``test``; no caption of one, nor
-        its reverse, is in the other.
-    """
-    paths = itertools.combinations(PLACES, 2)
-    every = [
+def scenes() -> List[Scene]:
+    """All scenes, one of each two that are reverses."""
+    return [
         Scene(color, shape, start, end) for color, shape, (start, end) in
-        itertools.product(COLORS, SHAPES, list(paths))
+        itertools.product(COLORS, SHAPES, itertools.combinations(PLACES, 2))
     ]
-    order = rng.permutation(len(every))
-    every = [every[i] for i in order]
-    return dict(test=every[:test_pairs], train=every[test_pairs:])
 
 
-def write_moving_shapes(root: str,
-                        test_pairs: int = 48,
-                        train_copies: int = 4,
+def write_moving_shapes(root: str, train_copies: int = 8,
                         seed: int = 0) -> None:
     """Write the data set.
 
@@ -170,24 +149,21 @@ def write_moving_shapes(root: str,
 
     Args:
         root (str): Folder to write to.
-        test_pairs (int): Number of test scenes; each makes two clips, itself
-            and its reverse. Of 144 scenes. Defaults to 48.
-        train_copies (int): Clips drawn of each training scene, at other
-            places and sizes, each with its reverse. Defaults to 4.
+        train_copies (int): Training clips of each of the 48 scenes, each with
+            its reverse, at other places and sizes; one more is the test clip.
+            Defaults to 8.
         seed (int): Seed of all that is random. Defaults to 0.
     """
     root = Path(root)
-    settings = dict(test_pairs=test_pairs, train_copies=train_copies,
-                    seed=seed, version=1)
+    settings = dict(train_copies=train_copies, seed=seed, version=1)
     done = root / 'settings.json'
     if done.is_file() and json.loads(done.read_text()) == settings:
         return
     (root / 'videos').mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    splits = scenes(rng, test_pairs)
     for split, copies in dict(train=train_copies, test=1).items():
         captions = {}
-        for scene, copy in itertools.product(splits[split], range(copies)):
+        for scene, copy in itertools.product(scenes(), range(copies)):
             frames = draw_clip(scene, rng)
             for way, clip in ((scene, frames), (scene.reverse, frames[::-1])):
                 name = f"{split}_{'_'.join(way)}_{copy}.mp4"

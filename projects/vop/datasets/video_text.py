@@ -1,5 +1,6 @@
 """Videos with captions."""
 import json
+import os.path as osp
 import random
 import re
 from contextlib import contextmanager
@@ -149,8 +150,7 @@ class VideoTextDataset(BaseActionDataset):
     @staticmethod
     def _path(folder: str, video: str) -> str:
         # DecordInit does the same to names without an extension.
-        path = Path(video)
-        return f'{folder}/{video}' + ('' if path.suffix else '.mp4')
+        return osp.join(folder, video) + ('' if Path(video).suffix else '.mp4')
 
     def _check_files(self, folder: str) -> None:
         missing = [

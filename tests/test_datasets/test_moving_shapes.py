@@ -1,0 +1,124 @@
+"""MovingShapes: real clips, and nothing but order between two reverses."""
+import json
+
+import decord
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from pathlib import Path
+
+from projects.vop.datasets import VideoTextDataset
+from projects.vop.datasets.moving_shapes import (COLORS, PLACES, SHAPES,
+                                                 Scene, still_captions,
+                                                 write_moving_shapes)
+from projects.vop.evaluation import evaluate_embeddings
+
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('moving_shapes')
+    write_moving_shapes(folder, train_copies=1)
+    return folder
+
+
+def captions_of(root, split):
+    return json.loads((root / f'{split}.json').read_text())
+
+
+def decode(root, name):
+    return decord.VideoReader(str(root / 'videos' / name))[:].asnumpy()
+
+
+def by_caption(root, split):
+    return {texts[0]: name for name, texts in captions_of(root, split).items()}
+
+
+def test_every_scene_has_its_reverse_and_one_test_clip(root):
+    for split in ('train', 'test'):
+        captions = by_caption(root, split)
+        assert len(captions) == 2 * len(COLORS) * len(SHAPES) * 6
+        for caption in captions:
+            _, color, shape, _, _, _, start, _, _, end = caption.split()
+            assert start in PLACES and end in PLACES and start != end
+            assert Scene(color, shape, end, start).caption in captions
+
+
+def test_test_clips_are_not_training_clips(root):
+    train, test = by_caption(root, 'train'), by_caption(root, 'test')
+    for caption, name in test.items():
+        assert not np.array_equal(
+            decode(root, name), decode(root, train[caption]))
+
+
+def test_a_clip_and_its_reverse_have_exactly_the_same_frames(root):
+    for caption, name in by_caption(root, 'test').items():
+        _, color, shape, _, _, _, start, _, _, end = caption.split()
+        reverse = Scene(color, shape, start, end).reverse.caption
+        other = decode(root, by_caption(root, 'test')[reverse])
+        frames = decode(root, name)
+        assert np.array_equal(frames, other[::-1])
+        assert not np.array_equal(frames, other)
+
+
+def test_the_shape_is_where_the_caption_says(root):
+    for caption, name in by_caption(root, 'test').items():
+        words = caption.split()
+        frames = decode(root, name).astype(int)
+        for frame, place in ((frames[0], words[6]), (frames[-1], words[9])):
+            distance = np.abs(frame - frame[0, 0]).sum(-1) > 60
+            y, x = np.argwhere(distance).mean(0) / frame.shape[0]
+            assert abs(x - PLACES[place][0]) < .1
+            assert abs(y - PLACES[place][1]) < .1
+
+
+def test_frames_sampled_for_testing_are_the_same_too(root):
+    """So a model that averages frames cannot pass 50 %."""
+    config = Config.fromfile(CONFIGS / '_base_/datasets/moving_shapes.py')
+    dataset = VideoTextDataset(
+        ann_file='test.json',
+        data_root=str(root),
+        data_prefix=dict(video='videos'),
+        pipeline=config.test_pipeline,
+        test_mode=True)
+    means = {}
+    for i in range(len(dataset)):
+        item = dataset[i]
+        frames = item['inputs']['imgs'].double()
+        assert frames.shape == (8, 3, 32, 32)
+        means[dataset.get_data_info(i)['text'][0]] = frames.mean(0).flatten()
+    captions = list(means)
+    video = torch.stack([means[caption] for caption in captions])
+    pairs = (video[:, None] - video).abs().amax(-1) < 1e-9
+    assert (pairs.sum(0) == 2).all()
+    # Texts that know the mean of their own clip find it as well as can be.
+    video = torch.nn.functional.normalize(video - video.mean(0), dim=-1)
+    metrics = evaluate_embeddings(video, video, torch.arange(len(video)))
+    assert metrics['t2v/R@1'] == 50.
+
+
+def test_it_is_drawn_from_the_seed(root, tmp_path):
+    write_moving_shapes(tmp_path / 'again', train_copies=1)
+    for split in ('train', 'test'):
+        assert captions_of(root, split) == captions_of(
+            tmp_path / 'again', split)
+    name = next(iter(captions_of(root, 'test')))
+    assert np.array_equal(decode(root, name), decode(tmp_path / 'again', name))
+    write_moving_shapes(tmp_path / 'other', train_copies=1, seed=1)
+    assert not np.array_equal(
+        decode(root, name), decode(tmp_path / 'other', name))
+
+
+def test_a_complete_folder_is_left_alone(root):
+    video = next((root / 'videos').iterdir())
+    before = video.stat().st_mtime_ns
+    write_moving_shapes(root, train_copies=1)
+    assert video.stat().st_mtime_ns == before
+
+
+def test_stills_know_nothing_of_motion():
+    captions = [caption for _, caption in still_captions()]
+    assert len(set(captions)) == len(COLORS) * len(SHAPES) * 5
+    assert not any('moves' in caption for caption in captions)
