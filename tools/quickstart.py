@@ -46,7 +46,8 @@ def run(log: Path, *command: str) -> None:
 def last_metrics(work_dir: Path) -> dict:
     """What the last evaluation in a work dir wrote."""
     metrics = None
-    for path in sorted(work_dir.rglob('*.json'), key=lambda p: p.stat().st_mtime):
+    files = sorted(work_dir.rglob('*.json'), key=lambda f: f.stat().st_mtime)
+    for path in files:
         for line in path.read_text().splitlines():
             record = json.loads(line)
             if 't2v/R@1' in record:
@@ -62,19 +63,15 @@ def trained_parameters(work_dir: Path) -> int:
                if not name.endswith('_extra_state'))
 
 
-def train_and_test(method: str, root: Path) -> str:
+def train_and_test(method: str, root: Path, options: list) -> str:
     """Run one method; give its row of the table."""
     config, work_dir = f'configs/moving_shapes/{method}.py', root / method
     start = time.time()
     print(f'{METHODS[method]} ...', end=' ', flush=True)
-    if method == 'zero_shot':
-        parameters = 0
-        run(work_dir / 'log.txt', 'tools/test.py', config, '--work-dir',
-            str(work_dir))
-    else:
-        run(work_dir / 'log.txt', 'tools/train.py', config, '--work-dir',
-            str(work_dir))
-        parameters = trained_parameters(work_dir)
+    tool = 'tools/test.py' if method == 'zero_shot' else 'tools/train.py'
+    run(work_dir / 'log.txt', tool, config, '--work-dir', str(work_dir),
+        *options)
+    parameters = 0 if method == 'zero_shot' else trained_parameters(work_dir)
     print(f'{time.time() - start:.0f} s', flush=True)
     metrics = last_metrics(work_dir)
     return ' | '.join(
@@ -90,14 +87,18 @@ def main() -> None:
         '--all', action='store_true', help='run every member of the family')
     parser.add_argument(
         '--work-dir', type=Path, default=Path('work_dirs/quickstart'))
+    parser.add_argument(
+        '--epochs', type=int, help='train for another number of epochs')
     args = parser.parse_args()
+    options = ['--cfg-options', f'train_cfg.max_epochs={args.epochs}'
+               ] if args.epochs else []
 
     start = time.time()
     print('MovingShapes and its CLIP ...', end=' ', flush=True)
     run(args.work_dir / 'data.txt', 'tools/data/moving_shapes.py')
     print(f'{time.time() - start:.0f} s', flush=True)
     rows = [
-        train_and_test(method, args.work_dir)
+        train_and_test(method, args.work_dir, options)
         for method in (METHODS if args.all else QUICK)
     ]
     header = ' | '.join([f"{'method':14}", f"{'trained':>9}"] +

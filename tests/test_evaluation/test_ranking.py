@@ -192,10 +192,11 @@ def test_embeddings_score_as_their_products(monkeypatch):
 
 
 @pytest.mark.parametrize('size', [5, 7, 33, 1000])
-def test_equal_embeddings_tie_exactly(size):
+@pytest.mark.parametrize('dim', [512, 513])
+def test_equal_embeddings_tie_exactly(size, dim):
     """Whatever order a matrix product sums in: not 0 or 100 but chance."""
-    row = torch.randn(512, generator=torch.Generator().manual_seed(0))
-    rows = torch.nn.functional.normalize(row, dim=0).expand(size, 512).clone()
+    row = torch.randn(dim, generator=torch.Generator().manual_seed(0))
+    rows = torch.nn.functional.normalize(row, dim=0).expand(size, dim).clone()
     result = evaluate_embeddings(rows, rows.clone(), torch.arange(size))
     for direction in ('t2v', 'v2t'):
         assert result[f'{direction}/R@1'] == pytest.approx(100 / size)

@@ -73,7 +73,7 @@ def train_clip(path: Path, steps: int, seed: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('root', nargs='?', default='data/moving_shapes')
-    parser.add_argument('--clip-steps', type=int, default=500,
+    parser.add_argument('--clip-steps', type=int, default=200,
                         help='training steps of the small CLIP')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()

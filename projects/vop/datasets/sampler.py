@@ -17,4 +17,6 @@ class ReproducibleSampler(DefaultSampler):
     def set_epoch(self, epoch: int) -> None:
         """Called by MMEngine's ``DistSamplerSeedHook`` before each epoch."""
         super().set_epoch(epoch)
-        self.dataset.set_epoch(epoch, self.seed)
+        # A ConcatDataset passes it on to its parts.
+        for dataset in getattr(self.dataset, 'datasets', [self.dataset]):
+            dataset.set_epoch(epoch, self.seed)

@@ -3,7 +3,7 @@ import json
 import os.path as osp
 import random
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Dict, List, Optional
 
@@ -185,10 +185,13 @@ class VideoTextDataset(BaseActionDataset):
 
     def __getitem__(self, idx: int) -> dict:
         """Read an item; see the class."""
+        with self._randomness(idx):
+            return super().__getitem__(idx)
+
+    def _randomness(self, idx: int):
         if self._clock is None or self.test_mode:
-            return super().__getitem__(idx)
-        with _seeded(*self._clock.tolist(), idx):
-            return super().__getitem__(idx)
+            return nullcontext()
+        return _seeded(*self._clock.tolist(), idx)
 
     def prepare_data(self, idx: int) -> Optional[dict]:
         """Run the pipeline on an item.
@@ -201,7 +204,10 @@ class VideoTextDataset(BaseActionDataset):
         if self._bad[number]:
             return self._none_if_any_left(None)
         try:
-            return self.pipeline(item)
+            # On its own, so that the choice of another item in place of a
+            # bad one does not depend on how far the bad one got.
+            with self._randomness(idx):
+                return self.pipeline(item)
         except Exception as error:
             message = (f"{item['filename']} cannot be read "
                        f'({type(error).__name__}: {error}).')

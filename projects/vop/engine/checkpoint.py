@@ -1,6 +1,5 @@
 """Opening checkpoint files without running code from them."""
 import os.path as osp
-import pickle
 import re
 from typing import Any
 
@@ -32,7 +31,7 @@ def load_safely(filename: str, map_location: Any = None) -> dict:
     try:
         return torch.load(
             filename, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # a damaged file can raise nearly anything
         # torch wraps the reason into advice to load the file unsafely.
         reason = re.search('Unsupported[^.]*?GLOBAL (\\S+)', str(error))
         raise ValueError(

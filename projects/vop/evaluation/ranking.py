@@ -112,6 +112,8 @@ def evaluate_similarity(
         ValueError: If shapes or indices do not fit, or a score is NaN.
     """
     similarity = torch.as_tensor(similarity)
+    if not similarity.is_floating_point():
+        similarity = similarity.double()
     if similarity.dim() != 2 or 0 in similarity.shape:
         raise ValueError('similarity must be a matrix [texts x videos], got '
                          f'{list(similarity.shape)}.')
@@ -129,14 +131,17 @@ def evaluate_similarity(
         raise ValueError(f'video_of_text has shape '
                          f'{list(video_of_text.shape)}, but there are {texts} '
                          'texts.')
+    if video_of_text.is_floating_point():
+        raise ValueError('video_of_text must hold whole numbers, got '
+                         f'{video_of_text.dtype}.')
     if not (0 <= video_of_text.min() and video_of_text.max() < videos):
         raise ValueError(f'video_of_text names videos {video_of_text.min()} '
                          f'to {video_of_text.max()}, but there are only '
                          f'0 to {videos - 1}.')
-    for start in range(0, texts, CHUNK):
-        nan = similarity[start:start + CHUNK].isnan().any(0).nonzero()
-        if len(nan):
-            raise ValueError(f'The scores of video {int(nan[0])} are NaN.')
+    nan = sum(rows.isnan().any(0) for rows in similarity.split(CHUNK))
+    if nan.any():
+        raise ValueError(
+            f'The scores of video {int(nan.nonzero()[0])} are NaN.')
     return rank_both_ways(lambda rows: similarity[rows],
                           lambda rows: similarity.T[rows],
                           video_of_text.to(similarity.device), videos, topk)

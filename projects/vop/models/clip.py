@@ -156,23 +156,23 @@ def _check_towers(towers: CLIPTowers) -> None:
 
 def _load_weights(model: nn.Module, name: str, path: str) -> None:
     """Load a weights file into a freshly made model."""
-    if _is_jit_archive(path):
-        # OpenAI's archive: weights in half precision and three integers.
-        state = torch.jit.load(path, map_location='cpu').state_dict()
-        state = {k: v for k, v in state.items()
-                 if v.dim() or k == 'logit_scale'}
-        state = convert_to_custom_text_state_dict(state)
-        gelu = model.visual.transformer.resblocks[0].mlp.gelu
-        if not isinstance(gelu, QuickGELU):
-            raise ValueError(
-                f"{path} is an archive of OpenAI's, whose models were trained "
-                f"with QuickGELU, but {name} has GELU. Set "
-                f"name='{name}-quickgelu'.")
-        load = model.load_state_dict
-    else:
-        state, load = path, lambda file: open_clip.load_checkpoint(model, file)
+    jit = _is_jit_archive(path)
+    gelu = model.visual.transformer.resblocks[0].mlp.gelu
+    if jit and not isinstance(gelu, QuickGELU):
+        fix = (f'Set "quick_gelu": true in {name}.' if name.endswith('.json')
+               else f"Set name='{name}-quickgelu'.")
+        raise ValueError(
+            f"{path} is an archive of OpenAI's, whose models were trained with "
+            f'QuickGELU, but {name} has GELU. {fix}')
     try:
-        load(state)
+        if jit:
+            # Weights in half precision, and three integers.
+            state = torch.jit.load(path, map_location='cpu').state_dict()
+            state = {k: v for k, v in state.items()
+                     if v.dim() or k == 'logit_scale'}
+            model.load_state_dict(convert_to_custom_text_state_dict(state))
+        else:
+            open_clip.load_checkpoint(model, path)
     except Exception as error:
         raise ValueError(
             f'{path} does not hold weights of {name}: {error}') from error
