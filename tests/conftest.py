@@ -1,14 +1,16 @@
 """Shared by all tests: a small CLIP, and real videos."""
 import json
+import logging
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
+from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
 
 import projects.vop  # noqa: F401
-from mmengine.registry import init_default_scope
 
 torch.set_num_threads(2)
 
@@ -45,27 +47,33 @@ def shared_data() -> Path:
     return SHARED
 
 
-def write_video(path: Path, frames: np.ndarray, fps: int = 8) -> None:
-    """Write uint8 RGB frames [f x h x w x 3] as an H.264 mp4."""
-    with av.open(str(path), 'w') as container:
-        stream = container.add_stream('libx264', rate=fps)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = 'yuv420p'
-        for frame in frames:
-            frame = av.VideoFrame.from_ndarray(frame, format='rgb24')
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+@pytest.fixture(scope='session')
+def write_video():
+    """Writes an H.264 video of noise, the same each time."""
+
+    def write(path, num_frames, height=50, width=50, **options) -> None:
+        noise = np.random.default_rng(0).integers(
+            0, 255, (num_frames, height, width, 3), dtype=np.uint8)
+        with av.open(str(path), 'w', options=options) as container:
+            stream = container.add_stream('libx264', rate=8)
+            stream.height, stream.width = height, width
+            stream.pix_fmt = 'yuv420p'
+            for frame in noise:
+                frame = av.VideoFrame.from_ndarray(frame, format='rgb24')
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+
+    return write
 
 
 @pytest.fixture(scope='session')
-def video_folder(tmp_path_factory) -> Path:
-    """Folder with five noise videos of 20 frames, ``0.mp4`` to ``4.mp4``,
-    and ``train.json`` and ``test.json`` with two and three captions each."""
+def video_folder(tmp_path_factory, write_video) -> Path:
+    """Folder with five videos of 20 frames, ``0.mp4`` to ``4.mp4``, and
+    ``train.json`` and ``test.json`` with two and three captions each."""
     folder = tmp_path_factory.mktemp('videos')
-    rng = np.random.default_rng(0)
     for number in range(5):
-        write_video(folder / f'{number}.mp4',
-                    rng.integers(0, 255, (20, 48, 64, 3), dtype=np.uint8))
+        # Of several sizes, so that the videos differ.
+        write_video(folder / f'{number}.mp4', 20, 48, 64 + 16 * number)
     for split, captions in dict(train=2, test=3).items():
         (folder / f'{split}.json').write_text(
             json.dumps({
@@ -74,3 +82,15 @@ def video_folder(tmp_path_factory) -> Path:
                 for number in range(5)
             }))
     return folder
+
+
+@pytest.fixture
+def logged_warnings():
+    """Messages of the warnings that MMEngine's logger gets."""
+    messages = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)

@@ -20,7 +20,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp('moving_shapes')
-    write_moving_shapes(folder, train_copies=1)
+    write_moving_shapes(folder)
     return folder
 
 
@@ -100,13 +100,13 @@ def test_frames_sampled_for_testing_are_the_same_too(root):
 
 
 def test_it_is_drawn_from_the_seed(root, tmp_path):
-    write_moving_shapes(tmp_path / 'again', train_copies=1)
+    write_moving_shapes(tmp_path / 'again')
     for split in ('train', 'test'):
         assert captions_of(root, split) == captions_of(
             tmp_path / 'again', split)
     name = next(iter(captions_of(root, 'test')))
     assert np.array_equal(decode(root, name), decode(tmp_path / 'again', name))
-    write_moving_shapes(tmp_path / 'other', train_copies=1, seed=1)
+    write_moving_shapes(tmp_path / 'other', seed=1)
     assert not np.array_equal(
         decode(root, name), decode(tmp_path / 'other', name))
 
@@ -114,7 +114,7 @@ def test_it_is_drawn_from_the_seed(root, tmp_path):
 def test_a_complete_folder_is_left_alone(root):
     video = next((root / 'videos').iterdir())
     before = video.stat().st_mtime_ns
-    write_moving_shapes(root, train_copies=1)
+    write_moving_shapes(root)
     assert video.stat().st_mtime_ns == before
 
 

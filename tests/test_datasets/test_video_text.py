@@ -1,14 +1,11 @@
 """Annotation files, items, bad videos, and items that can be repeated."""
 import json
-import logging
 import random
 
-import av
 import numpy as np
 import pytest
 import torch
 from mmengine.dataset import pseudo_collate
-from mmengine.logging import MMLogger
 from torch.utils.data import DataLoader
 
 from projects.vop.datasets import VideoReadError, read_captions
@@ -69,18 +66,6 @@ def video_of(item):
     return item['data_samples'].video_id
 
 
-def write_video(path, num_frames, height=50, width=50, **options):
-    noise = np.random.default_rng(0).integers(
-        0, 255, (num_frames, height, width, 3), dtype=np.uint8)
-    with av.open(str(path), 'w', options=options) as container:
-        stream = container.add_stream('libx264', rate=8)
-        stream.height, stream.width = height, width
-        for frame in noise:
-            container.mux(
-                stream.encode(av.VideoFrame.from_ndarray(frame, 'rgb24')))
-        container.mux(stream.encode())
-
-
 @pytest.fixture
 def bad_folder(tmp_path, video_folder):
     """Videos 0 to 3, of which 1 is garbage, with two captions each."""
@@ -94,24 +79,18 @@ def bad_folder(tmp_path, video_folder):
     return tmp_path
 
 
-def write_broken_video(path):
-    """A video that can be opened, and whose frames cannot be decoded."""
-    write_video(path, 20, movflags='faststart')
-    content = bytearray(path.read_bytes())
-    frames = content.index(b'mdat') + 3000
-    content[frames:] = b'\xff' * (len(content) - frames)
-    path.write_bytes(content)
-
-
 @pytest.fixture
-def logged_warnings():
-    messages = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: messages.append(record.getMessage())
-    logger = MMLogger.get_current_instance()
-    logger.addHandler(handler)
-    yield messages
-    logger.removeHandler(handler)
+def write_broken_video(write_video):
+    """Writes a video that can be opened but not decoded to its end."""
+
+    def write(path):
+        write_video(path, 20, movflags='faststart')
+        content = bytearray(path.read_bytes())
+        frames = content.index(b'mdat') + 3000
+        content[frames:] = b'\xff' * (len(content) - frames)
+        path.write_bytes(content)
+
+    return write
 
 
 # Annotation files
@@ -190,8 +169,8 @@ def test_names_without_an_extension_are_mp4(video_folder, tmp_path):
 @pytest.mark.parametrize('num_frames, height, width', [(1, 50, 50),
                                                        (4, 50, 50),
                                                        (20, 48, 130)])
-def test_short_and_small_videos(tmp_path, num_frames, height, width,
-                                test_mode):
+def test_short_and_small_videos(tmp_path, write_video, num_frames, height,
+                                width, test_mode):
     write_video(tmp_path / 'v.mp4', num_frames, height, width)
     dataset = build(tmp_path, {'v.mp4': ['x']}, test_mode, size=224, frames=12)
     frames = frames_of(dataset[0])
@@ -397,7 +376,8 @@ def test_pairs_of_a_video_differ(dataset, items):
 
 
 @pytest.mark.parametrize('garbage', [False, True])
-def test_what_takes_a_bad_videos_place_can_be_repeated(bad_folder, garbage):
+def test_what_takes_a_bad_videos_place_can_be_repeated(
+        bad_folder, write_broken_video, garbage):
     """It does not matter whether the video is already known as bad."""
     if not garbage:
         write_broken_video(bad_folder / '1.mp4')

@@ -1,6 +1,5 @@
 """Opening CLIPs, and saying no clearly."""
 import json
-import logging
 import zipfile
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import open_clip
 import pytest
 import safetensors.torch
 import torch
-from mmengine.logging import MMLogger
 from torch import nn
 
 from projects.vop.models import open_towers
@@ -33,17 +31,6 @@ def write_config(config, tmp_path):
         return str(path)
 
     return write
-
-
-@pytest.fixture
-def logged_warnings():
-    messages = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: messages.append(record.getMessage())
-    logger = MMLogger.get_current_instance()
-    logger.addHandler(handler)
-    yield messages
-    logger.removeHandler(handler)
 
 
 def captions():

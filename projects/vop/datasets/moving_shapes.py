@@ -139,9 +139,12 @@ def scenes() -> List[Scene]:
     ]
 
 
-def write_moving_shapes(root: str, train_copies: int = 8,
-                        seed: int = 0) -> None:
-    """Write the data set.
+def write_moving_shapes(root: str, seed: int = 0) -> None:
+    """Write the data set: of each scene and its reverse, one training clip
+    and one test clip, at other places and sizes.
+
+    With one training clip a caption, no batch holds two clips of the same
+    caption, which the contrastive loss would push apart.
 
     Writes ``videos/*.mp4``, ``train.json`` and ``test.json`` in MMAction2's
     ``VideoTextDataset`` format. A folder that is complete and of the same
@@ -149,24 +152,21 @@ def write_moving_shapes(root: str, train_copies: int = 8,
 
     Args:
         root (str): Folder to write to.
-        train_copies (int): Training clips of each of the 48 scenes, each with
-            its reverse, at other places and sizes; one more is the test clip.
-            Defaults to 8.
         seed (int): Seed of all that is random. Defaults to 0.
     """
     root = Path(root)
-    settings = dict(train_copies=train_copies, seed=seed, version=1)
+    settings = dict(seed=seed, version=1)
     done = root / 'settings.json'
     if done.is_file() and json.loads(done.read_text()) == settings:
         return
     (root / 'videos').mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    for split, copies in dict(train=train_copies, test=1).items():
+    for split in ('train', 'test'):
         captions = {}
-        for scene, copy in itertools.product(scenes(), range(copies)):
+        for scene in scenes():
             frames = draw_clip(scene, rng)
             for way, clip in ((scene, frames), (scene.reverse, frames[::-1])):
-                name = f"{split}_{'_'.join(way)}_{copy}.mp4"
+                name = f"{split}_{'_'.join(way)}.mp4"
                 write_clip(root / 'videos' / name, clip)
                 captions[name] = [way.caption]
         (root / f'{split}.json').write_text(json.dumps(captions, indent=1))
