@@ -7,7 +7,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from projects.vop.engine import use_gloo_without_gpu
+from projects.vop.engine import check_fit, use_gloo_without_gpu
 
 
 def parse_args() -> argparse.Namespace:
@@ -73,6 +73,8 @@ def main() -> None:
     use_gloo_without_gpu(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else \
         Runner.from_cfg(cfg)
+    if cfg.load_from is not None and osp.isfile(cfg.load_from):
+        check_fit(runner.model, cfg.load_from)
     runner.test()
 
 

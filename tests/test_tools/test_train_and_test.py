@@ -231,6 +231,14 @@ def test_a_checkpoint_of_another_clip_is_refused(trained, config):
     assert '/clip.pt)' in output and '/other_clip.pt)' in output
 
 
+def test_a_checkpoint_of_another_method_is_refused(trained, config):
+    output = run(
+        sys.executable, 'tools/test.py', config('vop_p'),
+        str(trained / f'epoch_{EPOCHS}.pth'), ok=False)
+    assert f'epoch_{EPOCHS}.pth does not fit the config' in output
+    assert 'it lacks visual.prompts.1.tokens' in output
+
+
 def test_amp_without_a_gpu_says_why_not(config, tmp_path):
     if torch.cuda.is_available():
         pytest.skip('there is a GPU')

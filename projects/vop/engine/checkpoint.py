@@ -4,7 +4,9 @@ import re
 from typing import Any
 
 import torch
+from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader
+from torch import nn
 
 
 @CheckpointLoader.register_scheme(prefixes='', force=True)
@@ -43,3 +45,33 @@ def load_safely(filename: str, map_location: Any = None) -> dict:
 
 # MMEngine logs which backend loads a file, by the name behind 'load_from_'.
 load_safely.__name__ = 'load_from_local'
+
+
+def check_fit(model: nn.Module, filename: str) -> None:
+    """Refuse a checkpoint that does not hold just what a model has.
+
+    MMEngine loads what fits and logs the rest: a test with the wrong config
+    would go on with prompts that were never trained.
+
+    Args:
+        model (nn.Module): The model, or its distributed wrapper.
+        filename (str): Path of the checkpoint.
+
+    Raises:
+        ValueError: If weights are missing or unknown; the message names them.
+    """
+    if is_model_wrapper(model):
+        model = model.module
+    checkpoint = load_safely(filename, map_location='cpu')
+    theirs = set(checkpoint.get('state_dict', checkpoint))
+    ours = set(model.state_dict())
+    faults = [
+        f"{what} {', '.join(sorted(names)[:4])}"
+        f"{', ...' if len(names) > 4 else ''}"
+        for what, names in (('it lacks', ours - theirs),
+                            ('the model has no', theirs - ours)) if names
+    ]
+    if faults:
+        raise ValueError(f"{filename} does not fit the config: "
+                         f"{'; '.join(faults)}. Was it trained with another "
+                         'one?')

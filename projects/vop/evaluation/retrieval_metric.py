@@ -1,5 +1,5 @@
 """The metric that MMEngine's loops call."""
-from typing import Dict, List, Sequence
+from typing import Dict, List, Optional, Sequence
 
 import torch
 from mmengine.evaluator import BaseMetric
@@ -25,10 +25,12 @@ class RetrievalMetric(BaseMetric):
             ``t2v/R@1`` to ``v2t/MnR``.
     """
 
+    default_prefix = ''  # the keys say t2v and v2t themselves
+
     def __init__(self,
                  topk: Sequence[int] = (1, 5, 10),
                  collect_device: str = 'cpu',
-                 prefix: str = None) -> None:
+                 prefix: Optional[str] = None) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
         self.topk = tuple(topk)
 
