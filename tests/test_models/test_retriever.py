@@ -1,5 +1,4 @@
 """The model as a whole: embeddings, loss, training step, parameters."""
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,14 +6,12 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-import torch.nn.functional as F
 from mmaction.structures import ActionDataSample
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 
 import reference
-from projects.vop.models import CLIPTowers, TextEncoder, VideoEncoder
-from projects.vop.models import losses, open_towers
+from projects.vop.models import CLIPTowers, open_towers
 from projects.vop.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -45,11 +45,10 @@ def concatenating(encoder: VideoEncoder, frames: Tensor) -> Tensor:
             x = block(x.flatten(0, 1)).unflatten(0, (b, f))
             x = torch.cat([x[:, :, :1], x[:, :, 1 + p:]], dim=2)
         else:
-            x = block(
-                torch.cat([x[:, :, 0], prompts[:, 0], x[:, :, 1:].flatten(1, 2)],
-                          dim=1))
-            x = torch.cat([x[:, :f, None], x[:, f + p:].unflatten(1, (f, -1))],
-                          dim=2)
+            patches = x[:, :, 1:].flatten(1, 2)
+            x = block(torch.cat([x[:, :, 0], prompts[:, 0], patches], dim=1))
+            patches = x[:, f + p:].unflatten(1, (f, -1))
+            x = torch.cat([x[:, :f, None], patches], dim=2)
     return clip.ln_post(x[:, :, 0]) @ clip.proj
 
 

@@ -44,9 +44,11 @@ def train_clip(path: Path, steps: int, seed: int) -> None:
     model = open_clip.create_model(Path(MODEL).stem, force_custom_text=True)
     pictures, captions = zip(*still_captions())
     tokens = open_clip.get_tokenizer(Path(MODEL).stem)(list(captions))
-    tokens = tokens[:, :int(tokens.argmax(-1).max()) + 1]
-    model.text.attn_mask = model.text.attn_mask[:tokens.shape[1], :tokens.
-                                                shape[1]]
+    # Captions are short, and the text tower is causal: what stands behind the
+    # longest one need not be computed.
+    length = int(tokens.argmax(-1).max()) + 1
+    tokens = tokens[:, :length]
+    model.text.attn_mask = model.text.attn_mask[:length, :length]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3,
                                   weight_decay=.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(

@@ -162,8 +162,8 @@ def _load_weights(model: nn.Module, name: str, path: str) -> None:
         fix = (f'Set "quick_gelu": true in {name}.' if name.endswith('.json')
                else f"Set name='{name}-quickgelu'.")
         raise ValueError(
-            f"{path} is an archive of OpenAI's, whose models were trained with "
-            f'QuickGELU, but {name} has GELU. {fix}')
+            f"{path} is an archive of OpenAI's, whose models were trained "
+            f'with QuickGELU, but {name} has GELU. {fix}')
     try:
         if jit:
             # Weights in half precision, and three integers.

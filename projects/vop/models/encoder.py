@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..registry import MODELS
 from .blocks import prompted_block
-from .prompts import Prompt, Tower
+from .prompts import Tower
 
 
 class PromptedEncoder(nn.Module):
