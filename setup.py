@@ -22,8 +22,8 @@ setup(
     install_requires=[
         'torch>=2.2',
         'torchvision',
-        'open_clip_torch>=3.0',
-        'mmengine>=0.10.4,<1.0',
+        'open_clip_torch>=3.3',
+        'mmengine>=0.10.7,<1.0',
         'mmaction2>=1.2,<1.3',
         'importlib_metadata',  # MMAction2 1.2.0 needs it without saying so
         'decord>=0.6',

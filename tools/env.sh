@@ -5,7 +5,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ -z "${VIRTUAL_ENV:-}" ] && [ "${CONDA_DEFAULT_ENV:-base}" = base ]; then
     if [ ! -x .venv/bin/python ]; then
         echo 'Making a Python environment in .venv ...'
-        "${PYTHON:-python3}" -m venv .venv
+        "${PYTHON:-python3}" -m venv .venv || { rm -rf .venv; exit 1; }
     fi
     . .venv/bin/activate
 fi

@@ -6,6 +6,7 @@ half of them; one that sees the order of frames can.
 """
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -44,7 +45,7 @@ def run(log: Path, *command: str) -> None:
 
 
 def last_metrics(work_dir: Path) -> dict:
-    """What the last evaluation in a work dir wrote."""
+    """What the last evaluation of a run wrote."""
     metrics = None
     files = sorted(work_dir.rglob('*.json'), key=lambda f: f.stat().st_mtime)
     for path in files:
@@ -68,6 +69,7 @@ def train_and_test(method: str, root: Path, options: list) -> str:
     config, work_dir = f'configs/moving_shapes/{method}.py', root / method
     start = time.time()
     print(f'{METHODS[method]} ...', end=' ', flush=True)
+    shutil.rmtree(work_dir, ignore_errors=True)  # of an earlier quickstart
     tool = 'tools/test.py' if method == 'zero_shot' else 'tools/train.py'
     run(work_dir / 'log.txt', tool, config, '--work-dir', str(work_dir),
         *options)

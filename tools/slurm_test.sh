@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Test with Slurm: slurm_test.sh PARTITION JOB CONFIG CKPT [arguments of test.py]
+# Test with Slurm: slurm_test.sh PARTITION JOB CONFIG [CKPT] [arguments]
 # GPUS (8 in all), GPUS_PER_NODE (8), CPUS_PER_TASK (8) and SRUN_ARGS change it.
 set -euo pipefail
-if [ $# -lt 4 ]; then
-    echo "usage: $0 PARTITION JOB_NAME CONFIG CHECKPOINT" \
+if [ $# -lt 3 ]; then
+    echo "usage: $0 PARTITION JOB_NAME CONFIG [CHECKPOINT]" \
         "[arguments of test.py]" >&2
     exit 2
 fi
@@ -16,4 +16,4 @@ PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" \
     --ntasks="$GPUS" --ntasks-per-node="$GPUS_PER_NODE" \
     --cpus-per-task="${CPUS_PER_TASK:-8}" --kill-on-bad-exit=1 \
     ${SRUN_ARGS:-} \
-    python -u "$ROOT/tools/test.py" "$3" "$4" --launcher slurm "${@:5}"
+    python -u "$ROOT/tools/test.py" "$3" "${@:4}" --launcher slurm

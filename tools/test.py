@@ -48,6 +48,9 @@ def parse_args() -> argparse.Namespace:
 def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     """Carry the command line over into the config."""
     cfg.launcher = args.launcher
+    # Testing exchanges no gradients, and DistributedDataParallel refuses a
+    # model that has none to exchange, such as zero-shot CLIP.
+    cfg.model_wrapper_cfg = dict(type='vop.Unwrapped')
     cfg.load_from = args.checkpoint
     if args.work_dir:
         cfg.work_dir = args.work_dir

@@ -13,8 +13,9 @@ import numpy as np
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.utils import apply_to
 
-# Logs are smoothed over 10 steps; keeping more than that would only make a
-# checkpoint of half a megabyte grow by megabytes in a long training.
+# Logs are smoothed over some 20 steps; keeping all would make a checkpoint of
+# half a megabyte grow by megabytes in a long training. An average over the
+# whole run (window_size='global') covers so many steps after a resumption.
 HISTORY_KEPT = 1000
 
 

@@ -7,17 +7,22 @@ touching MMAction2's own classes of the same name.
 from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS
 from mmengine.registry import DATASETS as ROOT_DATASETS
 from mmengine.registry import METRICS as ROOT_METRICS
+from mmengine.registry import MODEL_WRAPPERS as ROOT_MODEL_WRAPPERS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import Registry
 
 
-def _child(name: str, parent: Registry, room: str) -> Registry:
+def _child(name: str, parent: Registry, subpackage: str) -> Registry:
     return Registry(
-        name, parent=parent, scope='vop', locations=[f'projects.vop.{room}'])
+        name,
+        parent=parent,
+        scope='vop',
+        locations=[f'projects.vop.{subpackage}'])
 
 
 MODELS = _child('vop model', ROOT_MODELS, 'models')
+MODEL_WRAPPERS = _child('vop model wrapper', ROOT_MODEL_WRAPPERS, 'engine')
 DATASETS = _child('vop dataset', ROOT_DATASETS, 'datasets')
 DATA_SAMPLERS = _child('vop data sampler', ROOT_DATA_SAMPLERS, 'datasets')
 TRANSFORMS = _child('vop transform', ROOT_TRANSFORMS, 'datasets')

@@ -19,5 +19,5 @@ def test_both_forms_compute_the_same():
     assert [row[0] for row in rows] == METHODS
     for method, difference, *ratios in rows:
         assert float(difference) < 1e-5
-        assert len(ratios) == 3
+        assert len(ratios) == 4
         assert all(re.fullmatch(r'\d+\.\d\dx', ratio) for ratio in ratios)

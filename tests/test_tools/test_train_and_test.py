@@ -1,6 +1,7 @@
 """tools/train.py and tools/test.py, run as users run them."""
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +44,7 @@ val_dataloader = dict(
                  pipeline=test_pipeline))
 test_dataloader = val_dataloader
 train_cfg = dict(max_epochs={epochs}, val_interval=1)
-default_hooks = dict(logger=dict(interval=1))
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=1))
 log_processor = dict(window_size=1)
 '''
 
@@ -105,6 +106,12 @@ def run(*command, env=None, ok=True):
     if ok:
         assert done.returncode == 0, output[-3000:]
     return output
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return str(s.getsockname()[1])
 
 
 def train(config, work_dir, *arguments, **kwargs):
@@ -205,7 +212,7 @@ def test_another_seed_changes_the_run(trained, config, tmp_path):
 
 def test_two_processes_train_and_test_as_one(trained, config, tmp_path):
     """Five test videos, which do not divide by two."""
-    env = dict(PORT='29612')
+    env = dict(PORT=free_port())
     run('tools/dist_train.sh', config('vop'), '2', '--work-dir',
         str(tmp_path / 'train'), '--cfg-options',
         'train_dataloader.batch_size=2', env=dict(env))
@@ -237,6 +244,71 @@ def test_a_checkpoint_of_another_method_is_refused(trained, config):
         str(trained / f'epoch_{EPOCHS}.pth'), ok=False)
     assert f'epoch_{EPOCHS}.pth does not fit the config' in output
     assert 'it lacks visual.prompts.1.tokens' in output
+
+
+def test_prompts_of_another_length_are_refused(trained, config):
+    output = run(
+        sys.executable, 'tools/test.py', config(),
+        str(trained / f'epoch_{EPOCHS}.pth'), '--cfg-options',
+        'model.text.prompts.0.length=4', ok=False)
+    assert 'of another shape are text.prompts.0.tokens' in output
+
+
+def test_zero_shot_is_tested_by_one_process_and_by_two(config, tmp_path):
+    path = config('zero_shot')
+    run(sys.executable, 'tools/test.py', path, '--work-dir',
+        str(tmp_path / 'one'))
+    run('tools/dist_test.sh', path, '2', '--work-dir', str(tmp_path / 'two'),
+        env=dict(PORT=free_port()))
+    one, two = (
+        json.loads(next((tmp_path / name).glob('*/*.json')).read_text())
+        for name in ('one', 'two'))
+    assert 't2v/R@1' in one
+    assert {k: v for k, v in one.items() if '2' in k} == {
+        k: v for k, v in two.items() if '2' in k}
+
+
+def test_a_checkpoint_can_be_named_to_resume(trained, config, tmp_path):
+    train(config(), tmp_path, '--no-validate', '--resume',
+          str(trained / 'epoch_2.pth'))
+    assert losses(tmp_path) == {
+        step: loss for step, loss in losses(trained).items()
+        if step > 2 * STEPS}
+
+
+@pytest.mark.parametrize('script, arguments, wanted', [
+    ('slurm_train.sh', ['part', 'job', 'c.py', '--amp'],
+     ['tools/train.py c.py --launcher slurm --amp', '--ntasks=4']),
+    ('slurm_test.sh', ['part', 'job', 'c.py', 'k.pth', '--dump', 'd.pkl'],
+     ['tools/test.py c.py k.pth --dump d.pkl --launcher slurm']),
+    ('slurm_test.sh', ['part', 'job', 'c.py'],
+     ['tools/test.py c.py --launcher slurm']),
+])
+def test_slurm_scripts(tmp_path, script, arguments, wanted):
+    """With a stand-in for ``srun`` that prints what it would start."""
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/bin/sh\necho "$@" WORLD_SIZE=$WORLD_SIZE')
+    srun.chmod(0o755)
+    done = subprocess.run([ROOT / 'tools' / script, *arguments],
+                          env=dict(
+                              os.environ,
+                              GPUS='4',
+                              PATH=f"{tmp_path}:{os.environ['PATH']}"),
+                          capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
+    for text in ('-p part --job-name=job --gres=gpu:4', *wanted):
+        assert text in done.stdout
+    if script == 'slurm_train.sh':
+        assert 'WORLD_SIZE=4' in done.stdout
+
+
+@pytest.mark.parametrize(
+    'script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh',
+               'slurm_test.sh'])
+def test_launchers_say_how_they_are_used(script):
+    output = run(f'tools/{script}', ok=False)
+    assert output.startswith('usage:')
 
 
 def test_amp_without_a_gpu_says_why_not(config, tmp_path):

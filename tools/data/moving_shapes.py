@@ -5,6 +5,7 @@ knows colours, shapes and places but nothing of motion, as the CLIP that VoP
 starts from knows pictures. What is there already is left alone.
 """
 import argparse
+import json
 import os
 from pathlib import Path
 
@@ -49,10 +50,10 @@ def train_clip(path: Path, steps: int, seed: int) -> None:
     length = int(tokens.argmax(-1).max()) + 1
     tokens = tokens[:, :length]
     model.text.attn_mask = model.text.attn_mask[:length, :length]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3,
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4,
                                   weight_decay=.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=1e-3, total_steps=steps, pct_start=.1)
+        optimizer, max_lr=5e-4, total_steps=steps, pct_start=.1)
     loss_of = open_clip.ClipLoss()
     for step in range(1, steps + 1):
         images = still_batch(pictures, model.visual.image_size[0], rng)
@@ -62,11 +63,16 @@ def train_clip(path: Path, steps: int, seed: int) -> None:
         loss.backward()
         optimizer.step()
         schedule.step()
+        right = (image @ text.T).argmax(-1) == torch.arange(len(image))
+        found = 100 * right.float().mean().item()
         if step % 50 == 0:
-            right = (image @ text.T).argmax(-1) == torch.arange(len(image))
-            print(f'step {step}/{steps}: loss {loss.item():.3f}, '
-                  f'{100 * right.float().mean():.0f} % of the stills find '
-                  'their caption')
+            print(f'step {step}/{steps}: loss {loss.item():.3f}, {found:.0f} '
+                  '% of the stills find their caption')
+    if found < 95:
+        raise SystemExit(
+            f'The small CLIP has not learnt its stills: {found:.0f} % find '
+            'their caption. Train it longer (--clip-steps) or from another '
+            '--seed.')
     # Renamed into place: a file of that name is always whole.
     torch.save(model.state_dict(), f'{path}.part')
     os.replace(f'{path}.part', path)
@@ -75,14 +81,18 @@ def train_clip(path: Path, steps: int, seed: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('root', nargs='?', default='data/moving_shapes')
-    parser.add_argument('--clip-steps', type=int, default=200,
+    parser.add_argument('--clip-steps', type=int, default=400,
                         help='training steps of the small CLIP')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     write_moving_shapes(args.root, seed=args.seed)
     path = Path(args.root) / 'clip.pt'
-    if not path.is_file():
+    settings = dict(steps=args.clip_steps, seed=args.seed)
+    done = path.with_name('clip_settings.json')
+    if not (path.is_file() and done.is_file()
+            and json.loads(done.read_text()) == settings):
         train_clip(path, args.clip_steps, args.seed)
+        done.write_text(json.dumps(settings))
     open_towers(MODEL, str(path))
     print(f'MovingShapes is in {args.root}.')
 

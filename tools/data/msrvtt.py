@@ -29,6 +29,8 @@ def read_sentences(path: Path) -> Captions:
     """Captions of each video in ``MSRVTT_data.json``."""
     try:
         data = json.loads(path.read_text(encoding='utf-8'))
+    except UnicodeDecodeError as error:
+        raise BadFile(f'{path} is not UTF-8 text: {error}.') from error
     except json.JSONDecodeError as error:
         raise BadFile(f'{path}, line {error.lineno}, column {error.colno}: '
                       f'not valid JSON ({error.msg}).') from error
@@ -152,7 +154,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         convert(args.source, args.out, args.videos)
-    except (BadFile, OSError) as error:
+    except BadFile as error:
         raise SystemExit(f'{error}\nNothing was written.') from error
 
 

@@ -40,7 +40,8 @@ test_pipeline = [
         meta_keys=('video_id', ))
 ]
 
-# The paper's 32 pairs a step in all, shared among the GPUs of the run.
+# The paper's 32 pairs a step in all, shared among the GPUs of the run (1, 2,
+# 4, 8, 16 or 32 of them, started by a launcher that sets WORLD_SIZE).
 batch_size = max(1, 32 // int('{{$WORLD_SIZE:1}}'))
 
 train_dataloader = dict(

@@ -17,6 +17,12 @@ class ReproducibleSampler(DefaultSampler):
     def set_epoch(self, epoch: int) -> None:
         """Called by MMEngine's ``DistSamplerSeedHook`` before each epoch."""
         super().set_epoch(epoch)
-        # A ConcatDataset passes it on to its parts.
-        for dataset in getattr(self.dataset, 'datasets', [self.dataset]):
+        self._tell(self.dataset, epoch)
+
+    def _tell(self, dataset, epoch: int) -> None:
+        if hasattr(dataset, 'set_epoch'):
             dataset.set_epoch(epoch, self.seed)
+        elif hasattr(dataset, 'dataset'):  # RepeatDataset and its like
+            self._tell(dataset.dataset, epoch)
+        for part in getattr(dataset, 'datasets', ()):  # ConcatDataset
+            self._tell(part, epoch)

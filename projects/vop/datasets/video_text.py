@@ -1,5 +1,6 @@
 """Videos with captions."""
 import json
+import logging
 import os.path as osp
 import random
 import re
@@ -91,9 +92,10 @@ class VideoTextDataset(BaseActionDataset):
         pipeline (list): Transforms.
         data_prefix (dict): ``video``, the folder of the videos.
         skip_bad_videos (bool): In training, go on without videos that are
-            missing or cannot be decoded: each is logged by name with the
-            number skipped so far, and other items take the place of its
-            pairs. Not possible in testing. Defaults to False.
+            missing or that the pipeline fails on: each is logged by name and
+            reason, with the number that this process has skipped so far, and
+            other items take the place of its pairs. Not possible in testing.
+            Defaults to False.
         test_mode (bool): Whether items are videos with all captions.
             Defaults to False.
 
@@ -170,11 +172,11 @@ class VideoTextDataset(BaseActionDataset):
                 ('' if self.test_mode else
                  ' To train without them, set skip_bad_videos=True.'))
         self._bad[missing] = True
-        print_log(f'{message} They are skipped.', 'current', level=30)
+        print_log(f'{message} They are skipped.', 'current', logging.WARNING)
 
     @property
     def skipped_videos(self) -> List[str]:
-        """Paths of the videos skipped so far, by all workers."""
+        """Paths of the videos that this process and its workers skipped."""
         return [self._videos[i] for i in self._bad.nonzero().flatten()]
 
     def set_epoch(self, epoch: int, seed: int) -> None:
@@ -221,7 +223,7 @@ class VideoTextDataset(BaseActionDataset):
                 f'{message} It is skipped; {int(self._bad.sum())} of '
                 f'{len(self._bad)} videos skipped so far.',
                 'current',
-                level=30)
+                level=logging.ERROR)  # which every rank shows
             return self._none_if_any_left(error)
 
     def _none_if_any_left(self, error: Optional[Exception]) -> None:

@@ -35,7 +35,8 @@ def load_safely(filename: str, map_location: Any = None) -> dict:
             filename, map_location=map_location, weights_only=True)
     except Exception as error:  # a damaged file can raise nearly anything
         # torch wraps the reason into advice to load the file unsafely.
-        reason = re.search('Unsupported[^.]*?GLOBAL (\\S+)', str(error))
+        reason = re.search(r'nsupported (?:global: GLOBAL|GLOBAL|class) (\S+)',
+                           str(error))
         raise ValueError(
             f'{filename} is not a checkpoint that can be opened safely: ' +
             (f'it would call {reason[1]}, and only tensors and plain data are '
@@ -45,6 +46,15 @@ def load_safely(filename: str, map_location: Any = None) -> dict:
 
 # MMEngine logs which backend loads a file, by the name behind 'load_from_'.
 load_safely.__name__ = 'load_from_local'
+
+
+def _shapes(state_dict: dict) -> dict:
+    # What identifies the CLIP is compared when the state is loaded.
+    return {
+        name: tuple(value.shape)
+        for name, value in state_dict.items()
+        if not name.endswith('_extra_state')
+    }
 
 
 def check_fit(model: nn.Module, filename: str) -> None:
@@ -58,18 +68,23 @@ def check_fit(model: nn.Module, filename: str) -> None:
         filename (str): Path of the checkpoint.
 
     Raises:
-        ValueError: If weights are missing or unknown; the message names them.
+        ValueError: If weights are missing, unknown or of another shape; the
+            message names them.
     """
     if is_model_wrapper(model):
         model = model.module
     checkpoint = load_safely(filename, map_location='cpu')
-    theirs = set(checkpoint.get('state_dict', checkpoint))
-    ours = set(model.state_dict())
+    theirs = _shapes(checkpoint.get('state_dict', checkpoint))
+    ours = _shapes(model.state_dict())
     faults = [
         f"{what} {', '.join(sorted(names)[:4])}"
         f"{', ...' if len(names) > 4 else ''}"
-        for what, names in (('it lacks', ours - theirs),
-                            ('the model has no', theirs - ours)) if names
+        for what, names in (
+            ('it lacks', ours.keys() - theirs.keys()),
+            ('the model has no', theirs.keys() - ours.keys()),
+            ('of another shape are',
+             {k for k in ours.keys() & theirs.keys() if ours[k] != theirs[k]}))
+        if names
     ]
     if faults:
         raise ValueError(f"{filename} does not fit the config: "

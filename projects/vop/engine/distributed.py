@@ -1,9 +1,10 @@
-"""Data-parallel runs on machines without a GPU."""
-import os
-
+"""Data-parallel runs: on machines without a GPU, and of tests."""
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
+from torch import nn
+
+from ..registry import MODEL_WRAPPERS
 
 
 def use_gloo_without_gpu(cfg: Config) -> None:
@@ -26,7 +27,6 @@ def use_gloo_without_gpu(cfg: Config) -> None:
         raise ValueError(f"There is no GPU here, and launcher "
                          f"'{cfg.launcher}' needs one; on CPUs use "
                          "'pytorch' (tools/dist_train.sh).")
-    os.environ.setdefault('LOCAL_RANK', '0')
     if not dist.is_initialized():
         dist.init_process_group('gloo')
     cfg.setdefault('model_wrapper_cfg', {
@@ -34,3 +34,11 @@ def use_gloo_without_gpu(cfg: Config) -> None:
         'device_ids': None,
         'broadcast_buffers': False
     })
+
+
+@MODEL_WRAPPERS.register_module()
+class Unwrapped:
+    """A model wrapper that gives the model back as it is, for testing."""
+
+    def __new__(cls, module: nn.Module) -> nn.Module:
+        return module

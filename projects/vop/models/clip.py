@@ -5,11 +5,12 @@ import logging
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Tuple
 
 import open_clip
 import torch
 from mmengine.logging import print_log
+from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.transformer import (QuickGELU, ResidualAttentionBlock,
                                    TextTransformer, VisionTransformer)
@@ -26,11 +27,17 @@ class CLIPTowers:
         logit_scale (Tensor): The learned logarithm of the temperature's
             inverse, a scalar.
         name (str): What the CLIP was opened as, for messages.
+        mean (tuple[float, ...]): Mean of the channels that it was trained
+            with, of pixels in [0, 1]. OpenAI's where open_clip knows no
+            other.
+        std (tuple[float, ...]): Standard deviation likewise.
     """
     visual: VisionTransformer
     text: TextTransformer
     logit_scale: Tensor
     name: str
+    mean: Tuple[float, ...] = OPENAI_DATASET_MEAN
+    std: Tuple[float, ...] = OPENAI_DATASET_STD
 
 
 def open_towers(name: str = 'ViT-B-32-quickgelu',
@@ -73,9 +80,12 @@ def open_towers(name: str = 'ViT-B-32-quickgelu',
         raise ValueError(
             f"pretrained='{pretrained}' is neither a file nor a tag of "
             f"{name}. Its tags are: {', '.join(tags) or '(none)'}.")
+    trained_with = open_clip.get_pretrained_cfg(name, pretrained or '')
     towers = CLIPTowers(
         model.visual, model.text, model.logit_scale.detach(),
-        f"{name} ({pretrained or 'random weights'})")
+        f"{name} ({pretrained or 'random weights'})",
+        trained_with.get('mean') or OPENAI_DATASET_MEAN,
+        trained_with.get('std') or OPENAI_DATASET_STD)
     _check_towers(towers)
     return towers
 

@@ -16,7 +16,7 @@ class RetrievalDataPreprocessor(BaseDataPreprocessor):
 
     Args:
         mean (Sequence[float]): Mean of the channels, of pixels in [0, 1].
-            Defaults to OpenAI's, which LAION's CLIPs share.
+            Defaults to OpenAI's.
         std (Sequence[float]): Standard deviation likewise.
     """
 

@@ -54,7 +54,9 @@ class ContrastiveLoss(nn.Module):
         Returns:
             dict[str, Tensor]: ``loss_t2v`` and ``loss_v2t``, which sum to L.
         """
-        video, text = gather(video.float()), gather(text.float())
+        # At least float32: half precision is too coarse for logits.
+        dtype = torch.promote_types(video.dtype, torch.float32)
+        video, text = gather(video.to(dtype)), gather(text.to(dtype))
         with torch.autocast(video.device.type, enabled=False):
             logits = logit_scale * text @ video.T
         target = torch.arange(len(logits), device=logits.device)

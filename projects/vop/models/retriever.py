@@ -27,7 +27,8 @@ class RetrievalRecognizer(BaseModel):
         normalize_video (bool): Normalise the mean of the frame embeddings.
             The authors' released code does not. Defaults to True.
         data_preprocessor (dict): Config of the data preprocessor. Defaults to
-            ``RetrievalDataPreprocessor``.
+            ``RetrievalDataPreprocessor`` with the mean and standard deviation
+            of pixels that the CLIP was trained with.
     """
 
     def __init__(
@@ -39,8 +40,10 @@ class RetrievalRecognizer(BaseModel):
         normalize_video: bool = True,
         data_preprocessor: dict = dict(type='vop.RetrievalDataPreprocessor')
     ) -> None:
-        super().__init__(data_preprocessor=data_preprocessor)
         towers = open_towers(**clip)
+        super().__init__(
+            data_preprocessor=dict(mean=towers.mean, std=towers.std)
+            | dict(data_preprocessor))
         self.visual = MODELS.build(
             dict(type='vop.VideoEncoder', clip=towers) | dict(visual))
         self.text = MODELS.build(
@@ -109,7 +112,9 @@ class RetrievalRecognizer(BaseModel):
         if mode == 'predict':
             texts = text.split(inputs['num_texts'].tolist())
             for sample, v, t in zip(data_samples, video, texts):
-                sample.video_feature, sample.text_feature = v, t
+                # Copies, lest each sample hold on to the whole batch.
+                sample.video_feature = v.clone()
+                sample.text_feature = t.clone()
             return data_samples
         raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', got "
                          f'{mode!r}.')

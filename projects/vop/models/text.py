@@ -63,10 +63,19 @@ class TextEncoder(PromptedEncoder):
             length of the longest caption; and the slot of each [EOT], of
             shape [n]. What stands behind an [EOT] cannot reach it under the
             causal mask, so cutting the batch there changes nothing.
+
+        Raises:
+            ValueError: If a caption has no [EOT] where the CLIP looks for
+                its id.
         """
         clip = self.backbone
         if clip.pool_type == 'eos':
-            end = (tokens == clip.eos_id).int().argmax(-1)
+            is_end = tokens == clip.eos_id
+            if not is_end.any(-1).all():
+                raise ValueError(
+                    f'A caption has no [EOT] token ({clip.eos_id}). Was it '
+                    f'tokenised for another CLIP than {self.clip_name}?')
+            end = is_end.int().argmax(-1)
         else:  # [EOT] has the highest id
             end = tokens.argmax(-1)
         close = tokens.gather(1, end[:, None])
@@ -99,7 +108,7 @@ class TextEncoder(PromptedEncoder):
                 prompts = [torch.cat(prompts, dim=1) + table[1:prompts_end]]
             mask = self.mask(sum(p.shape[1] for p in prompts), length,
                              x.device)
-            queries = x
+            queries = None
             if layer == self.tower.layers:  # only [EOT] is read from it
                 queries, mask = x[rows, end, None], mask[end][:, None, None]
             x = self.run_block(layer, x, prompts, queries=queries, mask=mask)

@@ -109,13 +109,14 @@ class VideoEncoder(PromptedEncoder):
             if layer == 1:
                 prompts = [clip.ln_pre(tokens) for tokens in prompts]
             # Only the [CLS] tokens are read from the last layer.
-            queries = x[:, :, :1] if layer == self.tower.layers else x
+            queries = x[:, :, :1] if layer == self.tower.layers else None
             if layer <= self.tower.frame_layers:
                 x = self.run_block(layer, x, prompts, queries=queries)
             else:
                 x = self.run_block(
                     layer,
                     x.flatten(1, 2), [tokens[:, 0] for tokens in prompts],
-                    queries=queries.flatten(1, 2)).unflatten(1, (f, -1))
+                    queries=None if queries is None else
+                    queries.flatten(1, 2)).unflatten(1, (f, -1))
         x = clip.ln_post(x[:, :, 0])
         return x if clip.proj is None else x @ clip.proj
