@@ -6,8 +6,8 @@ clip = dict(
     name='configs/moving_shapes/moving-shapes-clip.json',
     pretrained='data/moving_shapes/clip.pt')
 
-# 96 training clips: 3 steps an epoch, 216 in all.
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=72, val_interval=24)
+# 96 training clips: 3 steps an epoch, 288 in all.
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=96, val_interval=24)
 default_hooks = dict(
     logger=dict(interval=3), checkpoint=dict(interval=24))
 val_cfg = dict(type='ValLoop')
