@@ -12,7 +12,7 @@ from mmengine.registry import init_default_scope
 
 import projects.vop  # noqa: F401
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the models are tiny, and threads would wait
 
 # Real videos and annotations, where the machine has them beside the checkout.
 SHARED = Path(__file__).resolve().parents[2] / 'shared' / 'data'
