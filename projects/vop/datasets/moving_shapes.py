@@ -4,8 +4,9 @@ Real mp4 clips, drawn from a seed, of one coloured shape that moves from a
 side of the picture to another; the caption says what moves from where to
 where. Every clip comes with its reverse, which has exactly the same frames
 and another caption. A model that averages independent frames embeds both
-alike, so it cannot pass R@1 = 50 % in the text-to-video direction, whatever
-it learns; one that sees order can.
+alike, so it gets 50 % in text-to-video R@1 at best, whatever it learns (some
+percent more or less, as rounding breaks the ties); one that sees order can
+pass that.
 """
 import itertools
 import json
