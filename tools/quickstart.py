@@ -109,9 +109,9 @@ def main() -> None:
     print(f"\n{'':27}{'text to video':40}video to text\n{header}\n"
           f"{'-' * len(header)}")
     print('\n'.join(rows))
-    print('\nA clip and its reverse have the same frames: a method that cannot '
-          'see their order gets about 50\nin R@1 at best, one that can see it '
-          f'up to 100. Logs and checkpoints are in {args.work_dir}.\n'
+    print('\nA clip and its reverse have the same frames: a method that '
+          'cannot see their order gets about 50\nin R@1 at best, one that can '
+          f'see it up to 100. Logs and checkpoints are in {args.work_dir}.\n'
           f'Took {time.time() - start:.0f} s.')
 
 

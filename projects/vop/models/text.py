@@ -102,12 +102,15 @@ class TextEncoder(PromptedEncoder):
             [table[:1], table[prompts_end:prompts_end + length - 1]])
         x = clip.token_embedding(tokens) + position
 
+        masks = {}
         for layer in range(1, self.tower.layers + 1):
             prompts = [p[:, 0] for p in self.prompt_tokens(layer)]
             if layer == 1 and prompts:
                 prompts = [torch.cat(prompts, dim=1) + table[1:prompts_end]]
-            mask = self.mask(sum(p.shape[1] for p in prompts), length,
-                             x.device)
+            count = sum(p.shape[1] for p in prompts)
+            if count not in masks:  # most often all layers share one
+                masks[count] = self.mask(count, length, x.device)
+            mask = masks[count]
             queries = None
             if layer == self.tower.layers:  # only [EOT] is read from it
                 queries, mask = x[rows, end, None], mask[end][:, None, None]
