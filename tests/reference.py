@@ -24,22 +24,31 @@ def position(prompt, layer, num_frames, cls):
 
 def context(prompt, layer, num_frames, cls):
     """(Sec. 3.3.2) P tokens made from the [CLS] of all frames."""
-    cmm, width = prompt.cmm, cls.shape[-1]
+    tokens = linear(prompt.fc, cmm_states(prompt.cmm, cls))
+    return [frame.reshape(-1, cls.shape[-1]) for frame in tokens]
+
+
+def linear(fc, x):
+    return x @ fc.weight.T + fc.bias
+
+
+def cmm_states(cmm, cls):
+    """What a context modelling module makes of the [CLS] of all frames."""
+    num_frames = len(cls)
     if isinstance(cmm, torch.nn.LSTM):
         states = lstm(cmm, cls, '')
         if cmm.bidirectional:
             backward = lstm(cmm, cls.flip(0), '_reverse').flip(0)
             states = torch.cat([states, backward], dim=-1)
-    else:
-        size = len(cmm.positional_embedding)
-        states = torch.stack([
-            cls[i] + cmm.positional_embedding[int(
-                (i + 0.5) / num_frames * size)] for i in range(num_frames)
-        ])
-        for block in cmm.layers:
-            states = transformer_layer(block, states)
-    tokens = states @ prompt.fc.weight.T + prompt.fc.bias
-    return [frame.reshape(-1, width) for frame in tokens]
+        return states
+    size = len(cmm.positional_embedding)
+    states = torch.stack([
+        cls[i] + cmm.positional_embedding[int((i + 0.5) / num_frames * size)]
+        for i in range(num_frames)
+    ])
+    for block in cmm.layers:
+        states = transformer_layer(block, states)
+    return states
 
 
 def lstm(module, inputs, suffix):
@@ -87,27 +96,42 @@ def prompt_tokens(encoder, layer, num_frames, cls):
     return [torch.cat(tokens) for tokens in zip(*each)]
 
 
-def run_block(block, tokens, mask=None):
-    return block(tokens[None], attn_mask=mask)[0]
+def run_block(encoder, layer, tokens, mask=None):
+    block = encoder.backbone.transformer.resblocks[layer - 1]
+    if not encoder.adapters:
+        return block(tokens[None], attn_mask=mask)[0]
+    h = block.ln_1(tokens)
+    tokens = tokens + block.attention(h[None], attn_mask=mask)[0] + sum(
+        adapt(a, layer, h) for a in encoder.adapters if a.beside == 'attn')
+    h = block.ln_2(tokens)
+    return tokens + block.mlp(h) + sum(
+        adapt(a, layer, h) for a in encoder.adapters if a.beside == 'ffn')
 
 
-def frame_layer(block, tokens, prompts):
+def adapt(adapter, layer, x):
+    """(Table 1) FC, nonlinearity, FC in parallel to a sublayer."""
+    down, _, up = adapter.layers[layer - 1]
+    return linear(up, linear(down, x).clamp(min=0))
+
+
+def frame_layer(encoder, layer, tokens, prompts):
     """(Eq. 3) One layer on the tokens [1 + M x d] of one frame."""
     if prompts is None:
-        return run_block(block, tokens)
+        return run_block(encoder, layer, tokens)
     p = len(prompts)
-    out = run_block(block, torch.cat([tokens[:1], prompts, tokens[1:]]))
+    out = run_block(encoder, layer,
+                    torch.cat([tokens[:1], prompts, tokens[1:]]))
     return torch.cat([out[:1], out[1 + p:]])
 
 
-def video_layer(block, frames, prompts):
+def video_layer(encoder, layer, frames, prompts):
     """(Sec. 3.3.3) One layer on all frames: [all CLS, prompts, patches]."""
     f, p = len(frames), 0 if prompts is None else len(prompts)
     parts = [torch.stack([frame[0] for frame in frames])]
     if p:
         parts.append(prompts)
     parts += [frame[1:] for frame in frames]
-    out = run_block(block, torch.cat(parts))
+    out = run_block(encoder, layer, torch.cat(parts))
     patches = out[f + p:].chunk(f)
     return [torch.cat([out[i:i + 1], patches[i]]) for i in range(f)]
 
@@ -115,13 +139,12 @@ def video_layer(block, frames, prompts):
 def encode_frames(encoder, video):
     """Frame embeddings [F x e] of one video [F x 3 x H x W]."""
     clip, f = encoder.backbone, len(video)
-    blocks = clip.transformer.resblocks
     tokens = []
     for frame in video:
         patches = clip.conv1(frame[None])[0].flatten(1).T
         x = torch.cat([clip.class_embedding[None], patches])
         tokens.append(clip.ln_pre(x + clip.positional_embedding))
-    for layer, block in enumerate(blocks, start=1):
+    for layer in range(1, clip.transformer.layers + 1):
         if layer == encoder.tower.frame_layers + 1:
             table = encoder.frame_positional_embedding
             tokens = [
@@ -129,15 +152,20 @@ def encode_frames(encoder, video):
                 for i, x in enumerate(tokens)
             ]
         cls = torch.stack([x[0] for x in tokens])
+        if encoder.cls_update and layer <= encoder.tower.frame_layers:
+            cls = cls + linear(encoder.cls_update.fc,
+                               cmm_states(encoder.cls_update.cmm, cls))
+            tokens = [torch.cat([c[None], x[1:]]) for c, x in zip(cls, tokens)]
         prompts = prompt_tokens(encoder, layer, f, cls)
         if layer == 1:
             prompts = [None if p is None else clip.ln_pre(p) for p in prompts]
         if layer <= encoder.tower.frame_layers:
             tokens = [
-                frame_layer(block, x, p) for x, p in zip(tokens, prompts)
+                frame_layer(encoder, layer, x, p)
+                for x, p in zip(tokens, prompts)
             ]
         else:
-            tokens = video_layer(block, tokens, prompts[0])
+            tokens = video_layer(encoder, layer, tokens, prompts[0])
     return torch.stack([clip.ln_post(x)[0] @ clip.proj for x in tokens])
 
 
@@ -153,7 +181,7 @@ def encode_caption(encoder, ids):
         end = slots - 1
     ids = ids[:slots]
     words = clip.token_embedding.weight[ids]
-    for layer, block in enumerate(clip.transformer.resblocks, start=1):
+    for layer in range(1, clip.transformer.layers + 1):
         prompts = prompt_tokens(encoder, layer, 1, None)[0]
         if prompts is None:
             prompts = words[:0]
@@ -162,6 +190,6 @@ def encode_caption(encoder, ids):
             x = x + clip.positional_embedding[:len(x)]
         n = len(x)
         mask = torch.full((n, n), float('-inf')).triu(1)
-        x = run_block(block, x, mask)
+        x = run_block(encoder, layer, x, mask)
         words = torch.cat([x[:1], x[1 + len(prompts):]])
     return clip.ln_final(words)[end] @ clip.text_projection

@@ -7,12 +7,15 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from projects.vop.engine import check_fit, use_gloo_without_gpu
+from projects.vop.engine import (check_data, check_fit, open_config,
+                                 use_gloo_without_gpu)
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        'config',
+        help='config file; configs/METHOD_DATASET.py need not be a file')
     parser.add_argument(
         'checkpoint',
         nargs='?',
@@ -72,7 +75,11 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 
 def main() -> None:
     args = parse_args()
-    cfg = merge_args(Config.fromfile(args.config), args)
+    try:
+        cfg = merge_args(open_config(args.config), args)
+        check_data(cfg, 'test')
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from error
     use_gloo_without_gpu(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else \
         Runner.from_cfg(cfg)

@@ -8,12 +8,14 @@ from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from projects.vop.engine import use_gloo_without_gpu
+from projects.vop.engine import check_data, open_config, use_gloo_without_gpu
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        'config',
+        help='config file; configs/METHOD_DATASET.py need not be a file')
     parser.add_argument(
         '--work-dir',
         help='folder of logs and checkpoints; work_dirs/CONFIG if not given')
@@ -110,10 +112,18 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 
 def main() -> None:
     args = parse_args()
-    cfg = merge_args(Config.fromfile(args.config), args)
+    try:
+        cfg = merge_args(open_config(args.config), args)
+        check_data(cfg, 'train', *([] if args.no_validate else ['val']))
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from error
     use_gloo_without_gpu(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else \
         Runner.from_cfg(cfg)
+    if not any(p.requires_grad for p in runner.model.parameters()):
+        raise SystemExit(f'Nothing trains in {args.config}: it has neither '
+                         'prompts nor adapters, and all of CLIP is frozen. '
+                         'Test it with tools/test.py.')
     runner.train()
 
 

@@ -21,6 +21,12 @@ def context(length, **kwargs):
     return dict(type='vop.ContextPrompt', length=length, **kwargs)
 
 
+def adapter(beside, **kwargs):
+    return dict(type='vop.ParallelAdapter', beside=beside, hidden=32, **kwargs)
+
+
+TUNINGS = ['full', 'bias', 'proj', 'partial']
+
 # The tiny CLIP has 3 layers.
 VISUAL = dict(
     vop=dict(prompts=[learned(8)]),
@@ -52,13 +58,32 @@ VISUAL = dict(
     only_last_layer=dict(prompts=[position(2, layers=(3, 3))]),
     all_specific=dict(prompts=[context(8)]),
     position_and_context=dict(prompts=[position(2), context(3)]),
+    cls_update=dict(
+        prompts=[learned(8)], cls_update=dict(type='vop.ContextUpdate')),
+    cls_update_transformer_temporal=dict(
+        cls_update=dict(type='vop.ContextUpdate', cmm='transformer'),
+        temporal_layers=1),
+    adapter_attn=dict(adapters=[adapter('attn')]),
+    adapter_ffn=dict(adapters=[adapter('ffn')]),
+    adapters_and_prompts=dict(
+        adapters=[adapter('attn'), adapter('ffn')],
+        prompts=[learned(4), context(4)],
+        temporal_layers=1),
+    bias_and_prompts=dict(tuning='bias', prompts=[position(4)]),
+    full_temporal=dict(tuning='full', temporal_layers=2),
+    **{tuning: dict(tuning=tuning) for tuning in TUNINGS},
 )
 TEXT = dict(
-    vop=[learned(8)],
-    two_prompts=[learned(4), learned(3)],
-    layers_2_to_3=[learned(6, layers=(2, 3))],
-    only_layer_1=[learned(8, layers=(1, 1))],
-    no_prompts=[],
+    vop=dict(prompts=[learned(8)]),
+    two_prompts=dict(prompts=[learned(4), learned(3)]),
+    layers_2_to_3=dict(prompts=[learned(6, layers=(2, 3))]),
+    only_layer_1=dict(prompts=[learned(8, layers=(1, 1))]),
+    no_prompts=dict(),
+    adapter_attn=dict(adapters=[adapter('attn')]),
+    adapters_and_prompts=dict(
+        adapters=[adapter('ffn'), adapter('attn')], prompts=[learned(8)]),
+    partial_and_prompts=dict(tuning='partial', prompts=[learned(8)]),
+    **{tuning: dict(tuning=tuning) for tuning in TUNINGS},
 )
 CAPTIONS = [
     'a man cleans a pool', 'a', '', 'a very long caption ' * 30,
@@ -83,8 +108,8 @@ def make(encoder, towers, **kwargs):
     torch.manual_seed(1)
     encoder = encoder(copy.deepcopy(towers), **kwargs)
     with torch.no_grad():
-        for parameter in encoder.parameters():
-            if parameter.requires_grad:
+        for name, parameter in encoder.named_parameters():
+            if not name.startswith('backbone'):
                 parameter.normal_(std=.3)
     return encoder
 
@@ -131,13 +156,13 @@ def test_video_encoder_equals_the_paper(towers, method, batch, frames):
 @pytest.mark.parametrize('method', TEXT)
 @pytest.mark.parametrize('captions', [CAPTIONS, CAPTIONS[:2], CAPTIONS[2:3]])
 def test_text_encoder_equals_the_paper(towers, method, captions):
-    encoder = make(TextEncoder, towers, prompts=TEXT[method])
+    encoder = make(TextEncoder, towers, **TEXT[method])
     ids = open_clip.get_tokenizer('ViT-B-32')(captions)
     ours = encoder(ids)
     theirs = torch.stack(
         [reference.encode_caption(encoder, caption) for caption in ids])
     assert_same(ours, theirs, 1e-5)
-    if TEXT[method]:
+    if any(p.requires_grad for p in encoder.parameters()):
         assert_same_gradients(
             gradients(encoder, ours), gradients(encoder, theirs))
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import projects.vop  # noqa: F401
 from projects.vop.models import CLIPTowers, VideoEncoder, open_towers
-from projects.vop.models.prompts import frame_index
+from projects.vop.models.tower import frame_index
 
 METHODS = ('vop', 'vop_p', 'vop_c', 'vop_f', 'vop_fp', 'vop_fc')
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'

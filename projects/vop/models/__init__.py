@@ -1,4 +1,6 @@
+from .adapters import ParallelAdapter
 from .clip import CLIPTowers, open_towers
+from .context import ContextUpdate
 from .data_preprocessor import RetrievalDataPreprocessor
 from .losses import ContrastiveLoss
 from .prompts import ContextPrompt, LearnedPrompt, PositionPrompt
@@ -7,7 +9,9 @@ from .text import TextEncoder
 from .vision import VideoEncoder
 
 __all__ = [
-    'CLIPTowers', 'ContextPrompt', 'ContrastiveLoss', 'LearnedPrompt',
-    'PositionPrompt', 'RetrievalDataPreprocessor', 'RetrievalRecognizer',
+    'CLIPTowers', 'ContextPrompt', 'ContextUpdate', 'ContrastiveLoss', 'LearnedPrompt',
+    'ParallelAdapter',
+    'PositionPrompt', 'RetrievalDataPreprocessor',
+    'RetrievalRecognizer',
     'TextEncoder', 'VideoEncoder', 'open_towers'
 ]

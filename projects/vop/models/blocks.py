@@ -1,17 +1,21 @@
 """One transformer block of a CLIP whose attention sees extra tokens."""
-from typing import Optional, Sequence
+from typing import Callable, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
 
+Adapter = Callable[[Tensor], Tensor]
+
 
 def prompted_block(block: ResidualAttentionBlock,
                    x: Tensor,
                    prompts: Sequence[Tensor] = (),
                    queries: Optional[Tensor] = None,
-                   mask: Optional[Tensor] = None) -> Tensor:
+                   mask: Optional[Tensor] = None,
+                   beside_attn: Sequence[Adapter] = (),
+                   beside_ffn: Sequence[Adapter] = ()) -> Tensor:
     r"""Run a block on ``x`` with prompts among the keys and values.
 
     The paper's layer reads ``[c, P, E]`` (Sec. 3.2, Eq. 3) and throws away
@@ -38,6 +42,9 @@ def prompted_block(block: ResidualAttentionBlock,
         mask (Tensor, optional): True where a query may see a key, the keys
             of the prompts first. Broadcast to [s x heads x m x (p + n)] with
             the leading dimensions of ``x`` flattened to s.
+        beside_attn (Sequence[Callable]): Adapters in parallel to the
+            self-attention, each [... x m x d] to the same shape.
+        beside_ffn (Sequence[Callable]): Adapters in parallel to the MLP.
 
     Returns:
         Tensor: The queries after the block, of the shape of ``queries``.
@@ -49,11 +56,11 @@ def prompted_block(block: ResidualAttentionBlock,
         return F.linear(block.ln_1(tokens), weight[d:], bias[d:])
 
     if queries is None:
-        queries = x
-        q, kv = F.linear(block.ln_1(x), weight, bias).split([d, 2 * d], -1)
+        queries, normed = x, block.ln_1(x)
+        q, kv = F.linear(normed, weight, bias).split([d, 2 * d], -1)
     else:
-        q = F.linear(block.ln_1(queries), weight[:d], bias[:d])
-        kv = keys_and_values(x)
+        normed = block.ln_1(queries)
+        q, kv = F.linear(normed, weight[:d], bias[:d]), keys_and_values(x)
     if prompts:
         kv = torch.cat([
             *(keys_and_values(p).expand(*x.shape[:-2], -1, -1)
@@ -69,4 +76,10 @@ def prompted_block(block: ResidualAttentionBlock,
         split_heads(q), split_heads(k), split_heads(v), attn_mask=mask)
     out = attn.out_proj(out.transpose(1, 2).reshape(queries.shape))
     x = queries + block.ls_1(out)
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
+    for adapter in beside_attn:
+        x = x + adapter(normed)
+    normed = block.ln_2(x)
+    x = x + block.ls_2(block.mlp(normed))
+    for adapter in beside_ffn:
+        x = x + adapter(normed)
+    return x

@@ -10,11 +10,12 @@ from torch.utils.checkpoint import checkpoint
 
 from ..registry import MODELS
 from .blocks import prompted_block
-from .prompts import Tower
+from .tower import Tower
+from .tuning import unfreeze
 
 
 class PromptedEncoder(nn.Module):
-    """A frozen tower of a CLIP with prompts in its layers.
+    """A tower of a CLIP with prompts and adapters in its layers.
 
     The state of an encoder is what was trained. The frozen weights are left
     out of ``state_dict`` (0.5 MB instead of 600 for VoP at ViT-B/32); in
@@ -23,22 +24,27 @@ class PromptedEncoder(nn.Module):
 
     Args:
         backbone (nn.Module): A tower as :func:`.clip.open_towers` gives it.
-            It is frozen here.
         clip_name (str): The CLIP that it comes from, for messages.
+        tower (Tower): What prompts and adapters have to know of it.
         prompts (Sequence[dict]): Configs of prompts.
-        tower (Tower): What the prompts have to know of the backbone.
+        adapters (Sequence[dict]): Configs of adapters.
+        tuning (str): Which parameters of the backbone train; see
+            :func:`.tuning.unfreeze`.
         with_cp (bool): Compute a layer again in the backward pass instead of
             keeping its activations.
     """
 
-    def __init__(self, backbone: nn.Module, clip_name: str,
-                 prompts: Sequence[dict], tower: Tower, with_cp: bool) -> None:
+    def __init__(self, backbone: nn.Module, clip_name: str, tower: Tower,
+                 prompts: Sequence[dict], adapters: Sequence[dict],
+                 tuning: str, with_cp: bool) -> None:
         super().__init__()
         self.clip_name = clip_name
-        self.backbone = backbone.requires_grad_(False)
-        self.prompts = nn.ModuleList(
-            MODELS.build(cfg, default_args=dict(tower=tower))
-            for cfg in prompts)
+        self.backbone = backbone
+        unfreeze(backbone, tuning)
+        self.prompts, self.adapters = (
+            nn.ModuleList(
+                MODELS.build(cfg, default_args=dict(tower=tower))
+                for cfg in configs) for configs in (prompts, adapters))
         self.tower = tower
         self.with_cp = with_cp
         self._register_state_dict_hook(_leave_out_frozen)
@@ -59,7 +65,15 @@ class PromptedEncoder(nn.Module):
                         self.backbone.transformer.resblocks[layer - 1])
         if self.with_cp and torch.is_grad_enabled():
             block = partial(checkpoint, block, use_reentrant=False)
-        return block(x, prompts, **kwargs)
+        beside = {'attn': [], 'ffn': []}
+        for adapter in self.adapters:
+            beside[adapter.beside].append(adapter.layers[layer - 1])
+        return block(
+            x,
+            prompts,
+            beside_attn=beside['attn'],
+            beside_ffn=beside['ffn'],
+            **kwargs)
 
     def frozen(self) -> Iterator[Tuple[str, Tensor]]:
         """Names (from this module) and values of the frozen weights."""

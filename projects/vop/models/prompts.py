@@ -4,46 +4,14 @@ A prompt answers one question: which tokens does a layer get? All of them
 share one call, ``prompt(layer, cls)``, so a method of the paper is a list of
 prompts in a config.
 """
-from dataclasses import dataclass
 from typing import Optional, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 
 from ..registry import MODELS
-
-
-@dataclass(frozen=True)
-class Tower:
-    """What a prompt has to know of the transformer it prompts.
-
-    Attributes:
-        width (int): Width of a token, d.
-        layers (int): Number of layers K, numbered 1 to K.
-        frame_layers (int, optional): Layers 1 to K_s that work within one
-            frame; the others attend over the whole video (Sec. 3.3.3). None
-            for a text tower.
-        num_frames (int, optional): Frames F of a video. None for a text
-            tower.
-    """
-    width: int
-    layers: int
-    frame_layers: Optional[int] = None
-    num_frames: Optional[int] = None
-
-
-def frame_index(num_frames: int, table_size: int) -> Tensor:
-    """Entries of a table of frame positions that a video's frames read.
-
-    A video with as many frames as the table has entries reads them in order.
-    With any other number, frame i reads the entry at the same relative
-    position, floor((i + 1/2) / num_frames * table_size).
-
-    Returns:
-        Tensor: int64, of shape [num_frames].
-    """
-    positions = torch.arange(num_frames)
-    return (2 * positions + 1) * table_size // (2 * num_frames)
+from .context import make_cmm, run_cmm
+from .tower import Tower, frame_index
 
 
 class Prompt(nn.Module):
@@ -182,61 +150,16 @@ class ContextPrompt(Prompt):
     prompts; the layer goes on with the [CLS] it had.
 
     Args:
-        cmm (str): ``'bilstm'`` (one layer, d hidden units each way),
-            ``'lstm'`` (one layer) or ``'transformer'`` (four layers and a
-            learned embedding of the frame position, without which it could
-            not tell the order of frames). Defaults to ``'bilstm'``.
+        cmm (str): ``'bilstm'``, ``'lstm'`` or ``'transformer'``; see
+            :func:`.context.make_cmm`. Defaults to ``'bilstm'``.
     """
     per_frame = True
 
     def __init__(self, *args, cmm: str = 'bilstm', **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        width = self.tower.width
-        if cmm in ('bilstm', 'lstm'):
-            self.cmm = nn.LSTM(
-                width, width, batch_first=True, bidirectional=cmm == 'bilstm')
-        elif cmm == 'transformer':
-            self.cmm = FrameTransformer(width, self.tower.num_frames)
-        else:
-            raise ValueError("ContextPrompt: cmm must be 'bilstm', 'lstm' or "
-                             f"'transformer', got {cmm!r}.")
-        self.fc = nn.Linear(width * (2 if cmm == 'bilstm' else 1),
-                            self.length * width)
+        self.cmm, width = make_cmm(cmm, self.tower)
+        self.fc = nn.Linear(width, self.length * self.tower.width)
 
     def forward(self, layer: int, cls: Tensor) -> Tensor:
-        context = self.cmm(cls)
-        if isinstance(context, tuple):  # an LSTM also returns its last state
-            context = context[0]
-        return self.fc(context).unflatten(-1, (self.length, -1))
-
-
-class FrameTransformer(nn.Module):
-    """Four pre-norm transformer layers over the frames of a video.
-
-    Args:
-        width (int): Width d; a head has 64 channels where d allows.
-        num_frames (int): Size of the table of frame positions.
-        layers (int): Number of layers. Defaults to 4.
-    """
-
-    def __init__(self, width: int, num_frames: int, layers: int = 4) -> None:
-        super().__init__()
-        self.positional_embedding = nn.Parameter(
-            torch.empty(num_frames, width).normal_(std=0.02))
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                width,
-                nhead=max(1, width // 64),
-                dim_feedforward=4 * width,
-                dropout=0.,
-                activation='gelu',
-                batch_first=True,
-                norm_first=True) for _ in range(layers))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Model the context of frames ``x`` of shape [b x f x d]."""
-        table = self.positional_embedding
-        x = x + table[frame_index(x.shape[1], len(table)).to(table.device)]
-        for layer in self.layers:
-            x = layer(x)
-        return x
+        tokens = self.fc(run_cmm(self.cmm, cls))
+        return tokens.unflatten(-1, (self.length, -1))

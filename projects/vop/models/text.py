@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ..registry import MODELS
 from .clip import CLIPTowers, open_towers
 from .encoder import PromptedEncoder
-from .prompts import Tower
+from .tower import Tower
 
 
 @MODELS.register_module()
@@ -28,6 +28,10 @@ class TextEncoder(PromptedEncoder):
         clip (dict | CLIPTowers): Towers, or the arguments of
             :func:`.clip.open_towers`.
         prompts (Sequence[dict]): Configs of prompts. Defaults to none.
+        adapters (Sequence[dict]): Configs of adapters. Defaults to none.
+        tuning (str): Which parameters of CLIP's tower train: ``'frozen'``
+            (the default), ``'full'``, ``'bias'``, ``'proj'`` or
+            ``'partial'``; see :func:`.tuning.unfreeze`.
         with_cp (bool): Trade time for memory by gradient checkpointing.
             Defaults to False.
 
@@ -38,11 +42,14 @@ class TextEncoder(PromptedEncoder):
     def __init__(self,
                  clip: Union[dict, CLIPTowers],
                  prompts: Sequence[dict] = (),
+                 adapters: Sequence[dict] = (),
+                 tuning: str = 'frozen',
                  with_cp: bool = False) -> None:
         towers = clip if isinstance(clip, CLIPTowers) else open_towers(**clip)
         transformer = towers.text.transformer
         tower = Tower(transformer.width, transformer.layers)
-        super().__init__(towers.text, towers.name, prompts, tower, with_cp)
+        super().__init__(towers.text, towers.name, tower, prompts, adapters,
+                         tuning, with_cp)
         self.first_prompts = sum(
             prompt.length for prompt in self.prompts if prompt.serves(1))
         self.slots = towers.text.context_length - self.first_prompts

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ..registry import MODELS
 from .clip import CLIPTowers, open_towers
 from .encoder import PromptedEncoder
-from .prompts import Tower, frame_index
+from .tower import Tower, frame_index
 
 
 @MODELS.register_module()
@@ -28,25 +28,35 @@ class VideoEncoder(PromptedEncoder):
         clip (dict | CLIPTowers): Towers, or the arguments of
             :func:`.clip.open_towers`.
         prompts (Sequence[dict]): Configs of prompts. Defaults to none.
+        adapters (Sequence[dict]): Configs of adapters. Defaults to none.
+        tuning (str): Which parameters of CLIP's tower train: ``'frozen'``
+            (the default), ``'full'``, ``'bias'``, ``'proj'`` or
+            ``'partial'``; see :func:`.tuning.unfreeze`.
         num_frames (int): Number F of frames that tables of positions are made
             for. A video may have another number; see
-            :func:`.prompts.frame_index`. Defaults to 12.
+            :func:`.tower.frame_index`. Defaults to 12.
         temporal_layers (int): Number K - K_s of last layers that attend over
             the whole video. Defaults to 0.
+        cls_update (dict, optional): Config of a ``ContextUpdate``, an
+            ablation of the paper. Defaults to none.
         init_std (float): Standard deviation of the normal distribution that
             the embedding of frame positions starts from. Defaults to 0.02.
         with_cp (bool): Trade time for memory by gradient checkpointing.
             Defaults to False.
 
     Raises:
-        ValueError: If ``temporal_layers`` or a prompt does not fit the tower.
+        ValueError: If ``temporal_layers``, ``cls_update`` or a prompt does
+            not fit the tower.
     """
 
     def __init__(self,
                  clip: Union[dict, CLIPTowers],
                  prompts: Sequence[dict] = (),
+                 adapters: Sequence[dict] = (),
+                 tuning: str = 'frozen',
                  num_frames: int = 12,
                  temporal_layers: int = 0,
+                 cls_update: Optional[dict] = None,
                  init_std: float = 0.02,
                  with_cp: bool = False) -> None:
         towers = clip if isinstance(clip, CLIPTowers) else open_towers(**clip)
@@ -58,7 +68,16 @@ class VideoEncoder(PromptedEncoder):
             raise ValueError(f'num_frames must be positive, got {num_frames}.')
         tower = Tower(transformer.width, transformer.layers,
                       transformer.layers - temporal_layers, num_frames)
-        super().__init__(towers.visual, towers.name, prompts, tower, with_cp)
+        if cls_update is not None and not tower.frame_layers:
+            raise ValueError('cls_update acts in layers that work within a '
+                             f'frame, but temporal_layers={temporal_layers} '
+                             'leaves none.')
+        super().__init__(towers.visual, towers.name, tower, prompts, adapters,
+                         tuning, with_cp)
+        self.cls_update: Optional[nn.Module] = None
+        if cls_update is not None:
+            self.cls_update = MODELS.build(
+                cls_update, default_args=dict(tower=tower))
         self.frame_positional_embedding: Optional[nn.Parameter] = None
         if temporal_layers:
             self.frame_positional_embedding = nn.Parameter(
@@ -105,6 +124,10 @@ class VideoEncoder(PromptedEncoder):
                 table = self.frame_positional_embedding
                 index = frame_index(f, len(table)).to(table.device)
                 x = x + table[index][:, None]
+            if self.cls_update is not None and \
+                    layer <= self.tower.frame_layers:
+                cls = self.cls_update(x[:, :, 0])
+                x = torch.cat([cls[:, :, None], x[:, :, 1:]], dim=2)
             prompts = self.prompt_tokens(layer, x[:, :, 0])
             if layer == 1:
                 prompts = [clip.ln_pre(tokens) for tokens in prompts]

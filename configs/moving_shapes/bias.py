@@ -1,0 +1,5 @@
+_base_ = ['../_base_/models/bias.py', '_base_.py']
+
+model = dict(
+    clip={{_base_.clip}},
+    visual=dict(num_frames={{_base_.num_frames}}))

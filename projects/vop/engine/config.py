@@ -1,0 +1,83 @@
+"""Opening a config, and checking it before anything is made."""
+import os.path as osp
+from pathlib import Path
+
+from mmengine.config import Config
+
+
+def open_config(path: str) -> Config:
+    """Open a config; compose it where ``METHOD_DATASET.py`` is no file.
+
+    So any method is there on any data set: ``configs/vop_fp_didemo.py`` is
+    ``configs/vop_fp_msrvtt.py`` with the data of
+    ``configs/_base_/datasets/didemo.py``.
+
+    Args:
+        path (str): Path of the config.
+
+    Returns:
+        Config: The config.
+
+    Raises:
+        FileNotFoundError: If there is no such file, and the name is not of a
+            method and a data set that are there.
+    """
+    file = Path(path)
+    if file.is_file():
+        return Config.fromfile(file)
+    base = next((parent / '_base_' / 'datasets' for parent in file.parents
+                 if (parent / '_base_' / 'datasets').is_dir()), None)
+    if base is None:
+        raise FileNotFoundError(f'There is no config {path}.')
+    datasets = sorted(data.stem for data in base.glob('*.py'))
+    methods = sorted(
+        config.stem.removesuffix('_msrvtt')
+        for config in file.parent.glob('*_msrvtt.py'))
+    for dataset in datasets:
+        method = file.stem.removesuffix(f'_{dataset}')
+        if method in methods:
+            cfg = Config.fromfile(file.with_name(f'{method}_msrvtt.py'))
+            data = Config.fromfile(base / f'{dataset}.py')
+            for key in data:
+                cfg[key] = data[key]
+            return cfg
+    raise FileNotFoundError(
+        f'There is no config {path}, and {file.stem} is not METHOD_DATASET '
+        f"with a METHOD of {file.parent}, which are {', '.join(methods)}, and "
+        f"a DATASET of {base}, which are {', '.join(datasets)}.")
+
+
+def check_data(cfg: Config, *splits: str) -> None:
+    """Say which files of a data set are missing, and what makes them.
+
+    This comes before the model is made, which can take a download.
+
+    Args:
+        cfg (Config): The config.
+        splits (str): ``'train'``, ``'val'`` or ``'test'``.
+
+    Raises:
+        FileNotFoundError: If an annotation file or the folder of the videos
+            is missing.
+    """
+    for split in splits:
+        dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset', {})
+        if dataset.get('type') != 'vop.VideoTextDataset':
+            continue
+        root = dataset.get('data_root') or ''
+        ann_file = osp.join(root, dataset.ann_file)
+        converter = Path('tools/data', f'{Path(root).name}.py')
+        if not osp.isfile(ann_file):
+            how = (f'`python {converter}` makes it; --help says from what.'
+                   if converter.is_file() else
+                   'tools/data/custom.py makes such files from a folder of '
+                   'videos and a csv.')
+            raise FileNotFoundError(
+                f'The annotation file {ann_file} of {split}_dataloader is '
+                f'missing. {how}')
+        folder = osp.join(root, dataset.get('data_prefix', {}).get(
+            'video', ''))
+        if '://' not in folder and not osp.isdir(folder):
+            raise FileNotFoundError(
+                f'The folder {folder} of the videos is missing. Put or link '
+                'the videos there, or set data_prefix.')

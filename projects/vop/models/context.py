@@ -1,0 +1,105 @@
+"""Context modelling modules (CMM) over the [CLS] tokens of a video."""
+from typing import Tuple
+
+import torch
+from torch import Tensor, nn
+
+from ..registry import MODELS
+from .tower import Tower, frame_index
+
+
+class FrameTransformer(nn.Module):
+    """Four pre-norm transformer layers over the frames of a video.
+
+    Args:
+        width (int): Width d; a head has 64 channels where d allows.
+        num_frames (int): Size of the table of frame positions.
+        layers (int): Number of layers. Defaults to 4.
+    """
+
+    def __init__(self, width: int, num_frames: int, layers: int = 4) -> None:
+        super().__init__()
+        self.positional_embedding = nn.Parameter(
+            torch.empty(num_frames, width).normal_(std=0.02))
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width,
+                nhead=max(1, width // 64),
+                dim_feedforward=4 * width,
+                dropout=0.,
+                activation='gelu',
+                batch_first=True,
+                norm_first=True) for _ in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Model frames [b x f x d]; gives the same shape."""
+        table = self.positional_embedding
+        x = x + table[frame_index(x.shape[1], len(table)).to(table.device)]
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def make_cmm(kind: str, tower: Tower) -> Tuple[nn.Module, int]:
+    """Make a CMM (Sec. 3.3.2, Table 3).
+
+    Args:
+        kind (str): ``'bilstm'`` (one layer, d hidden units each way),
+            ``'lstm'`` (one layer) or ``'transformer'`` (four layers and a
+            learned embedding of the frame position, without which it could
+            not tell the order of frames).
+        tower (Tower): The transformer whose [CLS] tokens it reads.
+
+    Returns:
+        tuple[nn.Module, int]: The CMM, for :func:`run_cmm`, and the width of
+        what it gives.
+
+    Raises:
+        ValueError: If there is no such kind.
+    """
+    d = tower.width
+    if kind == 'bilstm':
+        return nn.LSTM(d, d, batch_first=True, bidirectional=True), 2 * d
+    if kind == 'lstm':
+        return nn.LSTM(d, d, batch_first=True), d
+    if kind == 'transformer':
+        return FrameTransformer(d, tower.num_frames), d
+    raise ValueError("cmm must be 'bilstm', 'lstm' or 'transformer', got "
+                     f'{kind!r}.')
+
+
+def run_cmm(cmm: nn.Module, cls: Tensor) -> Tensor:
+    """Model the [CLS] tokens [b x f x d] of videos."""
+    states = cmm(cls)
+    # An LSTM also returns its last state.
+    return states[0] if isinstance(states, tuple) else states
+
+
+@MODELS.register_module()
+class ContextUpdate(nn.Module):
+    r"""The CMM updates the [CLS] tokens instead of making prompts (Table 4).
+
+    Before each layer that works within a frame, with CMM and FC shared by
+    all of these layers,
+
+    .. math:: c \leftarrow c + FC(CMM([c_1, ..., c_F]))
+
+    The paper compares this with ``ContextPrompt`` without saying how the
+    update enters; here it is added, and FC starts at zero, so that training
+    starts from CLIP as all other methods do.
+
+    Args:
+        tower (Tower): The transformer. An encoder passes its own.
+        cmm (str): See :func:`make_cmm`. Defaults to ``'bilstm'``.
+    """
+
+    def __init__(self, tower: Tower, cmm: str = 'bilstm') -> None:
+        super().__init__()
+        self.cmm, width = make_cmm(cmm, tower)
+        self.fc = nn.Linear(width, tower.width)
+        nn.init.zeros_(self.fc.weight)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, cls: Tensor) -> Tensor:
+        """Update the [CLS] tokens [b x f x d] of videos."""
+        return cls + self.fc(run_cmm(self.cmm, cls))

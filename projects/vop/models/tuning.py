@@ -1,0 +1,35 @@
+"""Which parameters of a CLIP's tower train: the paper's baselines."""
+from torch import nn
+
+
+def unfreeze(backbone: nn.Module, tuning: str) -> None:
+    """Let a part of a tower train, and freeze the rest.
+
+    Args:
+        backbone (nn.Module): A tower as :func:`.clip.open_towers` gives it.
+        tuning (str): What trains (the baselines of Table 1): ``'frozen'``,
+            nothing; ``'full'``, everything; ``'bias'``, all bias terms;
+            ``'proj'``, the projection into the joint space; ``'partial'``,
+            the last layer.
+
+    Raises:
+        ValueError: If there is no such word, or the tower has no such
+            parameters.
+    """
+    last = f'transformer.resblocks.{backbone.transformer.layers - 1}.'
+    trains = dict(
+        frozen=lambda name: False,
+        full=lambda name: True,
+        bias=lambda name: name.endswith('bias'),
+        proj=lambda name: name.startswith(('proj', 'text_projection')),
+        partial=lambda name: name.startswith(last))
+    if tuning not in trains:
+        raise ValueError(f"tuning must be one of {', '.join(trains)}, got "
+                         f'{tuning!r}.')
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad_(trains[tuning](name))
+    if tuning != 'frozen' and not any(p.requires_grad
+                                      for p in backbone.parameters()):
+        raise ValueError(f"tuning='{tuning}': this tower "
+                         f'({type(backbone).__name__}) has no such '
+                         'parameters.')
