@@ -76,7 +76,7 @@ def test_the_shape_is_where_the_caption_says(root):
 
 def test_frames_sampled_for_testing_are_the_same_too(root):
     """So a model that averages frames cannot pass 50 %."""
-    config = Config.fromfile(CONFIGS / '_base_/datasets/moving_shapes.py')
+    config = Config.fromfile(CONFIGS / 'moving_shapes/_data_.py')
     dataset = VideoTextDataset(
         ann_file='test.json',
         data_root=str(root),

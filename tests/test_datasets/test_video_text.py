@@ -8,7 +8,8 @@ import torch
 from mmengine.dataset import pseudo_collate
 from torch.utils.data import DataLoader
 
-from projects.vop.datasets import VideoReadError, read_captions
+from projects.vop.datasets import (Annotation, VideoReadError,
+                                   read_annotations)
 from projects.vop.registry import DATA_SAMPLERS, DATASETS
 
 
@@ -108,12 +109,27 @@ def write_broken_video(write_video):
     ('{"a.mp4": ["x", 7]}', 'caption 2 of "a.mp4"'),
     ('{"a.mp4": ["x"], "b.mp4": ["y"], "a.mp4": ["z"]}',
      '"a.mp4" stands there twice'),
+    ('{"a.mp4": {"captions": ["x"], "captions": ["y"]}}',
+     '"captions" stands there twice'),
+    ('{"a.mp4": {"start": 1}}', '"a.mp4" has no list of captions'),
+    ('{"a.mp4": {"captions": "x"}}', '"a.mp4" has no list of captions'),
+    ('{"a.mp4": {"captions": ["x", ""]}}', 'caption 2 of "a.mp4"'),
+    ('{"a.mp4": {"captions": ["x"], "stop": 3}}', 'unknown key "stop"'),
+    ('{"a.mp4": {"captions": ["x"], "start": -0.1}}', '"start" of "a.mp4" is'),
+    ('{"a.mp4": {"captions": ["x"], "start": null}}', '"start" of "a.mp4" is'),
+    ('{"a.mp4": {"captions": ["x"], "start": "1"}}', '"start" of "a.mp4" is'),
+    ('{"a.mp4": {"captions": ["x"], "end": true}}', '"end" of "a.mp4" is'),
+    ('{"a.mp4": {"captions": ["x"], "end": NaN}}', '"end" of "a.mp4" is'),
+    ('{"a.mp4": {"captions": ["x"], "end": 1e999}}', 'is Infinity'),
+    ('{"a.mp4": {"captions": ["x"], "end": 0}}', 'ends at 0 s but starts at'),
+    ('{"a.mp4": {"captions": ["x"], "start": 2, "end": 2}}',
+     'the window of "a.mp4" ends at 2 s but starts at 2 s'),
 ])
 def test_malformed_annotations_name_the_place(tmp_path, text, place):
     path = tmp_path / 'ann.json'
     path.write_text(text)
     with pytest.raises(ValueError) as error:
-        read_captions(str(path))
+        read_annotations(str(path))
     assert str(path) in str(error.value)
     assert place in str(error.value)
 
@@ -122,19 +138,33 @@ def test_annotations_that_are_not_utf8(tmp_path):
     path = tmp_path / 'ann.json'
     path.write_bytes('{"a.mp4": ["Mädchen"]}'.encode('latin-1'))
     with pytest.raises(ValueError, match='ann.json is not UTF-8'):
-        read_captions(str(path))
+        read_annotations(str(path))
 
 
 def test_missing_annotations(tmp_path):
     with pytest.raises(FileNotFoundError, match='no annotation file .*x.json'):
-        read_captions(str(tmp_path / 'x.json'))
+        read_annotations(str(tmp_path / 'x.json'))
 
 
 def test_good_annotations(tmp_path):
     captions = {'a.mp4': ['ein Mädchen', '猫'], 'b.avi': ['x']}
     path = tmp_path / 'ann.json'
     path.write_text(json.dumps(captions, ensure_ascii=False), encoding='utf-8')
-    assert read_captions(str(path)) == captions
+    assert read_annotations(str(path)) == {
+        video: Annotation(texts) for video, texts in captions.items()
+    }
+
+
+def test_annotations_with_windows(tmp_path):
+    path = tmp_path / 'ann.json'
+    path.write_text('{"a": {"captions": ["x", "y"], "start": 0, "end": 1.5},'
+                    '"b": {"captions": ["x"], "start": 2}, "c": ["x"],'
+                    '"d": {"captions": ["x"], "end": 3}}')
+    assert read_annotations(str(path)) == dict(
+        a=Annotation(['x', 'y'], 0, 1.5),
+        b=Annotation(['x'], start=2),
+        c=Annotation(['x']),
+        d=Annotation(['x'], end=3))
 
 
 # Items

@@ -1,8 +1,9 @@
 from .sampler import ReproducibleSampler
-from .transforms import CLIPTokenize
-from .video_text import VideoReadError, VideoTextDataset, read_captions
+from .transforms import CLIPTokenize, TimeWindow
+from .video_text import (Annotation, VideoReadError, VideoTextDataset,
+                         read_annotations)
 
 __all__ = [
-    'CLIPTokenize', 'ReproducibleSampler', 'VideoReadError',
-    'VideoTextDataset', 'read_captions'
+    'Annotation', 'CLIPTokenize', 'ReproducibleSampler', 'TimeWindow',
+    'VideoReadError', 'VideoTextDataset', 'read_annotations'
 ]

@@ -1,4 +1,6 @@
 """Transforms that MMAction2 does not have."""
+import math
+
 import open_clip
 import torch
 from mmcv.transforms import BaseTransform
@@ -34,3 +36,48 @@ class CLIPTokenize(BaseTransform):
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(name={self.name!r})'
+
+
+@TRANSFORMS.register_module()
+class TimeWindow(BaseTransform):
+    """Let the sampling of frames see a window of the video only.
+
+    Stands between ``DecordInit`` and the sampling. The window holds the
+    frames that are on screen between ``start`` and ``end``, at the average
+    frame rate; one that ends behind the video's end is cut there. Without
+    ``start`` and ``end``, the whole video stays in use.
+
+    Required keys: ``filename``, ``avg_fps``, ``total_frames``. Optional keys:
+    ``start`` and ``end``, in seconds. Modified keys: ``start_index`` and
+    ``total_frames``.
+
+    Raises:
+        ValueError: If the window starts behind the video's end, or if the
+            frames are sampled already.
+    """
+
+    def transform(self, results: dict) -> dict:
+        """Restrict the frames to the window."""
+        start, end = results.get('start'), results.get('end')
+        if start is None and end is None:
+            return results
+        if 'frame_inds' in results:
+            raise ValueError('vop.TimeWindow must stand before the transform '
+                             'that samples frames, right behind DecordInit.')
+        fps, total = results['avg_fps'], results['total_frames']
+
+        # Rounded, as 0.29 s at 100 frames a second are 29 frames, not 28.99.
+        first = math.floor(round((start or 0) * fps, 6))
+        behind = total if end is None else math.ceil(round(end * fps, 6))
+        if first >= total:
+            raise ValueError(
+                f"{results['filename']} lasts {total / fps:.2f} s, and its "
+                f"window from {start} s to "
+                f"{'the end' if end is None else f'{end} s'} starts behind "
+                'that.')
+        results['start_index'] = results.get('start_index', 0) + first
+        results['total_frames'] = min(behind, total) - first
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}()'

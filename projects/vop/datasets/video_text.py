@@ -1,12 +1,13 @@
 """Videos with captions."""
 import json
 import logging
+import math
 import os.path as osp
 import random
 import re
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -14,21 +15,36 @@ from mmaction.datasets import BaseActionDataset
 from mmengine.logging import print_log
 
 from ..registry import DATASETS
+from .transforms import TimeWindow
 
 
 class VideoReadError(RuntimeError):
     """A video cannot be read; the message names it."""
 
 
-def read_captions(ann_file: str) -> Dict[str, List[str]]:
+class Annotation(NamedTuple):
+    """What an annotation file says of a video."""
+    captions: List[str]
+    start: Optional[float] = None  # of the window in use, in seconds
+    end: Optional[float] = None
+
+
+WANTED = ('expected {"video0.mp4": ["a caption", ...], ...}, or with a window '
+          'in seconds {"video0.mp4": {"captions": ["a caption", ...], '
+          '"start": 0, "end": 30}, ...}')
+
+
+def read_annotations(ann_file: str) -> Dict[str, Annotation]:
     """Read and check an annotation file.
 
     Args:
         ann_file (str): A JSON file ``{"video0.mp4": ["a caption", ...]}``,
-            the format of MMAction2's ``VideoTextDataset``.
+            the format of MMAction2's ``VideoTextDataset``. A value may also
+            be ``{"captions": ["a caption", ...], "start": 0, "end": 30}``:
+            only the video between these seconds is used. Both are optional.
 
     Returns:
-        dict[str, list[str]]: The captions of each video.
+        dict[str, Annotation]: What it says of each video.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -41,16 +57,16 @@ def read_captions(ann_file: str) -> Dict[str, List[str]]:
             ' of tools/data, or correct ann_file and data_root.')
 
     def unique(pairs: list) -> dict:
-        captions = dict(pairs)
-        if len(captions) < len(pairs):
+        values = dict(pairs)
+        if len(values) < len(pairs):
             keys = [key for key, _ in pairs]
             twice = next(key for key in keys if keys.count(key) > 1)
             raise ValueError(f'{ann_file}: "{twice}" stands there twice. Put '
                              'all captions of a video into one list.')
-        return captions
+        return values
 
     try:
-        captions = json.loads(
+        videos = json.loads(
             path.read_text(encoding='utf-8'), object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         raise ValueError(f'{ann_file}, line {error.lineno}, column '
@@ -58,22 +74,45 @@ def read_captions(ann_file: str) -> Dict[str, List[str]]:
                          ) from error
     except UnicodeDecodeError as error:
         raise ValueError(f'{ann_file} is not UTF-8 text: {error}.') from error
-    wanted = 'expected {"video0.mp4": ["a caption", ...], ...}'
-    if not isinstance(captions, dict):
-        raise ValueError(f'{ann_file} holds a {type(captions).__name__}; '
-                         f'{wanted}.')
-    if not captions:
-        raise ValueError(f'{ann_file} names no video; {wanted}.')
-    for video, texts in captions.items():
-        if not isinstance(texts, list) or not texts:
-            raise ValueError(f'{ann_file}: "{video}" has no list of captions '
-                             f'but {json.dumps(texts)}; {wanted}.')
-        for number, text in enumerate(texts, start=1):
-            if not isinstance(text, str) or not text.strip():
-                raise ValueError(
-                    f'{ann_file}: caption {number} of "{video}" is '
-                    f'{json.dumps(text)}; it must be a text with words.')
-    return captions
+    if not isinstance(videos, dict):
+        raise ValueError(f'{ann_file} holds a {type(videos).__name__}; '
+                         f'{WANTED}.')
+    if not videos:
+        raise ValueError(f'{ann_file} names no video; {WANTED}.')
+    return {
+        video: _check_annotation(value, ann_file, video)
+        for video, value in videos.items()
+    }
+
+
+def _check_annotation(value: Any, ann_file: str, video: str) -> Annotation:
+    fields = value if isinstance(value, dict) else dict(captions=value)
+    unknown = sorted(fields.keys() - set(Annotation._fields))
+    if unknown:
+        raise ValueError(f'{ann_file}: "{video}" has the unknown key '
+                         f'"{unknown[0]}"; {WANTED}.')
+    captions = fields.get('captions')
+    if not isinstance(captions, list) or not captions:
+        raise ValueError(f'{ann_file}: "{video}" has no list of captions but '
+                         f'{json.dumps(value)}; {WANTED}.')
+    for number, text in enumerate(captions, start=1):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(
+                f'{ann_file}: caption {number} of "{video}" is '
+                f'{json.dumps(text)}; it must be a text with words.')
+    for key in fields.keys() - {'captions'}:
+        seconds = fields[key]
+        if (isinstance(seconds, bool) or not isinstance(seconds, (int, float))
+                or not 0 <= seconds < math.inf):
+            raise ValueError(
+                f'{ann_file}: "{key}" of "{video}" is {json.dumps(seconds)}; '
+                'it must be a number of seconds, 0 or more.')
+    annotation = Annotation(**fields)
+    start, end = annotation.start or 0, annotation.end
+    if end is not None and end <= start:
+        raise ValueError(f'{ann_file}: the window of "{video}" ends at {end} '
+                         f's but starts at {start} s.')
+    return annotation
 
 
 @DATASETS.register_module()
@@ -88,8 +127,9 @@ class VideoTextDataset(BaseActionDataset):
     them: a resumed run sees what an uninterrupted one would have seen.
 
     Args:
-        ann_file (str): See :func:`read_captions`.
-        pipeline (list): Transforms.
+        ann_file (str): See :func:`read_annotations`.
+        pipeline (list): Transforms. An annotation file with windows needs
+            ``vop.TimeWindow`` among them.
         data_prefix (dict): ``video``, the folder of the videos.
         skip_bad_videos (bool): In training, go on without videos that are
             missing or that the pipeline fails on: each is logged by name and
@@ -101,7 +141,8 @@ class VideoTextDataset(BaseActionDataset):
 
     Raises:
         FileNotFoundError: If the annotation file or a video is missing.
-        ValueError: If the annotation file is malformed.
+        ValueError: If the annotation file is malformed, or has windows that
+            the pipeline would not keep to.
         VideoReadError: From reading an item, if its video cannot be decoded.
     """
 
@@ -128,26 +169,44 @@ class VideoTextDataset(BaseActionDataset):
 
     def load_data_list(self) -> List[dict]:
         """Make the items."""
-        captions = read_captions(self.ann_file)
+        annotations = read_annotations(self.ann_file)
+        self._check_pipeline(annotations)
         folder = self.data_prefix['video']
-        self._videos = [self._path(folder, video) for video in captions]
+        self._videos = [self._path(folder, video) for video in annotations]
         # One flag a video, shared by all workers.
         self._bad = torch.zeros(
-            len(captions), dtype=torch.bool).share_memory_()
+            len(annotations), dtype=torch.bool).share_memory_()
         if not re.match(r'[\w+]{2,}:', folder):  # not s3:// and its like
             self._check_files(folder)
 
         items = []
-        for number, (video, texts) in enumerate(captions.items()):
+        for number, (video, annotation) in enumerate(annotations.items()):
             item = dict(
                 filename=self._videos[number],
                 video_id=video,
                 video_number=number)
+            if annotation.start is not None:
+                item['start'] = annotation.start
+            if annotation.end is not None:
+                item['end'] = annotation.end
             if self.test_mode:
-                items.append(dict(item, text=texts))
+                items.append(dict(item, text=annotation.captions))
             else:
-                items += [dict(item, text=text) for text in texts]
+                items += [
+                    dict(item, text=text) for text in annotation.captions
+                ]
         return items
+
+    def _check_pipeline(self, annotations: Dict[str, Annotation]) -> None:
+        if any(isinstance(transform, TimeWindow)
+               for transform in self.pipeline.transforms):
+            return
+        for video, annotation in annotations.items():
+            if annotation[1:] != (None, None):
+                raise ValueError(
+                    f'{self.ann_file} gives "{video}" a window of time, which '
+                    'the pipeline would not keep to: add '
+                    "dict(type='vop.TimeWindow') right behind DecordInit.")
 
     @staticmethod
     def _path(folder: str, video: str) -> str:

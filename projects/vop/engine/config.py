@@ -1,11 +1,12 @@
 """Opening a config, and checking it before anything is made."""
 import os.path as osp
 from pathlib import Path
+from typing import Union
 
 from mmengine.config import Config
 
 
-def open_config(path: str) -> Config:
+def open_config(path: Union[str, Path]) -> Config:
     """Open a config; compose it where ``METHOD_DATASET.py`` is no file.
 
     So any method is there on any data set: ``configs/vop_fp_didemo.py`` is
@@ -13,7 +14,7 @@ def open_config(path: str) -> Config:
     ``configs/_base_/datasets/didemo.py``.
 
     Args:
-        path (str): Path of the config.
+        path (str | Path): Path of the config.
 
     Returns:
         Config: The config.
@@ -29,13 +30,13 @@ def open_config(path: str) -> Config:
                  if (parent / '_base_' / 'datasets').is_dir()), None)
     if base is None:
         raise FileNotFoundError(f'There is no config {path}.')
-    datasets = sorted(data.stem for data in base.glob('*.py'))
+    datasets = sorted(data.stem for data in base.glob('[!_]*.py'))
     methods = sorted(
         config.stem.removesuffix('_msrvtt')
         for config in file.parent.glob('*_msrvtt.py'))
     for dataset in datasets:
         method = file.stem.removesuffix(f'_{dataset}')
-        if method in methods:
+        if method != file.stem and method in methods:
             cfg = Config.fromfile(file.with_name(f'{method}_msrvtt.py'))
             data = Config.fromfile(base / f'{dataset}.py')
             for key in data:

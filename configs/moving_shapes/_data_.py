@@ -1,6 +1,6 @@
 # MovingShapes, which tools/data/moving_shapes.py makes. A flip would change
 # left and right, so it is not augmented but by where frames are sampled.
-_base_ = 'msrvtt_9k.py'
+_base_ = '../_base_/datasets/_video_text.py'
 
 data_root = 'data/moving_shapes'
 num_frames = 8

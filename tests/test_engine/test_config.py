@@ -1,0 +1,69 @@
+"""Configs by name, and their data."""
+import json
+
+import pytest
+from mmengine.config import Config
+
+from projects.vop.engine import check_data, open_config
+
+
+def test_a_file_is_opened_as_it_is():
+    ours = open_config('configs/vop_fp_msrvtt.py')
+    assert ours.to_dict() == Config.fromfile(
+        'configs/vop_fp_msrvtt.py').to_dict()
+
+
+@pytest.mark.parametrize('name', ['vop_fp', 'full', 'ablations/vop_depth'])
+@pytest.mark.parametrize('dataset', ['didemo', 'msrvtt_7k'])
+def test_a_name_is_composed_of_method_and_data_set(name, dataset):
+    ours = open_config(f'configs/{name}_{dataset}.py')
+    method = Config.fromfile(f'configs/{name}_msrvtt.py')
+    data = Config.fromfile(f'configs/_base_/datasets/{dataset}.py')
+    for key in data:
+        assert ours[key] == data[key]
+    for key in method:
+        assert key in data or ours[key] == method[key]
+    assert ours.train_dataloader != method.train_dataloader
+
+
+@pytest.mark.parametrize('name', [
+    'vop_q_didemo', 'vop_fp_dideemo', 'didemo', 'vop', 'moving_shapes/vop_q',
+    'vop_fp__video_text', 'vop_moving_shapes'
+])
+def test_an_unknown_name_is_refused_with_those_there_are(name):
+    with pytest.raises(FileNotFoundError) as error:
+        open_config(f'configs/{name}.py')
+    assert f'no config configs/{name}.py' in str(error.value)
+    if '/' not in name:
+        assert 'vop_fp, ' in str(error.value)
+        assert 'didemo, ' in str(error.value)
+        assert 'video_text' not in str(error.value).split('DATASET of')[1]
+
+
+def test_a_file_far_from_any_config_is_just_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no config'):
+        open_config(str(tmp_path / 'vop_msrvtt.py'))
+
+
+def test_missing_data_names_the_command_that_makes_it(tmp_path, monkeypatch):
+    config = open_config('configs/vop_lsmdc.py')
+    with pytest.raises(FileNotFoundError) as error:
+        check_data(config, 'test')
+    assert 'data/lsmdc/test.json of test_dataloader' in str(error.value)
+    assert '`python tools/data/lsmdc.py`' in str(error.value)
+    config.test_dataloader.dataset.data_root = str(tmp_path / 'pets')
+    with pytest.raises(FileNotFoundError, match='tools/data/custom.py'):
+        check_data(config, 'test')
+
+
+def test_a_missing_folder_of_videos_is_named(tmp_path):
+    config = open_config('configs/vop_lsmdc.py')
+    dataset = config.test_dataloader.dataset
+    dataset.data_root = str(tmp_path)
+    (tmp_path / 'test.json').write_text(json.dumps({'a.mp4': ['b']}))
+    with pytest.raises(FileNotFoundError, match=f'folder {tmp_path}/videos'):
+        check_data(config, 'test')
+    (tmp_path / 'videos').mkdir()
+    check_data(config, 'test')
+    dataset.data_prefix = dict(video='s3://bucket/videos')
+    check_data(config, 'test')  # cannot be looked into
