@@ -9,9 +9,8 @@ from .text import TextEncoder
 from .vision import VideoEncoder
 
 __all__ = [
-    'CLIPTowers', 'ContextPrompt', 'ContextUpdate', 'ContrastiveLoss', 'LearnedPrompt',
-    'ParallelAdapter',
-    'PositionPrompt', 'RetrievalDataPreprocessor',
-    'RetrievalRecognizer',
-    'TextEncoder', 'VideoEncoder', 'open_towers'
+    'CLIPTowers', 'ContextPrompt', 'ContextUpdate', 'ContrastiveLoss',
+    'LearnedPrompt', 'ParallelAdapter', 'PositionPrompt',
+    'RetrievalDataPreprocessor', 'RetrievalRecognizer', 'TextEncoder',
+    'VideoEncoder', 'open_towers'
 ]
