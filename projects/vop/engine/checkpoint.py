@@ -74,6 +74,9 @@ def check_fit(model: nn.Module, filename: str) -> None:
     if is_model_wrapper(model):
         model = model.module
     checkpoint = load_safely(filename, map_location='cpu')
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f'{filename} holds no state dict but a '
+                         f'{type(checkpoint).__name__}.')
     theirs = _shapes(checkpoint.get('state_dict', checkpoint))
     ours = _shapes(model.state_dict())
     faults = [

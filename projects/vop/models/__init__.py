@@ -4,6 +4,7 @@ from .context import ContextUpdate
 from .data_preprocessor import RetrievalDataPreprocessor
 from .losses import ContrastiveLoss
 from .prompts import ContextPrompt, LearnedPrompt, PositionPrompt
+from .released import ReleasedTextEncoder
 from .retriever import RetrievalRecognizer
 from .text import TextEncoder
 from .vision import VideoEncoder
@@ -11,6 +12,6 @@ from .vision import VideoEncoder
 __all__ = [
     'CLIPTowers', 'ContextPrompt', 'ContextUpdate', 'ContrastiveLoss',
     'LearnedPrompt', 'ParallelAdapter', 'PositionPrompt',
-    'RetrievalDataPreprocessor', 'RetrievalRecognizer', 'TextEncoder',
-    'VideoEncoder', 'open_towers'
+    'ReleasedTextEncoder', 'RetrievalDataPreprocessor', 'RetrievalRecognizer',
+    'TextEncoder', 'VideoEncoder', 'open_towers'
 ]

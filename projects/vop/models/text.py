@@ -122,8 +122,12 @@ class TextEncoder(PromptedEncoder):
             if layer == self.tower.layers:  # only [EOT] is read from it
                 queries, mask = x[rows, end, None], mask[end][:, None, None]
             x = self.run_block(layer, x, prompts, queries=queries, mask=mask)
-        x = clip.ln_final(x[:, 0])
-        project = clip.text_projection
+        return self.project(x[:, 0])
+
+    def project(self, x: Tensor) -> Tensor:
+        """From read-out tokens [n x d] to embeddings [n x e]."""
+        x = self.backbone.ln_final(x)
+        project = self.backbone.text_projection
         if project is None:
             return x
         return project(x) if isinstance(project, nn.Linear) else x @ project

@@ -1,0 +1,94 @@
+"""The text encoder of the authors' one released model."""
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..registry import MODELS
+from .text import TextEncoder
+
+
+@MODELS.register_module()
+class ReleasedTextEncoder(TextEncoder):
+    r"""CLIP's text tower with prompts on both sides of the words.
+
+    This is what ``damo/cv_vit-b32_retrieval_vop`` of ModelScope computes, the
+    only model that the authors of the paper (arXiv 2211.12764) released; it
+    is not the paper's layout, which :class:`.TextEncoder` has. Layer i
+    computes, under CLIP's causal mask over all 77 positions,
+
+    .. math:: [s_i, \_, W_i, \_, z_i] = L_i([s_{i-1}, P_i, W_{i-1}, S_i,
+        z_{i-1}])
+
+    with [SOS] s, the words and the zeros behind them W, and the token z of
+    the last slot. CLIP's positional embedding is added once the prompts of
+    the first layer are in. A caption has the slots that the prompts leave; a
+    longer one is cut and closed with [EOT] in the last of them.
+
+    The embedding is read from the last layer as many positions behind slot
+    [EOT] of the caption as there are prompts, while only the prefix moved the
+    words up. So for a short caption it is read from the zeros behind it; for
+    one that nearly fills its slots, at a suffix prompt; and at [EOT] only if
+    that stands in the last slot.
+
+    Args:
+        prompts (Sequence[dict]): Configs of two prompts that serve every
+            layer: the prefix P and the suffix S.
+        kwargs: As :class:`.TextEncoder` takes them.
+
+    Raises:
+        ValueError: If there are not two prompts, or one of them leaves out a
+            layer.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        layers = [(p.first, p.last) for p in self.prompts]
+        if layers != [(1, self.tower.layers)] * 2:
+            raise ValueError(
+                'ReleasedTextEncoder: prompts must be two that serve all '
+                f'layers, the prefix and the suffix; got {len(layers)}, of '
+                f'layers {layers}. Leave out `layers`, or use TextEncoder.')
+        prefix, suffix = (p.length for p in self.prompts)
+        last = self.backbone.context_length - 1
+        is_prompt = torch.zeros(last + 1, dtype=torch.bool)
+        is_prompt[1:1 + prefix] = is_prompt[last - suffix:last] = True
+        for name, places in dict(words=~is_prompt, prompts=is_prompt).items():
+            self.register_buffer(
+                f'{name}_at', places.nonzero()[:, 0], persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Encode captions.
+
+        Args:
+            tokens (Tensor): Token ids of CLIP's tokenizer, of shape [n x t],
+                zeros behind [EOT].
+
+        Returns:
+            Tensor: Embeddings, of shape [n x e], not normalised.
+        """
+        clip = self.backbone
+        cut, end = self.fit(tokens)
+        rows = torch.arange(len(tokens), device=tokens.device)
+        read = end + self.first_prompts
+        length = int(read.max()) + 1  # nothing behind it reaches a read-out
+        ids = tokens.new_zeros(len(tokens), clip.context_length)
+        # As released, a caption's slots are all filled: with zeros at its end.
+        ids[:, self.words_at] = F.pad(tokens,
+                                      (0, self.slots - tokens.shape[1]))
+        ids[rows, self.words_at[end]] = cut[rows, end]
+        x = clip.token_embedding(ids[:, :length])
+        at = self.prompts_at[self.prompts_at < length]
+
+        mask = torch.ones(
+            length, length, dtype=torch.bool, device=x.device).tril()
+        for layer in range(1, self.tower.layers + 1):
+            prompts = torch.cat(self.prompt_tokens(layer), dim=2)[0, 0]
+            prompts = prompts[:len(at)].expand(len(x), -1, -1)
+            x = x.index_copy(1, at, prompts.to(x.dtype))
+            if layer == 1:
+                x = x + clip.positional_embedding[:length]
+            queries = None
+            if layer == self.tower.layers:  # one position is read from it
+                queries, mask = x[rows, read, None], mask[read][:, None, None]
+            x = self.run_block(layer, x, [], queries=queries, mask=mask)
+        return self.project(x[:, 0])
