@@ -78,7 +78,7 @@ def main() -> None:
     try:
         cfg = merge_args(open_config(args.config), args)
         check_data(cfg, 'test')
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from error
     use_gloo_without_gpu(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else \

@@ -195,7 +195,8 @@ def test_a_clip_of_open_clip_by_name_is_reproduced(name):
         assert_same(TextEncoder(towers)(ids), clip.encode_text(ids), 1e-5)
 
 
-@pytest.mark.parametrize('method', ['vop', 'vop_c', 'vop_fp'])
+@pytest.mark.parametrize(
+    'method', ['vop', 'vop_c', 'vop_fp', 'adapters_and_prompts', 'full'])
 def test_gradient_checkpointing_changes_nothing(towers, method):
     videos = torch.randn(2, 4, 3, 32, 32)
     results = []

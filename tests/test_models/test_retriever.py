@@ -153,7 +153,7 @@ def test_a_training_step_changes_what_trains_alone(tiny_clip, method):
         assert not [name for name in changed if 'backbone' in name]
 
 
-@pytest.mark.parametrize('method', ['vop', 'vop_c', 'vop_fp'])
+@pytest.mark.parametrize('method', ['vop', 'vop_c', 'vop_fp', 'adapter_ffn'])
 def test_torch_compile_changes_nothing(tiny_clip, method):
     model = make(tiny_clip, method)
     inputs = model.data_preprocessor(batch())['inputs']
@@ -198,7 +198,7 @@ if rank == 0:
 '''
 
 
-@pytest.mark.parametrize('method', ['vop', 'vop_fc'])
+@pytest.mark.parametrize('method', ['vop', 'vop_fc', 'full', 'adapter_attn'])
 def test_two_processes_have_the_gradient_of_one(tiny_clip, tmp_path, method):
     """In float64, where rounding cannot hide a difference."""
     model = make(tiny_clip, method).double()

@@ -1,6 +1,7 @@
 """tools/reproduce.py: grids of runs, started, cut off and gone on with."""
 import csv
 import fcntl
+import importlib.util
 import json
 import os
 import shutil
@@ -254,3 +255,42 @@ def test_bad_input_is_refused_before_anything_runs(tmp_path, arguments,
     assert message in refused(*arguments, '--work-dir', str(tmp_path))
     assert not list(tmp_path.iterdir())
 
+
+
+@pytest.fixture(scope='module')
+def tool():
+    """The tool as a module."""
+    spec = importlib.util.spec_from_file_location(
+        'reproduce', ROOT / 'tools/reproduce.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_runs_are_spread_over_the_gpus(tool, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 3)
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+
+    def devices(jobs=None):
+        return [env['CUDA_VISIBLE_DEVICES'] for env in tool.environments(jobs)]
+
+    assert devices() == ['0', '1', '2']
+    assert devices(2) == ['0', '1']
+    assert devices(6) == ['0', '1', '2'] * 2
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,5,7')
+    assert devices() == ['4', '5', '7']
+
+
+def test_runs_share_the_cores_of_a_machine_without_gpus(tool, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
+    monkeypatch.setattr(os, 'cpu_count', lambda: 8)
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    for jobs, threads in ((None, 8), (2, 4), (16, 1)):
+        envs = tool.environments(jobs)
+        assert len(envs) == (jobs or 1)
+        assert {env['OMP_NUM_THREADS'] for env in envs} == {str(threads)}
+
+
+def test_a_grid_is_even_in_log(tool):
+    assert tool.log_grid(['1e-6', '1e-2', '5']) == [1e-6, 1e-5, 1e-4, 1e-3,
+                                                    1e-2]

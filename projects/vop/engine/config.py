@@ -22,10 +22,17 @@ def open_config(path: Union[str, Path]) -> Config:
     Raises:
         FileNotFoundError: If there is no such file, and the name is not of a
             method and a data set that are there.
+        ValueError: If its code fails on a value, such as that of a variable
+            of an ablation.
     """
     file = Path(path)
     if file.is_file():
-        return Config.fromfile(file)
+        try:
+            return Config.fromfile(file)
+        except ValueError as error:
+            raise ValueError(f'{path} cannot be opened: {error}. The variables '
+                             'that it takes are said at the top of its '
+                             '_base_ model.') from error
     base = next((parent / '_base_' / 'datasets' for parent in file.parents
                  if (parent / '_base_' / 'datasets').is_dir()), None)
     if base is None:
@@ -37,7 +44,7 @@ def open_config(path: Union[str, Path]) -> Config:
     for dataset in datasets:
         method = file.stem.removesuffix(f'_{dataset}')
         if method != file.stem and method in methods:
-            cfg = Config.fromfile(file.with_name(f'{method}_msrvtt.py'))
+            cfg = open_config(file.with_name(f'{method}_msrvtt.py'))
             data = Config.fromfile(base / f'{dataset}.py')
             for key in data:
                 cfg[key] = data[key]
