@@ -120,6 +120,9 @@ def plan(args: argparse.Namespace) -> List[Run]:
     for method in args.methods:
         path = config_path(method, args.dataset)
         for setting, cfg in open_settings(path, args.vary).items():
+            if args.amp:
+                cfg.optim_wrapper.type = 'AmpOptimWrapper'
+                cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
             cfg.merge_from_dict(args.cfg_options)
             check_data(cfg, 'train', 'val', 'test')
             model = build_without_weights(cfg)
@@ -228,7 +231,7 @@ def execute(run: Run, args: argparse.Namespace, env: dict,
     else:
         epochs = run.cfg.train_cfg.max_epochs
         if last_epoch(run.folder, epochs) is None:
-            call('train.py', '--resume', *(['--amp'] if args.amp else []))
+            call('train.py', '--resume')
         metrics = last_epoch(run.folder, epochs)
         if metrics is None:  # cut off between last checkpoint and evaluation
             call('test.py', (run.folder / 'last_checkpoint').read_text())

@@ -9,6 +9,7 @@ from typing import Dict, List, Tuple
 
 import matplotlib
 from matplotlib import pyplot
+from matplotlib.transforms import Bbox
 
 from projects.vop.engine.parameters import PAPER_CLIP
 from projects.vop.paper import METRICS, TABLE_1
@@ -104,7 +105,9 @@ def write_csv(results: List[dict], path: Path) -> None:
 
 def plot(best: dict, dataset: str, path: Path) -> None:
     """R@1 against trained parameters, like Fig. 1 of the paper."""
-    figure, axes = pyplot.subplots(figsize=(8, 5))
+    figure, axes = pyplot.subplots(figsize=(9, 5.5))
+    axes.set_xscale('log')
+    points = []
     for (method, setting), runs in best.items():
         values = [run['t2v/R@1'] for run in runs]
         mean, x = statistics.mean(values), runs[0]['trained']
@@ -118,11 +121,10 @@ def plot(best: dict, dataset: str, path: Path) -> None:
         spread = statistics.stdev(values) if len(values) > 1 else 0
         color = 'tab:red' if method.startswith('vop') else 'tab:blue'
         axes.errorbar(x, mean, spread, fmt='o', color=color, capsize=3)
-        axes.annotate(label, (x, mean), (5, 4), textcoords='offset points')
+        points.append((label, x, mean))
         row = TABLE_1.get(method)
         if is_msrvtt(dataset) and row and row.t2v and not setting:
             axes.plot(x, row.t2v[0], 'o', color=color, fillstyle='none')
-    axes.set_xscale('log')
     axes.set_xlabel('trained parameters')
     axes.set_ylabel('text-to-video R@1')
     seeds = max(len(runs) for runs in best.values())
@@ -130,10 +132,34 @@ def plot(best: dict, dataset: str, path: Path) -> None:
         f'{dataset}: mean' +
         (f' and standard deviation of {seeds} seeds' if seeds > 1 else '') +
         (', hollow: the paper' if is_msrvtt(dataset) else ''))
-    axes.margins(x=.15, y=.1)
+    axes.margins(x=.15, y=.15)
     axes.grid(alpha=.3)
     figure.tight_layout()
+    label_points(axes, points)
     figure.savefig(path, dpi=120)
+
+
+def label_points(axes: pyplot.Axes,
+                 points: List[Tuple[str, float, float]]) -> None:
+    """Write a label beside each point, clear of the labels before it."""
+    # Where a label can stand: right, left, and further and further off.
+    places = [(x, 4 + sign * step, align) for step in range(0, 60, 12)
+              for sign in (1, -1)
+              for x, align in ((7, 'left'), (-7, 'right'))]
+    taken = [Bbox.from_bounds(*axes.transData.transform((x, y)) - 5, 10, 10)
+             for _, x, y in points]
+    for label, x, y in points:
+        for *offset, align in places:
+            text = axes.annotate(label, (x, y), offset, ha=align,
+                                 textcoords='offset points')
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                break
+            text.remove()
+        else:
+            text = axes.annotate(label, (x, y), (7, 4),
+                                 textcoords='offset points')
+        taken.append(text.get_window_extent())
 
 
 def main() -> None:

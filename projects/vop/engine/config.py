@@ -30,9 +30,9 @@ def open_config(path: Union[str, Path]) -> Config:
         try:
             return Config.fromfile(file)
         except ValueError as error:
-            raise ValueError(f'{path} cannot be opened: {error}. The variables '
-                             'that it takes are said at the top of its '
-                             '_base_ model.') from error
+            raise ValueError(
+                f'{path} cannot be opened: {error}. The variables that it '
+                'takes are said at the top of its _base_ model.') from error
     base = next((parent / '_base_' / 'datasets' for parent in file.parents
                  if (parent / '_base_' / 'datasets').is_dir()), None)
     if base is None:
