@@ -90,6 +90,14 @@ def test_ablations_train_what_they_say(monkeypatch, name, variable, values):
         assert sum(p.trained for p in parts.values()) == trained, value
 
 
+@pytest.mark.parametrize('k', range(1, 13))
+def test_frame_wise_layers_are_those_that_are_asked_for(monkeypatch, k):
+    monkeypatch.setenv('K_S', str(k))
+    model = build_without_weights(
+        open_config(CONFIGS / 'ablations/vop_f_depth_msrvtt.py'))
+    assert model.visual.tower.frame_layers == k
+
+
 def test_ablations_are_the_family_at_the_values_of_the_paper(monkeypatch):
     for name, variable, value, method in [
         ('vop_depth', 'DEPTH', '1-12', 'vop'),
@@ -104,8 +112,8 @@ def test_ablations_are_the_family_at_the_values_of_the_paper(monkeypatch):
         models = []
         for path in (f'ablations/{name}_msrvtt.py', f'{method}_msrvtt.py'):
             monkeypatch.setenv(variable, value)
-            models.append(repr(build_without_weights(
-                open_config(CONFIGS / path))))
+            model = build_without_weights(open_config(CONFIGS / path))
+            models.append((repr(model), model.visual.tower))
             monkeypatch.delenv(variable)
         assert models[0] == models[1], (name, value)
 

@@ -10,12 +10,14 @@ jobs. WORK_DIR then holds results.md, a table with the paper's numbers beside
 ours; results.csv, every run; and results.png, R@1 against trained parameters.
 """
 import argparse
+import difflib
 import fcntl
 import itertools
 import json
 import os
 import queue
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -23,14 +25,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, TextIO
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, TextIO
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.device import get_device
 
-from projects.vop.engine import check_data, open_config
+from projects.vop.engine import check_data, open_config, use_amp
 from projects.vop.engine.parameters import (build_without_weights,
                                             count_as_paper, count_by_part)
+from projects.vop.models.clip import check_pretrained
 from projects.vop.paper import TABLE_1
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +42,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 class Refused(Exception):
     """What was asked for cannot be; the message says why."""
+
+
+class Diverged(Exception):
+    """A run's weights are not numbers any more: its learning rate is bad."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +74,10 @@ class Run:
     @property
     def name(self) -> str:
         """What messages call it."""
-        if self.lr is None:
-            return self.method
-        return ' '.join(
-            filter(None, (self.method, self.setting, f'lr={self.lr:g}',
-                          f'seed={self.seed}')))
+        words = [self.method, self.setting]
+        if self.lr is not None:
+            words += [f'lr={self.lr:g}', f'seed={self.seed}']
+        return ' '.join(filter(None, words))
 
 
 def config_path(method: str, dataset: str) -> Path:
@@ -106,11 +113,10 @@ def open_with(path: Path, setting: str) -> Config:
 def open_settings(path: Path, settings: List[str]) -> Dict[str, Config]:
     """Open a config with each of the settings; it must know them."""
     configs = {setting: open_with(path, setting) for setting in settings}
-    plain = open_config(path).to_dict()
-    if any(settings) and all(cfg.to_dict() == plain
-                             for cfg in configs.values()):
-        raise Refused(f'{settings[0]} changes nothing in {path}: it has no '
-                      f"variable {settings[0].split('=')[0]}.")
+    for setting, cfg in configs.items():
+        name = setting.split('=')[0]
+        if name and name not in cfg.env_variables:
+            raise Refused(f'{path} has no variable {name}.')
     return configs
 
 
@@ -120,30 +126,38 @@ def plan(args: argparse.Namespace) -> List[Run]:
     for method in args.methods:
         path = config_path(method, args.dataset)
         for setting, cfg in open_settings(path, args.vary).items():
-            if args.amp:
-                cfg.optim_wrapper.type = 'AmpOptimWrapper'
-                cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-            cfg.merge_from_dict(args.cfg_options)
-            check_data(cfg, 'train', 'val', 'test')
-            model = build_without_weights(cfg)
-            counts = dict(
-                trained=sum(
-                    part.trained for part in count_by_part(model).values()),
-                as_paper=count_as_paper(model))
-            folder = args.work_dir / method / setting
-            if not counts['trained']:
-                runs.append(
-                    Run(method, setting, None, 0, folder, cfg, **counts))
-                continue
-            rates = args.lr or [cfg.optim_wrapper.optimizer.lr]
-            for lr, seed in itertools.product(rates, args.seeds):
-                one = Config(cfg.to_dict())
-                one.optim_wrapper.optimizer.lr = lr
-                one.randomness = dict(cfg.get('randomness', {}), seed=seed)
-                runs.append(
-                    Run(method, setting, lr, seed,
-                        folder / f'lr={lr:g}' / f'seed={seed}', one, **counts))
+            try:
+                runs += runs_of(method, setting, cfg, args)
+            except (KeyError, TypeError, ValueError) as error:
+                raise Refused(f'{method} {setting}: {error}') from error
     return runs
+
+
+def runs_of(method: str, setting: str, cfg: Config,
+            args: argparse.Namespace) -> Iterator[Run]:
+    """The runs of one config."""
+    # A grid of Full would fill a disk; the last checkpoint is enough here.
+    cfg.merge_from_dict({'default_hooks.checkpoint.max_keep_ckpts': 1})
+    cfg.merge_from_dict(args.cfg_options)
+    check_data(cfg, 'train', 'val', 'test')
+    check_pretrained(cfg.model.clip)
+    model = build_without_weights(cfg)
+    counts = dict(
+        trained=sum(part.trained for part in count_by_part(model).values()),
+        as_paper=count_as_paper(model))
+    folder = args.work_dir / method / setting
+    if not counts['trained']:
+        yield Run(method, setting, None, 0, folder, cfg, **counts)
+        return
+    if args.amp:
+        use_amp(cfg)
+    rates = args.lr or [cfg.optim_wrapper.optimizer.lr]
+    for lr, seed in itertools.product(rates, args.seeds):
+        one = Config(cfg.to_dict())
+        one.optim_wrapper.optimizer.lr = lr
+        one.randomness = dict(cfg.get('randomness', {}), seed=seed)
+        yield Run(method, setting, lr, seed,
+                  folder / f'lr={lr:g}' / f'seed={seed}', one, **counts)
 
 
 def settings_file(run: Run) -> Path:
@@ -156,16 +170,27 @@ def check_settings(run: Run) -> None:
     file = settings_file(run)
     if not file.is_file():
         return
-    if Config.fromfile(file).to_dict() != run.cfg.to_dict():
-        difference = [
-            line for line in Config.diff(str(file), run.cfg).splitlines()
-            if line[:1] in '+-' and line[1:].strip('+- ')
-        ]
+    theirs = Config.fromfile(file, import_custom_modules=False)
+    if theirs.to_dict() != run.cfg.to_dict():
+        lines = difflib.unified_diff(
+            theirs.pretty_text.splitlines(), run.cfg.pretty_text.splitlines(),
+            lineterm='', n=0)
+        difference = [line for line in lines
+                      if not line.startswith(('---', '+++', '@@'))]
         raise Refused(
             f'{run.folder} holds a run with other settings:\n' +
             '\n'.join(difference[:8]) +
             '\nChoose another --work-dir, or remove that folder and its '
             f'{file.name}.')
+
+
+def check_dataset(args: argparse.Namespace) -> None:
+    """Refuse a folder that holds runs on another data set."""
+    for path in args.work_dir.rglob('result.json'):
+        other = json.loads(path.read_text())['dataset']
+        if other != args.dataset:
+            raise Refused(f'{args.work_dir} holds runs on {other}. Choose '
+                          'another --work-dir.')
 
 
 @contextmanager
@@ -179,10 +204,15 @@ def locked(folder: Path) -> Iterator[Optional[TextIO]]:
     with (folder / 'lock').open('w') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             yield None
         else:
             yield file
+
+
+def finished(run: Run) -> bool:
+    """Whether a run is at its end."""
+    return (run.folder / 'result.json').is_file()
 
 
 def evaluations(folder: Path) -> List[dict]:
@@ -220,22 +250,17 @@ def execute(run: Run, args: argparse.Namespace, env: dict,
         with log.open('a') as file:
             code = subprocess.run(
                 [sys.executable, ROOT / 'tools' / tool, settings, *arguments,
-                 '--work-dir', run.folder], cwd=ROOT, env=env, stdout=file,
+                 '--work-dir', run.folder], env=env, stdout=file,
                 stderr=subprocess.STDOUT, pass_fds=[lock.fileno()]).returncode
         if code:
-            raise RuntimeError('\n'.join(log.read_text().splitlines()[-8:]))
+            tail = '\n'.join(log.read_text().splitlines()[-8:])
+            # What RetrievalMetric says of embeddings that are NaN.
+            raise Diverged if 'is not finite' in tail else RuntimeError(tail)
 
-    if run.lr is None:
-        call('test.py')
-        metrics = evaluations(run.folder)[-1]
-    else:
-        epochs = run.cfg.train_cfg.max_epochs
-        if last_epoch(run.folder, epochs) is None:
-            call('train.py', '--resume')
-        metrics = last_epoch(run.folder, epochs)
-        if metrics is None:  # cut off between last checkpoint and evaluation
-            call('test.py', (run.folder / 'last_checkpoint').read_text())
-            metrics = evaluations(run.folder)[-1]
+    try:
+        metrics = train_and_test(run, call)
+    except Diverged:
+        metrics = {}
     result = dict(
         dataset=args.dataset,
         method=run.method,
@@ -249,6 +274,23 @@ def execute(run: Run, args: argparse.Namespace, env: dict,
     return result
 
 
+def train_and_test(run: Run, call: Callable[..., None]) -> dict:
+    """The metrics of a run's last epoch on the test split."""
+    if run.lr is None:
+        call('test.py')
+        return evaluations(run.folder)[-1]
+    epochs = run.cfg.train_cfg.max_epochs
+    last = f'epoch_{epochs}.pth'
+    checkpoint = run.folder / 'last_checkpoint'
+    if not (checkpoint.is_file() and checkpoint.read_text().endswith(last)):
+        call('train.py', '--resume')
+    metrics = last_epoch(run.folder, epochs)
+    if metrics is None or run.cfg.val_dataloader != run.cfg.test_dataloader:
+        call('test.py', run.folder / last)
+        metrics = evaluations(run.folder)[-1]
+    return metrics
+
+
 def write(path: Path, text: str) -> None:
     """Write a file that is there whole, or not at all."""
     part = path.with_name(f'{path.name}.part')
@@ -256,17 +298,22 @@ def write(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
+def environment() -> Dict[str, str]:
+    """This one, with the checkout on Python's path."""
+    path = filter(None, (str(ROOT), os.environ.get('PYTHONPATH')))
+    return dict(os.environ, PYTHONPATH=os.pathsep.join(path))
+
+
 def environments(jobs: Optional[int]) -> List[Dict[str, str]]:
     """One environment for each run that goes at a time.
 
     Each has a GPU where there are some, else its share of the cores.
     """
-    base = dict(os.environ, PYTHONPATH=os.pathsep.join(
-        filter(None, (str(ROOT), os.environ.get('PYTHONPATH')))))
+    base = environment()
     gpus = [str(i) for i in range(torch.cuda.device_count())]
     visible = os.environ.get('CUDA_VISIBLE_DEVICES')
     if gpus and visible:
-        gpus = visible.split(',')
+        gpus = visible.split(',')[:len(gpus)]
     jobs = jobs or len(gpus) or 1
     if gpus:
         return [dict(base, CUDA_VISIBLE_DEVICES=gpus[i % len(gpus)])
@@ -292,9 +339,14 @@ def run_here(runs: Sequence[Run], args: argparse.Namespace) -> List[str]:
                 if lock is None:
                     print(f'{label}: another process is at it', flush=True)
                     return
+                if finished(run):  # by another process, since
+                    return
+                check_settings(run)
                 result = execute(run, args, env, lock)
-            print(f"{label}: t2v R@1 {result['t2v/R@1']:.1f} "
-                  f'({time.time() - start:.0f} s)', flush=True)
+            found = (f"t2v R@1 {result['t2v/R@1']:.1f}"
+                     if 't2v/R@1' in result else 'diverged')
+            print(f'{label}: {found} ({time.time() - start:.0f} s)',
+                  flush=True)
         except Exception as error:
             failed.append(run.name)
             print(f'{label} failed; its output is in {run.folder}/log.txt:\n'
@@ -315,6 +367,9 @@ def run_here(runs: Sequence[Run], args: argparse.Namespace) -> List[str]:
 
 def submit(runs: Sequence[Run], args: argparse.Namespace) -> None:
     """Give each run to Slurm as a job of this very program."""
+    if shutil.which('sbatch') is None:
+        raise SystemExit('There is no sbatch here. Give this command where '
+                         'jobs are submitted to Slurm.')
     options = shlex.split(os.environ.get('SBATCH_ARGS', ''))
     for run in runs:
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -335,10 +390,10 @@ def submit(runs: Sequence[Run], args: argparse.Namespace) -> None:
                         for key, value in args.cfg_options.items()]
         subprocess.run([
             'sbatch', f'--partition={args.slurm}', f'--job-name={run.name}',
-            '--gres=gpu:1', '--cpus-per-task=8', f'--chdir={ROOT}',
+            '--gres=gpu:1', '--cpus-per-task=8', f'--chdir={Path.cwd()}',
             f'--output={run.folder}/slurm.txt', *options, '--wrap',
             shlex.join(command)
-        ], check=True)
+        ], check=True, env=environment())
     print(f'{len(runs)} jobs were given to Slurm. When they are done, the '
           'same command without --slurm collects what they found.')
 
@@ -359,8 +414,8 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        'dataset', help='moving_shapes, msrvtt, msrvtt_7k, didemo, ...: a '
-        'file of configs/_base_/datasets')
+        'dataset', help='msrvtt, moving_shapes, or one of '
+        'configs/_base_/datasets, such as didemo')
     parser.add_argument(
         '--methods', nargs='+', default=list(TABLE_1), metavar='METHOD',
         help='configs by the name before _msrvtt, those of configs/ablations '
@@ -399,6 +454,10 @@ def parse_args() -> argparse.Namespace:
     args.work_dir = args.work_dir.resolve()
     if args.lr_grid:
         args.lr = log_grid(args.lr_grid)
+    if args.jobs is not None and args.jobs < 1:
+        parser.error('--jobs must be at least 1')
+    if args.amp and not args.slurm and get_device() == 'cpu':
+        parser.error('--amp needs a GPU')
     name, _, values = args.vary.partition('=')
     args.vary = [f'{name}={value}' if name else ''
                  for value in values.split(',')]
@@ -409,12 +468,12 @@ def main() -> None:
     try:
         args = parse_args()
         runs = plan(args)
+        check_dataset(args)
         for run in runs:
             check_settings(run)
     except (Refused, FileNotFoundError, ValueError) as error:
         raise SystemExit(f'{error}\nNothing was run.') from error
-    todo = [run for run in runs
-            if not (run.folder / 'result.json').is_file()]
+    todo = [run for run in runs if not finished(run)]
     print(f'{len(runs)} runs, of which {len(runs) - len(todo)} are done.',
           flush=True)
     if args.slurm:
@@ -423,7 +482,7 @@ def main() -> None:
     failed = run_here(todo, args)
     if not args.no_report:
         subprocess.run([sys.executable, ROOT / 'tools/analysis/report.py',
-                        args.work_dir], check=not failed)
+                        args.work_dir], env=environment())
     if failed:
         raise SystemExit(f"{len(failed)} runs failed: {', '.join(failed)}. "
                          'The same command tries them again.')

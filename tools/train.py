@@ -8,7 +8,8 @@ from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from projects.vop.engine import check_data, open_config, use_gloo_without_gpu
+from projects.vop.engine import (check_data, open_config, use_amp,
+                                 use_gloo_without_gpu)
 
 
 def parse_args() -> argparse.Namespace:
@@ -81,12 +82,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         if get_device() == 'cpu':
             raise SystemExit("--amp needs a GPU: MMEngine's AmpOptimWrapper "
                              'does not run on CPUs. Train without it here.')
-        kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-        if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
-            raise SystemExit(f'--amp cannot be combined with the optimizer '
-                             f'wrapper {kind} of the config.')
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        use_amp(cfg)
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume

@@ -172,7 +172,7 @@ def test_checkpoint_is_small(tiny_clip, tmp_path):
     model = build(tiny_clip)
     torch.save(model.state_dict(), tmp_path / 'vop.pth')
     trained = sum(4 * p.numel() for p in model.parameters() if p.requires_grad)
-    assert (tmp_path / 'vop.pth').stat().st_size < trained + 10_000
+    assert (tmp_path / 'vop.pth').stat().st_size < trained + 12_000
 
 
 @pytest.mark.parametrize('load', [

@@ -24,6 +24,7 @@ def test_a_name_is_composed_of_method_and_data_set(name, dataset):
     for key in method:
         assert key in data or ours[key] == method[key]
     assert ours.train_dataloader != method.train_dataloader
+    assert ours.filename == f'configs/{name}_{dataset}.py'
 
 
 @pytest.mark.parametrize('name', [
@@ -38,6 +39,13 @@ def test_an_unknown_name_is_refused_with_those_there_are(name):
         assert 'vop_fp, ' in str(error.value)
         assert 'didemo, ' in str(error.value)
         assert 'video_text' not in str(error.value).split('DATASET of')[1]
+
+
+def test_a_composed_config_takes_its_variable(monkeypatch):
+    monkeypatch.setenv('DEPTH', '2-3')
+    config = open_config('configs/ablations/vop_depth_didemo.py')
+    assert config.env_variables == dict(DEPTH='2-3')
+    assert tuple(config.model.text.prompts[0].layers) == (2, 3)
 
 
 def test_a_file_far_from_any_config_is_just_missing(tmp_path):

@@ -449,6 +449,19 @@ def test_the_real_files_have_the_counts_of_the_field(convert, shared_data,
                                     'and leads into her dancing. The girl ')
 
 
+def test_didemo_as_its_script_downloads_it(convert, source, tmp_path):
+    """``x.avi`` is saved as ``x.avi.mp4``."""
+    folder, videos = source('didemo'), tmp_path / 'videos'
+    videos.mkdir()
+    names = [video for split in WANTED['didemo'].values() for video in split]
+    for name in names:
+        (videos / f'{name}.mp4').touch()
+    done, output = convert('didemo', folder, '--videos', videos)
+    assert done, output
+    written = [v for split in read_out(tmp_path).values() for v in split]
+    assert sorted(written) == sorted(f'{name}.mp4' for name in names)
+
+
 def test_the_real_test_clips_of_lsmdc(convert, source, shared_data, tmp_path):
     folder = source('lsmdc')
     shutil.copy(shared_data / 'annotations/lsmdc' / TEST, folder)

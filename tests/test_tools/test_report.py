@@ -87,6 +87,21 @@ def test_other_data_sets_have_no_row_of_the_paper(work_dir):
     assert 'paper' not in output and '| VoP ' in output
 
 
+def test_runs_that_diverged_are_in_the_csv_alone(work_dir):
+    folder = work_dir([('vop', 1e-3, 0, 38.), ('vop', 1e30, 0, 99.)])
+    path = folder / 'vop-1e+30-0/result.json'
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in result.items()
+                                if '2' not in key}))
+    output = report(folder)
+    assert '1e+30' not in output and '| 38.0 ' in output
+    with (folder / 'results.csv').open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows[1]['lr'] == '1e+30' and rows[1]['t2v/R@1'] == ''
+    (folder / 'vop-0.001-0/result.json').unlink()
+    assert 'diverged; lower the learning rates' in report(folder, ok=False)
+
+
 def test_two_data_sets_are_not_mixed(work_dir):
     work_dir([('vop', 1e-3, 0, 38.)], dataset='didemo')
     folder = work_dir([('vop', 1e-3, 1, 38.)])

@@ -2,11 +2,12 @@
 import csv
 import fcntl
 import importlib.util
+import io
 import json
 import os
 import shutil
-import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -66,19 +67,46 @@ def options(tiny_clip, write_video, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def reproduce(options):
-    """Runs the tool with a work dir; gives its code and its output."""
+def tool():
+    """The tool as a module."""
+    spec = importlib.util.spec_from_file_location(
+        'reproduce', ROOT / 'tools/reproduce.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope='module')
+def call(tool):
+    """Runs the tool, here; gives whether it went well, and its output."""
+
+    def run(*arguments, **env):
+        output, error = io.StringIO(), None
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(ROOT)
+            patch.setattr(sys, 'argv', ['reproduce', *map(str, arguments)])
+            for name, value in env.items():
+                patch.setenv(name, value)
+            with redirect_stdout(output), redirect_stderr(output):
+                try:
+                    tool.main()
+                except SystemExit as stop:
+                    error = stop
+        return error is None, output.getvalue() + str(error or '')
+
+    return run
+
+
+@pytest.fixture(scope='module')
+def reproduce(call, options):
+    """Runs the tool with runs that take seconds."""
     folder, cfg_options = options
 
     def run(work_dir, *arguments, more=(), **env):
-        done = subprocess.run(
-            [sys.executable, 'tools/reproduce.py', 'moving_shapes',
-             '--work-dir', str(work_dir), *arguments, '--cfg-options',
-             *cfg_options, *more],
-            cwd=ROOT, capture_output=True, text=True, env=dict(
-                os.environ, PYTHONPATH=f'{ROOT}:{folder}',
-                OMP_NUM_THREADS='1', **env))
-        return done.returncode, done.stdout + done.stderr
+        return call('moving_shapes', '--work-dir', work_dir, *arguments,
+                    '--cfg-options', *cfg_options, *more,
+                    **{'PYTHONPATH': str(folder), 'OMP_NUM_THREADS': '1',
+                       **env})
 
     return run
 
@@ -91,8 +119,8 @@ VOP = ['--methods', 'vop', '--lr', '1e-2']
 def finished(reproduce, tmp_path_factory):
     """The folder of a grid of three runs."""
     folder = tmp_path_factory.mktemp('finished')
-    code, output = reproduce(folder, *GRID, '--jobs', '2')
-    assert code == 0, output
+    done, output = reproduce(folder, *GRID, '--jobs', '2')
+    assert done, output
     assert '3 runs, of which 0 are done' in output
     return folder
 
@@ -137,8 +165,8 @@ def test_the_numbers_are_what_the_runs_logged(finished):
 def test_what_is_finished_is_not_run_again(reproduce, copied):
     stamps = {path: path.stat().st_mtime_ns
               for path in copied.rglob('result.json')}
-    code, output = reproduce(copied, *VOP, '--seeds', '0', '1')
-    assert code == 0, output
+    done, output = reproduce(copied, *VOP, '--seeds', '0', '1')
+    assert done, output
     assert '2 runs, of which 1 are done' in output
     assert len(results(copied)) == 4
     for path, stamp in stamps.items():
@@ -147,13 +175,13 @@ def test_what_is_finished_is_not_run_again(reproduce, copied):
 
 def test_what_was_cut_off_is_resumed(reproduce, finished, tmp_path):
     # 3 steps an epoch: killed in the second.
-    code, output = reproduce(tmp_path, *VOP, KILL_AT='4')
-    assert code == 1 and '1 runs failed: vop lr=0.01 seed=0' in output
+    done, output = reproduce(tmp_path, *VOP, KILL_AT='4')
+    assert not done and '1 runs failed: vop lr=0.01 seed=0' in output
     run = tmp_path / 'vop/lr=0.01/seed=0'
     assert (run / 'last_checkpoint').read_text().endswith('epoch_1.pth')
     assert not results(tmp_path)
-    code, output = reproduce(tmp_path, *VOP)
-    assert code == 0, output
+    done, output = reproduce(tmp_path, *VOP)
+    assert done, output
     assert 'resumed epoch: 1' in (run / 'log.txt').read_text()
     key = 'vop', '0.01', '0'
     assert results(tmp_path) == {key: results(finished)[key]}
@@ -167,18 +195,46 @@ def test_a_missing_last_evaluation_is_made_up_for(reproduce, copied):
         lines = [line for line in path.read_text().splitlines()
                  if '"step": 2' not in line or 't2v' not in line]
         path.write_text('\n'.join([*lines, '{"t2v/R@1": 1']))
-    code, output = reproduce(copied, *VOP)
-    assert code == 0, output
+    done, output = reproduce(copied, *VOP)
+    assert done, output
     assert results(copied) == before
 
 
+def test_a_run_that_diverges_is_a_result(reproduce, copied):
+    done, output = reproduce(copied, *VOP[:-1], '1e30')
+    assert done, output
+    assert 'vop lr=1e+30 seed=0: diverged' in output
+    assert results(copied)['vop', '1e+30', '0']['t2v/R@1'] == ''
+    assert '1 runs, of which 1 are done' in reproduce(
+        copied, *VOP[:-1], '1e30')[1]
+
+
 def test_one_run_that_fails_does_not_stop_the_others(reproduce, tmp_path):
-    code, output = reproduce(tmp_path, *GRID[:-2], '1e30')
-    assert code == 1
-    assert 'vop lr=1e+30 seed=0 failed; its output is in' in output
-    assert 'not finite' in output
-    assert '1 runs failed: vop lr=1e+30 seed=0' in output
+    done, output = reproduce(
+        tmp_path, '--methods', 'vop', 'zero_shot',
+        more=['train_dataloader.batch_size=0'])
+    assert not done
+    assert '[1/2] vop lr=0.01 seed=0 failed; its output is in' in output
+    assert 'batch_size' in output
+    assert '1 runs failed: vop lr=0.01 seed=0' in output
     assert set(results(tmp_path)) == {('zero_shot', '', '0')}
+
+
+def test_numbers_are_of_the_test_split(reproduce, options, tmp_path):
+    """Where training is watched on another one."""
+    captions = json.loads((options[0] / 'test.json').read_text())
+    (options[0] / 'val.json').write_text(
+        json.dumps(dict(list(captions.items())[:2])))
+    done, output = reproduce(
+        tmp_path, *VOP, more=['val_dataloader.dataset.ann_file=val.json'])
+    assert done, output
+    # 5 videos and 10 captions: R@1 is a multiple of 10, MnR up to 5.
+    result = results(tmp_path)['vop', '0.01', '0']
+    watched = logged(tmp_path / 'vop/lr=0.01/seed=0')
+    assert watched['t2v/MnR'] <= 2
+    tested = next((tmp_path / 'vop/lr=0.01/seed=0').glob('2*/2*.json'))
+    assert json.loads(tested.read_text())['t2v/MnR'] == float(
+        result['t2v/MnR']) != watched['t2v/MnR']
 
 
 def test_a_run_of_another_process_is_left_alone(reproduce, tmp_path):
@@ -186,8 +242,8 @@ def test_a_run_of_another_process_is_left_alone(reproduce, tmp_path):
     run.mkdir(parents=True)
     with (run / 'lock').open('w') as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        code, output = reproduce(tmp_path, *VOP, '--no-report')
-    assert code == 0
+        done, output = reproduce(tmp_path, *VOP)
+    assert done and 'Traceback' not in output
     assert 'vop lr=0.01 seed=0: another process is at it' in output
     assert not (run / 'result.json').exists()
 
@@ -199,42 +255,55 @@ def test_slurm_jobs_are_runs_of_the_grid(reproduce, finished, tmp_path):
     sbatch.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/jobs.txt\n'
                       'while [ "$1" != --wrap ]; do shift; done\nsh -c "$2"\n')
     sbatch.chmod(0o755)
-    code, output = reproduce(
+    done, output = reproduce(
         tmp_path / 'out', *VOP, '--slurm', 'gpus',
         SBATCH_ARGS='--time=1:00:00 --mem=8G',
         PATH=f"{sbatch.parent}:{os.environ['PATH']}")
-    assert code == 0, output
+    assert done, output
     assert '1 jobs were given to Slurm' in output
     job = (tmp_path / 'jobs.txt').read_text()
     assert '--partition=gpus' in job and '--gres=gpu:1' in job
     assert '--time=1:00:00 --mem=8G' in job
     assert not results(tmp_path / 'out')
-    code, output = reproduce(tmp_path / 'out', *VOP)
+    done, output = reproduce(tmp_path / 'out', *VOP)
     assert '1 runs, of which 1 are done' in output
     key = 'vop', '0.01', '0'
     assert results(tmp_path / 'out') == {key: results(finished)[key]}
 
 
 def test_other_settings_are_not_mixed_in(reproduce, copied):
-    code, output = reproduce(
+    done, output = reproduce(
         copied, *VOP, more=['optim_wrapper.optimizer.weight_decay=0.5'])
-    assert code == 1 and 'holds a run with other settings' in output
+    assert not done and 'holds a run with other settings' in output
     assert 'weight_decay=0.5' in output and 'Nothing was run' in output
 
 
 def test_a_method_that_contradicts_itself_is_refused(tmp_path, reproduce):
-    code, output = reproduce(
+    done, output = reproduce(
         tmp_path, *VOP, more=['model.visual.prompts.0.layers=video'])
-    assert code == 1 and 'there are no layers 4 to 3' in output
+    assert not done and 'there are no layers 4 to 3' in output
     assert 'Nothing was run' in output and not list(tmp_path.iterdir())
 
 
-def refused(*arguments):
-    done = subprocess.run(
-        [sys.executable, 'tools/reproduce.py', *arguments], cwd=ROOT,
-        capture_output=True, text=True)
-    assert done.returncode
-    return done.stderr
+def test_missing_weights_are_named_before_anything_runs(tmp_path, reproduce):
+    done, output = reproduce(
+        tmp_path, *VOP, more=['model.clip.pretrained=nowhere.pt'])
+    assert not done and 'nowhere.pt' in output
+    assert 'Nothing was run' in output and not list(tmp_path.iterdir())
+
+
+def test_an_option_that_a_method_cannot_take_names_it(tmp_path, reproduce):
+    done, output = reproduce(
+        tmp_path, *GRID, more=['model.text.prompts.0.length=16'])
+    assert not done and output.splitlines()[-2].startswith('zero_shot')
+    assert 'Nothing was run' in output
+
+
+def test_a_folder_of_another_data_set_is_left_alone(reproduce, copied):
+    path = copied / 'zero_shot/result.json'
+    path.write_text(path.read_text().replace('moving_shapes', 'didemo'))
+    done, output = reproduce(copied, *VOP)
+    assert not done and 'holds runs on didemo' in output
 
 
 @pytest.mark.parametrize('arguments, message', [
@@ -249,22 +318,16 @@ def refused(*arguments):
      'not allowed with'),
     (['msrvtt', '--methods', 'vop_length', '--vary', 'DEPTH=1-2'],
      'has no variable DEPTH'),
-])
-def test_bad_input_is_refused_before_anything_runs(tmp_path, arguments,
+    (['msrvtt', '--methods', 'vop_length', '--vary', 'LENGTH=8'],
+     '`python tools/data/msrvtt.py` makes'),  # no quarrel with a default
+    (['moving_shapes', '--jobs', '0'], '--jobs must be at least 1'),
+    ])
+def test_bad_input_is_refused_before_anything_runs(call, tmp_path, arguments,
                                                    message):
-    assert message in refused(*arguments, '--work-dir', str(tmp_path))
+    done, output = call(*arguments, '--work-dir', tmp_path)
+    assert not done and message in output
     assert not list(tmp_path.iterdir())
 
-
-
-@pytest.fixture(scope='module')
-def tool():
-    """The tool as a module."""
-    spec = importlib.util.spec_from_file_location(
-        'reproduce', ROOT / 'tools/reproduce.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_runs_are_spread_over_the_gpus(tool, monkeypatch):
@@ -277,7 +340,7 @@ def test_runs_are_spread_over_the_gpus(tool, monkeypatch):
     assert devices() == ['0', '1', '2']
     assert devices(2) == ['0', '1']
     assert devices(6) == ['0', '1', '2'] * 2
-    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,5,7')
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,5,7,99')
     assert devices() == ['4', '5', '7']
 
 

@@ -19,7 +19,10 @@ COLUMNS = [f'{way}/{name}' for way in ('t2v', 'v2t') for name in METRICS]
 
 
 def collect(work_dir: Path) -> List[dict]:
-    """The results of all finished runs, in the order of Table 1."""
+    """The results of all finished runs, in the order of Table 1.
+
+    One that diverged has no metrics.
+    """
     results = [json.loads(path.read_text())
                for path in work_dir.rglob('result.json')]
     order = {method: i for i, method in enumerate(TABLE_1)}
@@ -38,7 +41,8 @@ def choose_rates(results: List[dict]) -> Dict[Tuple[str, str], List[dict]]:
     groups = defaultdict(lambda: defaultdict(list))
     for result in results:
         key = result['method'], result['setting']
-        groups[key][result['lr']].append(result)
+        if 't2v/R@1' in result:  # else it diverged
+            groups[key][result['lr']].append(result)
 
     def quality(runs: List[dict]) -> Tuple[int, float]:
         return len(runs), statistics.mean(r['t2v/R@1'] for r in runs)
@@ -129,8 +133,9 @@ def plot(best: dict, dataset: str, path: Path) -> None:
     axes.set_ylabel('text-to-video R@1')
     seeds = max(len(runs) for runs in best.values())
     axes.set_title(
-        f'{dataset}: mean' +
-        (f' and standard deviation of {seeds} seeds' if seeds > 1 else '') +
+        dataset +
+        (f': mean and standard deviation of {seeds} seeds' if seeds > 1 else
+         '') +
         (', hollow: the paper' if is_msrvtt(dataset) else ''))
     axes.margins(x=.15, y=.15)
     axes.grid(alpha=.3)
@@ -176,6 +181,9 @@ def main() -> None:
                          f"sets ({', '.join(datasets)}); name one's folder.")
     dataset = datasets[0]
     best = choose_rates(results)
+    if not best:
+        raise SystemExit(f'All runs in {args.work_dir} diverged; lower the '
+                         'learning rates.')
     text = table(best, dataset)
     note = ('Numbers of the last epoch; mean ± standard deviation over '
             'seeds.')

@@ -16,7 +16,8 @@ from typing import Callable, Dict, Iterable, List, Optional, Tuple, Union
 
 Split = Dict[str, Union[List[str], dict]]
 
-SUFFIXES = ('.mp4', '.avi', '.mkv', '.webm', '.mov', '.m4v', '.flv', '.mpg')
+SUFFIXES = ('.mp4', '.avi', '.mkv', '.webm', '.mov', '.m4v', '.flv', '.mpg',
+            '.mpeg', '.wmv', '.3gp')
 KINDS = {str: 'text', list: 'list', dict: 'object'}
 
 
@@ -181,6 +182,14 @@ def videos_in(folder: Path) -> Dict[str, List[str]]:
     return paths
 
 
+def match(video: str, there: Dict[str, List[str]]) -> List[str]:
+    """Paths that a video can be at.
+
+    The script of DiDeMo's owners saves ``x.avi`` as ``x.avi.mp4``.
+    """
+    return there.get(os.path.basename(video)) or there.get(stem(video), [])
+
+
 def only_one(paths: List[str], video: str, folder: Path) -> str:
     """The one path that matches a video."""
     if len(paths) > 1:
@@ -195,7 +204,7 @@ def locate(splits: Dict[str, Split], folder: Path,
     """Splits with the paths that the videos have in ``folder``."""
     there, found = videos_in(folder), {}
     for name, split in splits.items():
-        missing = [video for video in split if stem(video) not in there]
+        missing = [video for video in split if not match(video, there)]
         count = f'{len(missing):,} of {len(split):,} videos are not in'
         if missing and not skip_missing:
             raise BadFile(f'{name}: {count} {folder}: {some(missing)}. To go '
@@ -207,8 +216,8 @@ def locate(splits: Dict[str, Split], folder: Path,
                   (' Figures on an incomplete test split cannot be compared '
                    'with those of others.' if name.startswith('test') else ''))
         found[name] = {
-            only_one(there[stem(video)], video, folder): value
-            for video, value in split.items() if stem(video) in there
+            only_one(match(video, there), video, folder): value
+            for video, value in split.items() if match(video, there)
         }
     return found
 

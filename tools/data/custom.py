@@ -14,9 +14,9 @@ the column split, or a part drawn from the seed; a video is never in both.
 Everything is checked before anything is written.
 """
 import argparse
+import hashlib
 import math
 import posixpath
-import random
 import re
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
@@ -127,9 +127,14 @@ def make_splits(args: argparse.Namespace) -> Dict[str, Split]:
         if not 0 < fraction < 1:
             raise BadFile(f'--test-fraction is {fraction}; it must be between '
                           '0 and 1.')
-        # Sorted, so that the order of the lines does not matter.
         count = max(1, round(fraction * len(videos)))
-        test = set(random.Random(args.seed).sample(sorted(videos), count))
+
+        # By a hash, so that videos that are added later hardly move others
+        # from one split to the other.
+        def draw(video: str) -> str:
+            return hashlib.sha256(f'{args.seed} {video}'.encode()).hexdigest()
+
+        test = set(sorted(videos, key=draw)[:count])
     if args.test:
         videos.update(test)
 

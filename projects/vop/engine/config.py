@@ -6,6 +6,9 @@ from typing import Union
 from mmengine.config import Config
 
 
+CHECKOUT = Path(__file__).resolve().parents[3]
+
+
 def open_config(path: Union[str, Path]) -> Config:
     """Open a config; compose it where ``METHOD_DATASET.py`` is no file.
 
@@ -46,9 +49,11 @@ def open_config(path: Union[str, Path]) -> Config:
         if method != file.stem and method in methods:
             cfg = open_config(file.with_name(f'{method}_msrvtt.py'))
             data = Config.fromfile(base / f'{dataset}.py')
-            for key in data:
-                cfg[key] = data[key]
-            return cfg
+            return Config(
+                cfg.to_dict() | data.to_dict(),
+                cfg_text=f'{cfg.text}\n{data.text}',
+                filename=str(file),  # names the run in logs
+                env_variables=cfg.env_variables)
     raise FileNotFoundError(
         f'There is no config {path}, and {file.stem} is not METHOD_DATASET '
         f"with a METHOD of {file.parent}, which are {', '.join(methods)}, and "
@@ -74,10 +79,10 @@ def check_data(cfg: Config, *splits: str) -> None:
             continue
         root = dataset.get('data_root') or ''
         ann_file = osp.join(root, dataset.ann_file)
-        converter = Path('tools/data', f'{Path(root).name}.py')
+        converter = f'tools/data/{Path(root).name}.py'
         if not osp.isfile(ann_file):
             how = (f'`python {converter}` makes it; --help says from what.'
-                   if converter.is_file() else
+                   if (CHECKOUT / converter).is_file() else
                    'tools/data/custom.py makes such files from a folder of '
                    'videos and a csv.')
             raise FileNotFoundError(
@@ -89,3 +94,20 @@ def check_data(cfg: Config, *splits: str) -> None:
             raise FileNotFoundError(
                 f'The folder {folder} of the videos is missing. Put or link '
                 'the videos there, or set data_prefix.')
+
+
+def use_amp(cfg: Config) -> None:
+    """Let a config train in mixed precision.
+
+    Args:
+        cfg (Config): The config.
+
+    Raises:
+        ValueError: If its optimizer wrapper is a special one.
+    """
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ValueError('--amp cannot be combined with the optimizer wrapper '
+                         f'{kind} of the config.')
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')

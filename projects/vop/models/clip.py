@@ -66,7 +66,7 @@ def open_towers(name: str = 'ViT-B-32-quickgelu',
     """
     config = _model_config(name)
     _refuse_unpromptable(name, config)
-    tags = open_clip.list_pretrained_tags_by_model(name)
+    check_pretrained(dict(name=name, pretrained=pretrained))
     if pretrained is None:
         print_log(f'CLIP {name} has random weights (pretrained=None).',
                   'current', logging.WARNING)
@@ -74,12 +74,8 @@ def open_towers(name: str = 'ViT-B-32-quickgelu',
     elif Path(pretrained).is_file():
         model = _make(config)
         _load_weights(model, name, pretrained)
-    elif pretrained in tags:
-        model = _download(name, pretrained, cache_dir)
     else:
-        raise ValueError(
-            f"pretrained='{pretrained}' is neither a file nor a tag of "
-            f"{name}. Its tags are: {', '.join(tags) or '(none)'}.")
+        model = _download(name, pretrained, cache_dir)
     trained_with = open_clip.get_pretrained_cfg(name, pretrained or '')
     towers = CLIPTowers(
         model.visual, model.text, model.logit_scale.detach(),
@@ -88,6 +84,24 @@ def open_towers(name: str = 'ViT-B-32-quickgelu',
         trained_with.get('std') or OPENAI_DATASET_STD)
     _check_towers(towers)
     return towers
+
+
+def check_pretrained(clip: dict) -> None:
+    """Refuse weights that are not there, before anything is made.
+
+    Args:
+        clip (dict): Arguments of :func:`open_towers`.
+
+    Raises:
+        ValueError: If ``pretrained`` is neither a file nor a tag.
+    """
+    name, pretrained = clip['name'], clip.get('pretrained')
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained is not None and pretrained not in tags and \
+            not Path(pretrained).is_file():
+        raise ValueError(
+            f"pretrained='{pretrained}' is neither a file nor a tag of "
+            f"{name}. Its tags are: {', '.join(tags) or '(none)'}.")
 
 
 def _model_config(name: str) -> dict:
