@@ -29,6 +29,7 @@ setup(
         'decord>=0.6',
         'av',
         'numpy',
+        'matplotlib',
         'opencv-python',
     ],
     extras_require={
