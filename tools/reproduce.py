@@ -40,6 +40,11 @@ from projects.vop.paper import TABLE_1
 ROOT = Path(__file__).resolve().parents[1]
 
 
+TRAINING = ('train_cfg', 'train_dataloader', 'optim_wrapper',
+            'param_scheduler', 'auto_scale_lr', 'val_cfg', 'val_dataloader',
+            'val_evaluator')
+
+
 class Refused(Exception):
     """What was asked for cannot be; the message says why."""
 
@@ -147,6 +152,8 @@ def runs_of(method: str, setting: str, cfg: Config,
         as_paper=count_as_paper(model))
     folder = args.work_dir / method / setting
     if not counts['trained']:
+        for key in TRAINING:  # no setting of a run that only tests
+            cfg.pop(key, None)
         yield Run(method, setting, None, 0, folder, cfg, **counts)
         return
     if args.amp:

@@ -20,6 +20,7 @@ def test_the_quickstart_compares_four_methods(tmp_path):
          '--cfg-options', 'train_cfg.max_epochs=1'],
         cwd=ROOT, capture_output=True, text=True, env=dict(
             os.environ, VIRTUAL_ENV=sys.prefix, PYTHONPATH=str(ROOT),
+            OMP_NUM_THREADS='1',
             PATH=f"{python.parent}:{os.environ['PATH']}"))
     assert done.returncode == 0, done.stdout + done.stderr
     with (tmp_path / 'runs/results.csv').open() as file:

@@ -276,6 +276,11 @@ def test_other_settings_are_not_mixed_in(reproduce, copied):
         copied, *VOP, more=['optim_wrapper.optimizer.weight_decay=0.5'])
     assert not done and 'holds a run with other settings' in output
     assert 'weight_decay=0.5' in output and 'Nothing was run' in output
+    # Which matters only to what trains.
+    done, output = reproduce(
+        copied, '--methods', 'zero_shot', '--no-report',
+        more=['optim_wrapper.optimizer.weight_decay=0.5'])
+    assert done and '1 runs, of which 1 are done' in output
 
 
 def test_a_method_that_contradicts_itself_is_refused(tmp_path, reproduce):
