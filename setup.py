@@ -37,7 +37,7 @@ setup(
         # and CUDA, so it is the user's to choose; mmcv-lite is the same
         # without compiled operators, of which this project uses none.
         'mmcv-lite': ['mmcv-lite>=2.0,<2.2'],
-        'test': ['pytest'],
+        'test': ['pytest', 'pytest-xdist'],
     },
     classifiers=[
         'License :: OSI Approved :: Apache Software License',

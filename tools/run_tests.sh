@@ -2,4 +2,5 @@
 # Run the tests, on a fresh machine too. Arguments go to pytest.
 set -euo pipefail
 . "$(dirname "$0")/env.sh" test
-python -m pytest "$@"
+# Two at a time, each file by one process, as files share what they prepare.
+python -m pytest -n 2 --dist loadfile "$@"

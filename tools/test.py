@@ -3,6 +3,7 @@ import argparse
 import os
 import os.path as osp
 
+import torch.distributed as dist
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -86,6 +87,8 @@ def main() -> None:
     if cfg.load_from is not None and osp.isfile(cfg.load_from):
         check_fit(runner.model, cfg.load_from)
     runner.test()
+    if dist.is_initialized():  # else a process can abort at its exit
+        dist.destroy_process_group()
 
 
 if __name__ == '__main__':

@@ -3,6 +3,7 @@ import argparse
 import os
 import os.path as osp
 
+import torch.distributed as dist
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.registry import RUNNERS
@@ -121,6 +122,8 @@ def main() -> None:
                          'prompts nor adapters, and all of CLIP is frozen. '
                          'Test it with tools/test.py.')
     runner.train()
+    if dist.is_initialized():  # else a process can abort at its exit
+        dist.destroy_process_group()
 
 
 if __name__ == '__main__':

@@ -195,6 +195,8 @@ if rank == 0:
         losses={{k: v.detach() for k, v in losses.items()}},
         gradients={{n: p.grad for n, p in model.module.named_parameters()
                    if p.grad is not None}}), {out!r})
+dist.barrier()
+dist.destroy_process_group()
 '''
 
 
