@@ -3,8 +3,9 @@ import argparse
 import os
 import os.path as osp
 
-import torch.distributed as dist
+import torch
 from mmengine.config import Config, DictAction
+from mmengine.dist import is_distributed
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -87,8 +88,8 @@ def main() -> None:
     if cfg.load_from is not None and osp.isfile(cfg.load_from):
         check_fit(runner.model, cfg.load_from)
     runner.test()
-    if dist.is_initialized():  # else a process can abort at its exit
-        dist.destroy_process_group()
+    if is_distributed():  # else a process can abort at its exit
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == '__main__':

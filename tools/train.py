@@ -3,9 +3,10 @@ import argparse
 import os
 import os.path as osp
 
-import torch.distributed as dist
+import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
+from mmengine.dist import is_distributed
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -122,8 +123,8 @@ def main() -> None:
                          'prompts nor adapters, and all of CLIP is frozen. '
                          'Test it with tools/test.py.')
     runner.train()
-    if dist.is_initialized():  # else a process can abort at its exit
-        dist.destroy_process_group()
+    if is_distributed():  # else a process can abort at its exit
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == '__main__':
