@@ -9,7 +9,7 @@ from mmengine.runner import load_checkpoint, save_checkpoint
 from mmengine.runner.checkpoint import get_state_dict
 from torch import nn
 
-from projects.vop.engine import load_safely
+from projects.vop.engine import check_fit, load_safely
 from projects.vop.models import VideoEncoder
 from projects.vop.registry import MODELS
 
@@ -254,3 +254,9 @@ def test_holds_inside_another_module(tiny_clip):
 def test_state_names_its_clip(tiny_clip):
     state = build(tiny_clip).state_dict()['visual._extra_state']
     assert tiny_clip in json.loads(bytes(state.tolist()))['clip']
+
+
+def test_a_file_without_a_state_dict_is_named(tmp_path):
+    torch.save([1, 2], tmp_path / 'list.pth')
+    with pytest.raises(ValueError, match='list.pth holds no state dict'):
+        check_fit(nn.Linear(1, 1), str(tmp_path / 'list.pth'))
