@@ -45,6 +45,17 @@ def test_the_7k_split_is_one_line_away():
     assert config.test_dataloader.dataset.ann_file == 'test_1k.json'
 
 
+@pytest.mark.parametrize('dataset', [
+    'activitynet', 'didemo', 'lsmdc', 'msrvtt', 'msrvtt_7k', 'msvd', 'vatex'
+])
+def test_another_data_root(monkeypatch, dataset):
+    monkeypatch.setenv('DATA_ROOT', 'data/small_copy')
+    config = open_config(CONFIGS / f'vop_{dataset}.py')
+    for split in ('train', 'val', 'test'):
+        loader = config[f'{split}_dataloader']
+        assert loader.dataset.data_root == 'data/small_copy'
+
+
 # Of ViT-B/32, 12 layers each.
 TEXT, VISUAL = 512, 768
 CMM = dict(  # with the layer that makes tokens, for each token of a frame

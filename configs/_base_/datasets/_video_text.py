@@ -1,5 +1,7 @@
 # What the data sets share: how videos and captions become batches. A data set
 # adds its data_root and annotation files; the videos lie in data_root/videos.
+# The environment variable DATA_ROOT names another root, such as a copy that
+# tools/data/compress_videos.py made.
 data_prefix = dict(video='videos')
 num_frames = 12
 

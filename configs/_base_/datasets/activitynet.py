@@ -3,7 +3,7 @@
 # the annotation files.
 _base_ = '_video_text.py'
 
-data_root = 'data/activitynet'
+data_root = '{{$DATA_ROOT:data/activitynet}}'
 
 train_dataloader = dict(
     dataset=dict(ann_file='train.json', data_root=data_root))

@@ -3,7 +3,7 @@
 # the annotation files.
 _base_ = '_video_text.py'
 
-data_root = 'data/didemo'
+data_root = '{{$DATA_ROOT:data/didemo}}'
 
 train_dataloader = dict(
     dataset=dict(ann_file='train.json', data_root=data_root))

@@ -2,7 +2,7 @@
 # 1k-A split. tools/data/msrvtt.py makes the annotation files.
 _base_ = '_video_text.py'
 
-data_root = 'data/msrvtt'
+data_root = '{{$DATA_ROOT:data/msrvtt}}'
 
 train_dataloader = dict(
     dataset=dict(ann_file='train_9k.json', data_root=data_root))

@@ -2,7 +2,7 @@
 # captions each. tools/data/msvd.py makes the annotation files.
 _base_ = '_video_text.py'
 
-data_root = 'data/msvd'
+data_root = '{{$DATA_ROOT:data/msvd}}'
 
 train_dataloader = dict(
     dataset=dict(ann_file='train.json', data_root=data_root))

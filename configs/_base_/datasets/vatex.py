@@ -2,7 +2,7 @@
 # English captions each. tools/data/vatex.py makes the annotation files.
 _base_ = '_video_text.py'
 
-data_root = 'data/vatex'
+data_root = '{{$DATA_ROOT:data/vatex}}'
 
 train_dataloader = dict(
     dataset=dict(ann_file='train.json', data_root=data_root))
