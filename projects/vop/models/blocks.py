@@ -3,7 +3,7 @@ from typing import Callable, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import Tensor
 
 Adapter = Callable[[Tensor], Tensor]
@@ -52,18 +52,20 @@ def prompted_block(block: ResidualAttentionBlock,
     attn, d = block.attn, x.shape[-1]
     weight, bias = attn.in_proj_weight, attn.in_proj_bias
 
-    def keys_and_values(tokens: Tensor) -> Tensor:
-        return F.linear(block.ln_1(tokens), weight[d:], bias[d:])
+    def keys_and_values(normed: Tensor) -> Tensor:
+        return F.linear(normed, weight[d:], bias[d:])
 
+    # Queries are made apart from keys and values, as attention keeps what it
+    # reads for the backward pass: of a slice of all three, all three.
+    normed = context = block.ln_1(x)
     if queries is None:
-        queries, normed = x, block.ln_1(x)
-        q, kv = F.linear(normed, weight, bias).split([d, 2 * d], -1)
+        queries = x
     else:
         normed = block.ln_1(queries)
-        q, kv = F.linear(normed, weight[:d], bias[:d]), keys_and_values(x)
+    q, kv = F.linear(normed, weight[:d], bias[:d]), keys_and_values(context)
     if prompts:
         kv = torch.cat([
-            *(keys_and_values(p).expand(*x.shape[:-2], -1, -1)
+            *(keys_and_values(block.ln_1(p)).expand(*x.shape[:-2], -1, -1)
               for p in prompts), kv
         ], dim=-2)
 
@@ -79,7 +81,19 @@ def prompted_block(block: ResidualAttentionBlock,
     for adapter in beside_attn:
         x = x + adapter(normed)
     normed = block.ln_2(x)
-    x = x + block.ls_2(block.mlp(normed))
+    x = x + block.ls_2(mlp(block, normed))
     for adapter in beside_ffn:
         x = x + adapter(normed)
     return x
+
+
+def mlp(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
+    r"""Run the MLP of a block, keeping little for the backward pass.
+
+    QuickGELU, :math:`h \sigma(1.702 h)`, is :math:`silu(1.702 h) / 1.702`,
+    which keeps one tensor of the MLP's width where the product keeps two.
+    """
+    if not isinstance(block.mlp.gelu, QuickGELU):
+        return block.mlp(x)
+    h = F.silu(block.mlp.c_fc(x).mul_(1.702)).div_(1.702)
+    return block.mlp.c_proj(h)
