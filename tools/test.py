@@ -6,11 +6,16 @@ import os.path as osp
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_distributed
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from projects.vop.engine import (check_data, check_fit, open_config,
-                                 use_gloo_without_gpu)
+                                 pin_memory, use_gloo_without_gpu)
+from projects.vop.evaluation import RetrievalMetric
+from projects.vop.models.encoder import fingerprint
+from projects.vop.registry import METRICS
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,6 +36,25 @@ def parse_args() -> argparse.Namespace:
         '--dump',
         metavar='FILE.pkl',
         help='write all predictions (embeddings) to a pickle file')
+    parser.add_argument(
+        '--dump-embeddings',
+        metavar='FILE.pt',
+        help='write the embeddings to a file of tensors, which can be the '
+        'bank of --qb-norm')
+    parser.add_argument(
+        '--dsl',
+        nargs='?',
+        type=float,
+        const=100.,
+        metavar='LAMBDA',
+        help='rank by dual softmax, too, which looks at all queries of the '
+        'test set at once (LAMBDA is 100 if not given)')
+    parser.add_argument(
+        '--qb-norm',
+        metavar='BANK.pt',
+        help='rank by QB-Norm, too, with a bank of training queries, which '
+        '--dump-embeddings writes with --cfg-options '
+        'test_dataloader.dataset.ann_file=TRAIN.json')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -62,17 +86,46 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     elif cfg.get('work_dir') is None:
         name = osp.splitext(osp.basename(args.config))[0]
         cfg.work_dir = osp.join('work_dirs', name)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    evaluators = cfg.test_evaluator
+    if not isinstance(evaluators, (list, tuple)):
+        evaluators = [evaluators]
+    fields = dict(
+        dsl=args.dsl, qb_norm=args.qb_norm, dump=args.dump_embeddings)
+    fields = {k: v for k, v in fields.items() if v is not None}
+    if fields:
+        ours = [
+            e for e in evaluators if e.get('type') == 'vop.RetrievalMetric'
+        ]
+        if len(ours) != 1:
+            raise ValueError(
+                '--dsl, --qb-norm and --dump-embeddings need one '
+                'vop.RetrievalMetric in test_evaluator of the config, which '
+                f'has {len(ours)}.')
+        ours[0].update(fields)
+        METRICS.build(ours[0])  # what is wrong is said before CLIP is opened
     if args.dump:
-        evaluators = cfg.test_evaluator
-        if not isinstance(evaluators, (list, tuple)):
-            evaluators = [evaluators]
         cfg.test_evaluator = [
             *evaluators,
             dict(type='DumpResults', out_file_path=args.dump)
         ]
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
     return cfg
+
+
+class NameModel(Hook):
+    """Tells the metric which model is tested, once it is loaded."""
+
+    def before_test(self, runner: Runner) -> None:
+        model = runner.model
+        if is_model_wrapper(model):
+            model = model.module
+        for metric in runner.test_evaluator.metrics:
+            if isinstance(metric, RetrievalMetric):
+                try:
+                    metric.set_model(fingerprint(model.named_parameters()))
+                except ValueError as error:
+                    raise SystemExit(str(error)) from error
 
 
 def main() -> None:
@@ -80,13 +133,15 @@ def main() -> None:
     try:
         cfg = merge_args(open_config(args.config), args)
         check_data(cfg, 'test')
+        use_gloo_without_gpu(cfg)
+        pin_memory(cfg)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from error
-    use_gloo_without_gpu(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else \
         Runner.from_cfg(cfg)
     if cfg.load_from is not None and osp.isfile(cfg.load_from):
         check_fit(runner.model, cfg.load_from)
+    runner.register_hook(NameModel())
     runner.test()
     if is_distributed():  # else a process can abort at its exit
         torch.distributed.destroy_process_group()

@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from projects.vop.evaluation import (evaluate_embeddings, evaluate_similarity,
-                                     ranking)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from projects.vop.evaluation import (DSL, QBNorm, evaluate_embeddings,
+                                     evaluate_similarity, scores)
 
 ONE_EACH = [0, 1, 2, 3, 4]
 SEVERAL_EACH = [2, 0, 0, 1, 2, 2]
@@ -137,26 +140,60 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     similarity = torch.randint(0, 6, (31, 10), generator=generator).float()
     owner = torch.arange(31) % 10
     whole = evaluate_similarity(similarity, owner)
-    monkeypatch.setattr(ranking, 'CHUNK', 3)
+    monkeypatch.setattr(scores, 'CHUNK', 3)
     assert evaluate_similarity(similarity, owner) == pytest.approx(whole)
 
 
-def test_never_holds_all_scores(monkeypatch):
-    """``count`` asks for the scores of no more than CHUNK queries."""
-    monkeypatch.setattr(ranking, 'CHUNK', 3)
-    asked = []
+class Largest(TorchDispatchMode):
+    """Notes the size of the largest tensor that is made."""
 
-    def scores(rows):
-        asked.append(len(rows))
-        return torch.eye(10)[rows]
+    numel = 0
 
-    ranking.count(scores, torch.arange(10), torch.arange(10), torch.arange(10))
-    assert asked == [3, 3, 3, 1]
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **kwargs or {})
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize('rescored', [False, True])
+def test_never_holds_all_scores(monkeypatch, rescored):
+    """Nothing made is larger than the embeddings, of 200 x 2, or a tile."""
+    monkeypatch.setattr(scores, 'CHUNK', 8)
+    text, video = torch.randn(200, 2), torch.randn(60, 2)
+    rescoring = [DSL(), QBNorm(text[:90], video[:50])] if rescored else []
+    owner = torch.arange(200) % 60
+    with Largest() as largest:
+        evaluate_embeddings(text, video, owner, rescoring=rescoring)
+    assert 64 <= largest.numel <= 400
+    similarity = text @ video.T
+    with Largest() as largest:
+        evaluate_similarity(similarity, owner)
+    assert 64 <= largest.numel <= 8 * 60  # a view of 8 rows
+
+
+def test_each_tile_is_made_once_for_both_directions(monkeypatch):
+    monkeypatch.setattr(scores, 'CHUNK', 8)
+    products = []
+
+    class Products(TorchDispatchMode):
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **kwargs or {})
+            if func is torch.ops.aten.mm.default:
+                products.append(result.numel())
+            return result
+
+    text, video = torch.randn(30, 2), torch.randn(20, 2)
+    with Products():
+        evaluate_embeddings(text, video, torch.arange(30) % 20)
+    assert sum(products) == 30 * 20
 
 
 @pytest.mark.parametrize('chunk', [256, 2])
 def test_nan_names_the_first_bad_video(monkeypatch, chunk):
-    monkeypatch.setattr(ranking, 'CHUNK', chunk)
+    monkeypatch.setattr(scores, 'CHUNK', chunk)
     similarity = torch.eye(6)
     similarity[1, 4] = similarity[5, 3] = torch.nan
     with pytest.raises(ValueError, match='video 3 .*NaN'):
@@ -182,7 +219,7 @@ def test_refuses_owners_that_do_not_fit(owner, message):
 
 
 def test_embeddings_score_as_their_products(monkeypatch):
-    monkeypatch.setattr(ranking, 'CHUNK', 7)
+    monkeypatch.setattr(scores, 'CHUNK', 7)
     generator = torch.Generator().manual_seed(0)
     video = torch.randn(20, 16, generator=generator)
     owner = torch.arange(45) % 20
@@ -203,3 +240,52 @@ def test_equal_embeddings_tie_exactly(size, dim):
         assert result[f'{direction}/R@5'] == pytest.approx(500 / size)
         assert result[f'{direction}/MdR'] == pytest.approx((size + 1) / 2)
         assert result[f'{direction}/MnR'] == pytest.approx((size + 1) / 2)
+
+
+@pytest.mark.parametrize('chunk', [7, 1024])
+def test_a_right_pair_is_not_held_against_itself(monkeypatch, chunk):
+    """With products that cancel, whose sums are all rounding."""
+    monkeypatch.setattr(scores, 'CHUNK', chunk)
+    generator = torch.Generator().manual_seed(0)
+    half = torch.randn(40, 256, generator=generator)
+    text, video = torch.cat([half, half], 1), torch.cat([half, -half], 1)
+    owner = torch.arange(40) * 7 % 40
+
+    def right_pairs(table):
+        for rows, columns, tile in table.tiles():
+            for row, column in enumerate(owner[rows].tolist()):
+                if columns.start <= column < columns.stop:
+                    yield tile[row, column - columns.start].item()
+
+    table = scores.Scores(text, video, owner)
+    assert list(right_pairs(scores.Scores(text, video))) != list(
+        right_pairs(table))
+    assert sorted(right_pairs(table)) == sorted(table.right.tolist())
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_counts_exactly_in_half_precision(dtype):
+    result = evaluate_similarity(-torch.eye(702, dtype=dtype))
+    assert result['t2v/MnR'] == result['v2t/MnR'] == 702
+
+
+@pytest.mark.parametrize('text, video, owner, message', [
+    (torch.ones(3), torch.ones(2, 4), [0, 1, 1], r'text must .*\[3\]'),
+    (torch.ones(3, 4), torch.ones(0, 4), [0, 1, 1], r'video must .*\[0, 4\]'),
+    (torch.ones(3, 4), torch.ones(2, 5), [0, 1, 1], 'have 4 .* videos 5'),
+    (torch.ones(3, 4), torch.ones(2, 4), [0, 1], 'there are 3 texts'),
+    (torch.ones(3, 4), torch.ones(2, 4), [0, 1, 2], '0 to 1'),
+    (torch.ones(3, 4), torch.ones(2, 4), [0., 1., 1.], 'whole numbers'),
+])
+def test_refuses_embeddings_that_do_not_fit(text, video, owner, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_embeddings(text, video, owner)
+
+
+@pytest.mark.parametrize('what', ['text', 'video'])
+@pytest.mark.parametrize('value', [torch.nan, torch.inf, -torch.inf])
+def test_says_which_embedding_is_not_finite(what, value):
+    embeddings = dict(text=torch.ones(5, 4), video=torch.ones(5, 4))
+    embeddings[what][3, 1] = embeddings[what][4, 0] = value
+    with pytest.raises(ValueError, match=f'of {what} 3 .*NaN'):
+        evaluate_embeddings(**embeddings, video_of_text=range(5))

@@ -1,11 +1,14 @@
 """The metric as MMEngine's loops use it."""
+import logging
+
 import pytest
 import torch
 from mmaction.structures import ActionDataSample
 from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger
 from mmengine.structures import InstanceData
 
-from projects.vop.evaluation import evaluate_similarity
+from projects.vop.evaluation import DSL, QBNorm, evaluate_similarity
 from projects.vop.registry import METRICS
 
 
@@ -101,3 +104,173 @@ def test_half_precision_is_ranked_in_full():
             half.set_field(half.get(key).half(), key)
             full.set_field(full.get(key).half().float(), key)
     assert evaluate(samples) == expected(rounded)
+
+
+@pytest.fixture
+def bank(tmp_path):
+    """Embeddings of training videos, as the metric dumps them."""
+    path = tmp_path / 'bank.pt'
+    samples = predictions([2, 3, 1])
+    for number, sample in enumerate(samples):
+        sample.set_metainfo(dict(video_id=f'train{number}.mp4'))
+        sample.video_feature = sample.video_feature.flip(0)
+    evaluate(samples, dump=str(path))
+    return path, samples
+
+
+@pytest.fixture
+def logged():
+    messages = []
+    handler = logging.Handler(logging.INFO)
+    handler.emit = lambda record: messages.append(record)
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+def test_a_dump_holds_the_embeddings(tmp_path):
+    samples = predictions([2, 1, 3])
+    path = tmp_path / 'new' / 'folder' / 'dump.pt'
+    evaluate(samples + samples[:1], size=3, dump=str(path))
+    dump = torch.load(path, weights_only=True)
+    assert dump['video_id'] == ['0.mp4', '1.mp4', '2.mp4']
+    assert dump['owner'].tolist() == [0, 0, 1, 2, 2, 2]
+    assert dump['video'].equal(torch.stack([s.video_feature for s in samples]))
+    assert dump['text'].equal(torch.cat([s.text_feature for s in samples]))
+    assert [p.name for p in path.parent.iterdir()] == ['dump.pt']
+
+
+def test_a_dump_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / 'dump.pt'
+    path.write_text('before')
+
+    def disk_full(content, file):
+        open(file, 'w').write('half')
+        raise OSError('no space left')
+
+    monkeypatch.setattr(torch, 'save', disk_full)
+    with pytest.raises(OSError, match='no space'):
+        evaluate(predictions([1, 1]), dump=str(path))
+    assert path.read_text() == 'before'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_rescored_metrics_stand_beside_the_plain_ones(bank, logged):
+    path, training = bank
+    logged.clear()
+    samples = predictions([3, 1, 2, 5, 1, 4, 2])
+    videos = torch.stack([s.video_feature for s in samples])
+    texts = torch.cat([s.text_feature for s in samples])
+    captions = torch.cat([s.text_feature for s in training])
+    footage = torch.stack([s.video_feature for s in training])
+    result = evaluate(samples, dsl=50., qb_norm=str(path), beta=.5)
+    assert result == expected(
+        samples,
+        rescoring=[
+            DSL(50.),
+            QBNorm(captions @ videos.T, footage @ texts.T, .5)
+        ])
+    assert {key: result[key] for key in expected(samples)} == expected(samples)
+    said = [r.getMessage() for r in logged if 'compare' in r.getMessage()]
+    assert len(said) == 1
+    assert 'dsl/... looks at all queries of the test set' in said[0]
+    assert 'qb_norm/... looks at the training queries of the bank' in said[0]
+    assert not any(r.levelno >= logging.WARNING for r in logged)
+
+
+def test_beta_reaches_the_formula(bank):
+    samples = predictions([3, 1, 2, 5, 1, 4, 2])
+    assert evaluate(
+        samples, qb_norm=str(bank[0]), beta=.01) != evaluate(
+            samples, qb_norm=str(bank[0]))
+
+
+def test_plain_metrics_say_nothing_of_comparing(logged):
+    evaluate(predictions([1, 1]))
+    assert not any('compare' in r.getMessage() for r in logged)
+
+
+def test_warns_of_test_videos_in_the_bank(tmp_path, logged_warnings):
+    samples = predictions([1] * 4)
+    evaluate(samples[1:3], dump=str(tmp_path / 'bank.pt'))
+    evaluate(samples, qb_norm=str(tmp_path / 'bank.pt'))
+    assert ['2 test videos are in the bank' in m for m in logged_warnings
+            ] == [True]
+    assert '1.mp4' in logged_warnings[0]
+
+
+def build(**kwargs):
+    return METRICS.build(dict(type='vop.RetrievalMetric', **kwargs))
+
+
+def test_a_missing_bank_is_refused_at_once(tmp_path):
+    with pytest.raises(FileNotFoundError, match='--dump-embeddings'):
+        build(qb_norm=str(tmp_path / 'bank.pt'))
+
+
+@pytest.mark.parametrize('content', [b'', b'PK no archive', dict(a=1), [1, 2],
+                                     logging.Handler])
+def test_a_foreign_bank_is_refused_at_once(tmp_path, content):
+    path = tmp_path / 'bank.pt'
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match='bank.pt .*holds no embeddings'):
+        build(qb_norm=str(path))
+
+
+@pytest.mark.parametrize('what', ['video', 'text'])
+def test_a_bank_that_is_not_finite_is_refused_at_once(bank, what):
+    content = torch.load(bank[0], weights_only=True)
+    content[what][1, 0] = torch.nan
+    torch.save(content, bank[0])
+    with pytest.raises(ValueError, match=f'{what}s in .*bank.pt are not fini'):
+        build(qb_norm=str(bank[0]))
+
+
+def test_a_bank_of_another_width_is_refused_at_the_first_video(bank):
+    sample = predictions([1])[0]
+    sample.video_feature = torch.ones(16)
+    sample.text_feature = torch.ones(1, 16)
+    with pytest.raises(ValueError, match='have 8 numbers, .* 16'):
+        build(qb_norm=str(bank[0])).process({}, [sample.to_dict()])
+
+
+def test_a_bank_of_another_model_is_refused(tmp_path, bank):
+    metric = build(dump=str(tmp_path / 'named.pt'))
+    metric.set_model('abc')
+    evaluator = Evaluator(metric)
+    evaluator.process(predictions([1, 1]))
+    evaluator.evaluate(2)
+    metric = build(qb_norm=str(tmp_path / 'named.pt'))
+    metric.set_model('abc')
+    with pytest.raises(ValueError, match='named.pt .*another model'):
+        metric.set_model('def')
+    build(qb_norm=str(bank[0])).set_model('def')  # it does not say which
+
+
+@pytest.mark.parametrize('kwargs', [
+    dict(dsl=0.), dict(dsl=True), dict(dsl=float('nan')), dict(beta=-1.),
+    dict(beta=float('inf'))
+])
+def test_refuses_scales_that_are_not_positive(kwargs):
+    with pytest.raises(ValueError, match=f'{list(kwargs)[0]} must be'):
+        build(**kwargs)
+
+
+def test_a_dump_that_cannot_be_written_is_refused_at_once(tmp_path):
+    with pytest.raises(ValueError, match='can be written'):
+        build(dump=str(tmp_path))
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(ValueError, match='There can be no folder'):
+        build(dump=str(tmp_path / 'file' / 'dump.pt'))
+
+
+def test_a_device_that_is_not_there_is_refused_at_once():
+    with pytest.raises((RuntimeError, AssertionError)):
+        build(device='cuda:99')

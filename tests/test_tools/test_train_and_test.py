@@ -331,3 +331,77 @@ def test_the_runner_compiles_the_model(trained, config, tmp_path):
     ours = losses(tmp_path)
     for step in ours:
         assert ours[step] == pytest.approx(losses(trained)[step], rel=1e-4)
+
+
+def results_in(work_dir):
+    metrics = json.loads(next(Path(work_dir).glob('*/*.json')).read_text())
+    return {name: value for name, value in metrics.items() if '2' in name}
+
+
+def test_a_bank_of_training_queries(trained, config, tmp_path):
+    """Dump the embeddings of the training set, then test with them."""
+    checkpoint = str(trained / f'epoch_{EPOCHS}.pth')
+    bank = tmp_path / 'bank.pt'
+    run(sys.executable, 'tools/test.py', config(), checkpoint, '--work-dir',
+        str(tmp_path / 'dump'), '--dump-embeddings', str(bank),
+        '--cfg-options', 'test_dataloader.dataset.ann_file=train.json')
+    content = torch.load(bank, weights_only=True)
+    assert content['video_id'] == [f'{number}.mp4' for number in range(5)]
+    assert content['owner'].tolist() == [n // 2 for n in range(10)]
+    assert content['video'].shape == (5, 32)
+    output = run(sys.executable, 'tools/test.py', config(), checkpoint,
+                 '--work-dir', str(tmp_path / 'test'), '--qb-norm', str(bank),
+                 '--dsl')
+    result = results_in(tmp_path / 'test')
+    plain = metrics(trained)[-1]
+    assert set(result) == {
+        f'{prefix}{name}' for prefix in ('', 'dsl/', 'qb_norm/')
+        for name in plain
+    }
+    assert {name: result[name] for name in plain} == pytest.approx(plain)
+    assert output.count('Not to be compared with plain numbers') == 1
+    assert '5 test videos are in the bank' in output
+
+    other = run(
+        sys.executable, 'tools/test.py', config(),
+        str(trained / 'epoch_1.pth'), '--qb-norm', str(bank), '--work-dir',
+        str(tmp_path / 'other'), ok=False)
+    assert 'was made with another model' in other
+    assert 'Traceback' not in other
+    assert 'Epoch(test)' not in other
+
+    run('tools/dist_test.sh', config(), checkpoint, '2', '--work-dir',
+        str(tmp_path / 'two'), '--qb-norm', str(bank), '--dsl',
+        '--dump-embeddings', str(tmp_path / 'two.pt'),
+        env=dict(PORT=free_port()))
+    assert results_in(tmp_path / 'two') == pytest.approx(result)
+    two = torch.load(tmp_path / 'two.pt', weights_only=True)
+    assert two['model'] == content['model']
+    assert two['video_id'] == content['video_id']
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--qb-norm', 'nowhere.pt'], 'There is no file nowhere.pt'),
+    (['--qb-norm', 'setup.py'], 'setup.py is damaged, or holds no embeddings'),
+    (['--dsl', '-3'], 'dsl must be a positive number'),
+    (['--dump-embeddings', 'tools'], 'No file tools can be written'),
+    (['--dsl', '--cfg-options', 'test_evaluator.type=RetrievalMetric'],
+     'need one vop.RetrievalMetric'),
+])
+def test_what_is_wrong_is_said_before_clip_is_opened(config, arguments,
+                                                     message):
+    output = run(sys.executable, 'tools/test.py', config('zero_shot'),
+                 *arguments, ok=False)
+    assert message in output
+    assert 'Traceback' not in output
+    assert len(output.splitlines()) < 5
+
+
+def test_lambda_of_dsl_and_dump_to_pickle_together(config, tmp_path):
+    run(sys.executable, 'tools/test.py', config('zero_shot'), '--dsl', '30',
+        '--dump', str(tmp_path / 'predictions.pkl'), '--work-dir',
+        str(tmp_path))
+    assert 'dsl/t2v/R@1' in results_in(tmp_path)
+    saved = next(tmp_path.glob('*/vis_data/config.py')).read_text()
+    assert 'dsl=30.0' in saved
+    assert (tmp_path / 'predictions.pkl').stat().st_size > 0

@@ -5,14 +5,14 @@ and how many tie with it. Ties are resolved by expectation: R@k is the
 probability of a hit, and a rank the mean rank, if ties are broken at random.
 So a collapsed model, whose scores are all the same, scores chance.
 """
-from typing import Callable, Dict, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# Rows of scores at a time; bounds the memory to CHUNK x gallery.
-CHUNK = 256
+from .rescoring import Rescored, Rescoring, rescore
+from .scores import Scores, finite_rows, sweep
 
 
 class Counts(NamedTuple):
@@ -29,31 +29,58 @@ class Counts(NamedTuple):
     right: Tensor
 
 
-def count(scores: Callable[[Tensor], Tensor], queries: Tensor, labels: Tensor,
-          item_labels: Tensor) -> Counts:
-    """Count higher and tied items; an item with the query's label is right.
+class Count:
+    """Counts higher and tied items in one direction.
 
     Args:
-        scores (Callable): Gives for n queries, by their indices, the scores
-            of all items, of shape [n x items].
-        queries (Tensor): Indices of the queries, of shape [queries].
-        labels (Tensor): Their labels, of shape [queries]. Each is the label
-            of at least one item.
-        item_labels (Tensor): Labels of the items, of shape [items].
-
-    Returns:
-        Counts: One entry a query.
+        scores (Tensor): Scores of the right pairs, of shape [texts].
+        queries (Tensor): Their queries, of shape [texts].
+        items (Tensor): Their items, of shape [texts].
+        num_queries (int): Number of queries; one without a right pair is not
+            counted.
+        rescored (Callable, optional): Makes other scores of the scores, given
+            indices of queries and items that broadcast to them.
     """
-    chunks = []
-    for rows, label in zip(queries.split(CHUNK), labels.split(CHUNK)):
-        chunk = scores(rows)
-        right = label[:, None] == item_labels
-        best = chunk.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
-        chunks.append(
-            torch.stack([((chunk > best) & ~right).sum(1),
-                         ((chunk == best) & ~right).sum(1),
-                         ((chunk == best) & right).sum(1)]))
-    return Counts(*torch.cat(chunks, dim=1).cpu())
+
+    def __init__(self,
+                 scores: Tensor,
+                 queries: Tensor,
+                 items: Tensor,
+                 num_queries: int,
+                 rescored: Optional[Rescored] = None) -> None:
+        if rescored is not None:
+            scores = rescored(scores, queries, items)
+        self.rescored = rescored
+        self.best = scores.new_full(
+            (num_queries, ),
+            -torch.inf).scatter_reduce(0, queries, scores, 'amax')
+        self.right = torch.zeros(
+            num_queries, dtype=torch.int64, device=scores.device)
+        self.right.scatter_add_(0, queries,
+                                (scores == self.best[queries]).long())
+        self.higher = torch.zeros_like(self.right)
+        self.tied = -self.right  # they will be counted as ties, too
+
+    def add(self, queries: slice, items: slice, tile: Tensor) -> None:
+        """Count in a tile of scores, of shape [queries x items]."""
+        if self.rescored is not None:
+            index = torch.arange(
+                queries.start, queries.stop, device=tile.device)
+            tile = self.rescored(tile, index[:, None], items)
+        best = self.best[queries, None]
+        self.higher[queries] += _count(torch.gt, tile, best)
+        self.tied[queries] += _count(torch.eq, tile, best)
+
+    def counts(self) -> Counts:
+        """The counts of the queries that have a right pair."""
+        asks = self.right > 0
+        return Counts(*(count[asks].cpu()
+                        for count in (self.higher, self.tied, self.right)))
+
+
+def _count(compare: Callable, tile: Tensor, best: Tensor) -> Tensor:
+    # As numbers: Booleans take torch four times as long on a CPU.
+    return compare(tile, best, out=torch.empty_like(tile)).sum(1).long()
 
 
 def summarize(counts: Counts, topk: Sequence[int]) -> Dict[str, float]:
@@ -89,7 +116,8 @@ def summarize(counts: Counts, topk: Sequence[int]) -> Dict[str, float]:
 def evaluate_similarity(
     similarity: Tensor,
     video_of_text: Optional[Sequence[int]] = None,
-    topk: Sequence[int] = (1, 5, 10)
+    topk: Sequence[int] = (1, 5, 10),
+    rescoring: Sequence[Rescoring] = ()
 ) -> Dict[str, float]:
     """Score a matrix of similarities in both directions.
 
@@ -103,13 +131,17 @@ def evaluate_similarity(
         video_of_text (Sequence[int], optional): Index of each caption's
             video. Defaults to one caption a video, in the same order.
         topk (Sequence[int]): The k of R@k. Defaults to (1, 5, 10).
+        rescoring (Sequence[DSL | QBNorm]): Corrections of the scores, whose
+            results are given beside the plain ones. Defaults to none.
 
     Returns:
         dict[str, float]: ``t2v/R@1``, ``t2v/R@5``, ``t2v/R@10`` (percent),
-        ``t2v/MdR``, ``t2v/MnR`` (ranks from 1), and the same under ``v2t/``.
+        ``t2v/MdR``, ``t2v/MnR`` (ranks from 1), and the same under ``v2t/``;
+        for each of ``rescoring`` these again under ``dsl/`` or ``qb_norm/``.
 
     Raises:
-        ValueError: If shapes or indices do not fit, or a score is NaN.
+        ValueError: If shapes or indices do not fit, or a score is NaN, or,
+            with ``rescoring``, infinite.
     """
     similarity = torch.as_tensor(similarity)
     if not similarity.is_floating_point():
@@ -124,68 +156,108 @@ def evaluate_similarity(
                 f'{texts} texts and {videos} videos: say which video each '
                 'text belongs to (video_of_text).')
         video_of_text = range(videos)
-    video_of_text = torch.as_tensor(
-        video_of_text if isinstance(video_of_text, (Tensor, np.ndarray)) else
-        list(video_of_text))
-    if video_of_text.shape != (texts, ):
-        raise ValueError(f'video_of_text has shape '
-                         f'{list(video_of_text.shape)}, but there are {texts} '
-                         'texts.')
-    if video_of_text.is_floating_point():
-        raise ValueError('video_of_text must hold whole numbers, got '
-                         f'{video_of_text.dtype}.')
-    if not (0 <= video_of_text.min() and video_of_text.max() < videos):
-        raise ValueError(f'video_of_text names videos {video_of_text.min()} '
-                         f'to {video_of_text.max()}, but there are only '
-                         f'0 to {videos - 1}.')
-    nan = sum(rows.isnan().any(0) for rows in similarity.split(CHUNK))
-    if nan.any():
-        raise ValueError(
-            f'The scores of video {int(nan.nonzero()[0])} are NaN.')
-    return rank_both_ways(lambda rows: similarity[rows],
-                          lambda rows: similarity.T[rows],
-                          video_of_text.to(similarity.device), videos, topk)
+    owner = _check_owner(video_of_text, texts, videos, similarity.device)
+    bad = torch.zeros(2, videos, dtype=torch.bool, device=similarity.device)
+    for _, columns, tile in Scores(similarity).tiles():
+        bad[0, columns] |= tile.isnan().any(0)
+        if rescoring:
+            bad[1, columns] |= tile.isinf().any(0)
+    for faults, what in zip(bad, ('NaN', 'infinite, which has no softmax')):
+        if faults.any():
+            raise ValueError(f'The scores of video {int(faults.nonzero()[0])} '
+                             f'are {what}.')
+    return _evaluate(
+        Scores(similarity, owner=owner), topk, rescoring, (None, None))
 
 
 def evaluate_embeddings(
     text: Tensor,
     video: Tensor,
-    video_of_text: Tensor,
-    topk: Sequence[int] = (1, 5, 10)
+    video_of_text: Sequence[int],
+    topk: Sequence[int] = (1, 5, 10),
+    rescoring: Sequence[Rescoring] = ()
 ) -> Dict[str, float]:
     """Score embeddings by their dot products, never holding all of these.
 
-    Products are summed in float64 and rounded to float32, so that equal pairs
-    tie whatever order a matrix product sums them in.
+    It works on the device of the embeddings. Products are summed in float64
+    and rounded to float32, so that equal pairs tie whatever order a matrix
+    product sums them in.
 
     Args:
         text (Tensor): Of shape [texts x e].
         video (Tensor): Of shape [videos x e].
-        video_of_text (Tensor): Of shape [texts].
-        topk (Sequence[int]): The k of R@k.
+        video_of_text (Sequence[int]): Index of each caption's video.
+        topk (Sequence[int]): The k of R@k. Defaults to (1, 5, 10).
+        rescoring (Sequence[DSL | QBNorm]): As in
+            :func:`evaluate_similarity`.
 
     Returns:
         dict[str, float]: As :func:`evaluate_similarity`.
+
+    Raises:
+        ValueError: If shapes or indices do not fit, or an embedding is not
+            finite.
     """
-    text, video = text.double(), video.double()
-    return rank_both_ways(lambda rows: (text[rows] @ video.T).float(),
-                          lambda rows: (video[rows] @ text.T).float(),
-                          video_of_text, len(video), topk)
+    for what, embeddings in dict(text=text, video=video).items():
+        if embeddings.dim() != 2 or 0 in embeddings.shape:
+            raise ValueError(f'{what} must be embeddings [{what}s x e], got '
+                             f'{list(embeddings.shape)}.')
+        bad = ~finite_rows(embeddings)
+        if bad.any():
+            raise ValueError(
+                f'The embedding of {what} {int(bad.nonzero()[0])} is not '
+                'finite, so its scores are NaN.')
+    if text.shape[1] != video.shape[1]:
+        raise ValueError(f'The embeddings of texts have {text.shape[1]} '
+                         f'numbers, those of videos {video.shape[1]}.')
+    owner = _check_owner(video_of_text, len(text), len(video), text.device)
+    return _evaluate(
+        Scores(text, video, owner), topk, rescoring, (video, text))
 
 
-def rank_both_ways(rows_of_texts: Callable, rows_of_videos: Callable,
-                   video_of_text: Tensor, videos: int,
-                   topk: Sequence[int]) -> Dict[str, float]:
+def _check_owner(video_of_text: Sequence[int], texts: int, videos: int,
+                 device: torch.device) -> Tensor:
+    owner = torch.as_tensor(
+        video_of_text if isinstance(video_of_text, (Tensor, np.ndarray)) else
+        list(video_of_text))
+    if owner.shape != (texts, ):
+        raise ValueError(f'video_of_text has shape {list(owner.shape)}, but '
+                         f'there are {texts} texts.')
+    if owner.is_floating_point():
+        raise ValueError(
+            f'video_of_text must hold whole numbers, got {owner.dtype}.')
+    if not (0 <= owner.min() and owner.max() < videos):
+        raise ValueError(f'video_of_text names videos {owner.min()} to '
+                         f'{owner.max()}, but there are only 0 to '
+                         f'{videos - 1}.')
+    return owner.long().to(device)
+
+
+def _evaluate(
+    scores: Scores, topk: Sequence[int], rescoring: Sequence[Rescoring],
+    galleries: Tuple[Optional[Tensor],
+                     Optional[Tensor]]) -> Dict[str, float]:
     """Rank text to video and video to text; see ``evaluate_similarity``."""
-    device = video_of_text.device
-    asking = video_of_text.unique()
-    directions = dict(
-        t2v=count(rows_of_texts, torch.arange(len(video_of_text),
-                                              device=device), video_of_text,
-                  torch.arange(videos, device=device)),
-        v2t=count(rows_of_videos, asking, asking, video_of_text))
+    texts, videos = scores.shape
+    owner = scores.owner
+    index = torch.arange(texts, device=owner.device)
+    asks = torch.zeros(videos, dtype=torch.bool, device=owner.device)
+    asks[owner] = True
+    forms = [('', (None, None))]
+    for way, pair in zip(rescoring,
+                         rescore(scores, asks, rescoring, galleries)):
+        forms.append((f'{way.name}/', pair))
+    t2v = [
+        Count(scores.right, index, owner, texts, pair[0]) for _, pair in forms
+    ]
+    v2t = [
+        Count(scores.right, owner, index, videos, pair[1])
+        for _, pair in forms
+    ]
+    sweep(scores, t2v, v2t)
     return {
-        f'{direction}/{name}': value
-        for direction, counts in directions.items()
-        for name, value in summarize(counts, topk).items()
+        f'{prefix}{direction}/{name}': value
+        for (prefix, _), *both in zip(forms, t2v, v2t)
+        for direction, count in zip(('t2v', 'v2t'), both)
+        for name, value in summarize(count.counts(), topk).items()
     }

@@ -1,11 +1,17 @@
 """The metric that MMEngine's loops call."""
+import logging
+import os
+import os.path as osp
 from typing import Dict, List, Optional, Sequence
 
 import torch
 from mmengine.evaluator import BaseMetric
+from mmengine.logging import print_log
 
 from ..registry import METRICS
+from .embeddings import Embeddings
 from .ranking import evaluate_embeddings
+from .rescoring import DSL, QBNorm
 
 
 @METRICS.register_module()
@@ -20,29 +26,100 @@ class RetrievalMetric(BaseMetric):
 
     Args:
         topk (Sequence[int]): The k of R@k. Defaults to (1, 5, 10).
+        dsl (float, optional): Rank by dual softmax, too, with this scale
+            (100 is usual); see :class:`.DSL`. Adds ``dsl/t2v/R@1`` to
+            ``dsl/v2t/MnR``.
+        qb_norm (str, optional): Rank by QB-Norm, too, with the bank of
+            training queries in this file, which is what ``dump`` writes when
+            the training set is tested; see :class:`.QBNorm`. Adds
+            ``qb_norm/t2v/R@1`` to ``qb_norm/v2t/MnR``.
+        beta (float): The scale of QB-Norm. Defaults to 20.
+        dump (str, optional): Write all embeddings to this file; see
+            :class:`.Embeddings`.
+        device (str): Where to rank, such as ``'cuda'``. Defaults to
+            ``'cpu'``.
         collect_device (str): ``'cpu'`` or ``'gpu'``, see MMEngine.
         prefix (str, optional): Prefix of the keys. Defaults to none:
             ``t2v/R@1`` to ``v2t/MnR``.
+
+    Raises:
+        FileNotFoundError: If there is no file ``qb_norm``.
+        ValueError: If it holds no embeddings, if ``dump`` cannot be written,
+            or a scale is not positive.
     """
 
     default_prefix = ''  # the keys say t2v and v2t themselves
 
     def __init__(self,
                  topk: Sequence[int] = (1, 5, 10),
+                 dsl: Optional[float] = None,
+                 qb_norm: Optional[str] = None,
+                 beta: float = 20.,
+                 dump: Optional[str] = None,
+                 device: str = 'cpu',
                  collect_device: str = 'cpu',
                  prefix: Optional[str] = None) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
+        for name, scale in dict(dsl=dsl, beta=beta).items():
+            # True would be a scale of 1.
+            if isinstance(scale, bool) or (scale is not None
+                                           and not 0 < scale < float('inf')):
+                raise ValueError(
+                    f'{name} must be a positive number, got {scale}.')
+        if dump is not None:
+            folder = osp.dirname(dump) or '.'
+            try:
+                os.makedirs(folder, exist_ok=True)
+            except OSError as error:
+                raise ValueError(f'There can be no folder {folder}: '
+                                 f'{error.strerror}.') from error
+            if osp.isdir(dump) or not os.access(folder, os.W_OK):
+                raise ValueError(f'No file {dump} can be written.')
+        torch.empty(0, device=device)  # else it would fail in the end
         self.topk = tuple(topk)
+        self.rescoring = [] if dsl is None else [DSL(dsl)]
+        self.bank, self.bank_file = None, qb_norm
+        if qb_norm is not None:
+            self.bank = Embeddings.load(qb_norm)
+            self.rescoring.append(
+                QBNorm(self.bank.text, self.bank.video, beta))
+        self.dump = dump
+        self.device = device
+        self.model = None
+
+    def set_model(self, fingerprint: str) -> None:
+        """Say which model is tested; ``tools/test.py`` does.
+
+        It is written into a dump, and compared with that of the bank. Without
+        it only the width of the bank is checked.
+
+        Args:
+            fingerprint (str): Changes when the model's weights do.
+
+        Raises:
+            ValueError: If the bank was made with another model.
+        """
+        self.model = fingerprint
+        if self.bank and self.bank.model not in (None, fingerprint):
+            raise ValueError(
+                f'The bank {self.bank_file} was made with another model than '
+                'the one that is tested. Make it anew with this checkpoint.')
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """Keep the embeddings of a batch."""
         for sample in data_samples:
             features = sample.get('features', sample)
             text = features['text_feature'].float().cpu()
+            video = features['video_feature'].float().cpu()
+            if self.bank and self.bank.video.shape[1:] != video.shape:
+                raise ValueError(
+                    f'The embeddings in the bank {self.bank_file} have '
+                    f'{self.bank.video.shape[1]} numbers, those of this model '
+                    f'{len(video)}. Make it anew with this model.')
             self.results.append(
                 dict(
                     name=sample.get('video_id', f'{len(self.results)}'),
-                    video=features['video_feature'].float().cpu(),
+                    video=video,
                     text=text if text.dim() == 2 else text[None]))
 
     def compute_metrics(self, results: List[dict]) -> Dict[str, float]:
@@ -65,9 +142,33 @@ class RetrievalMetric(BaseMetric):
                         f"The {what} embedding of video {result['name']} is "
                         'not finite, so its scores are NaN. Did training '
                         'diverge, or overflow in fp16?')
-        owner = torch.arange(len(results)).repeat_interleave(
-            torch.tensor([len(result['text']) for result in results]))
-        return evaluate_embeddings(
+        tested = Embeddings(
+            [result['name'] for result in results],
+            torch.stack([result['video'] for result in results]),
             torch.cat([result['text'] for result in results]),
-            torch.stack([result['video'] for result in results]), owner,
-            self.topk)
+            torch.arange(len(results)).repeat_interleave(
+                torch.tensor([len(result['text']) for result in results])),
+            self.model)
+        if self.dump:
+            tested.save(self.dump)
+            print_log(
+                f'The embeddings of {len(tested.video)} videos and '
+                f'{len(tested.text)} captions are in {self.dump}.', 'current')
+        self._warn(tested)
+        return evaluate_embeddings(
+            tested.text.to(self.device), tested.video.to(self.device),
+            tested.owner, self.topk, self.rescoring)
+
+    def _warn(self, tested: Embeddings) -> None:
+        if self.rescoring:
+            print_log(
+                'Not to be compared with plain numbers: ' + ', '.join(
+                    f'{way.name}/... looks at {way.looks_at}'
+                    for way in self.rescoring) + '.', 'current')
+        if self.bank:
+            leaked = set(tested.video_id) & set(self.bank.video_id)
+            if leaked:
+                print_log(
+                    f'{len(leaked)} test videos are in the bank '
+                    f'{self.bank_file}, such as {min(leaked)}: qb_norm/... '
+                    'looks at what is tested.', 'current', logging.WARNING)
