@@ -7,10 +7,9 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.dist import is_distributed
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
 
-from projects.vop.engine import (check_data, open_config, use_amp,
+from projects.vop.engine import (NothingTrains, build_runner, check_data,
+                                 open_config, pin_memory, use_amp,
                                  use_gloo_without_gpu)
 
 
@@ -113,15 +112,14 @@ def main() -> None:
     try:
         cfg = merge_args(open_config(args.config), args)
         check_data(cfg, 'train', *([] if args.no_validate else ['val']))
+        use_gloo_without_gpu(cfg)
+        pin_memory(cfg)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from error
-    use_gloo_without_gpu(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else \
-        Runner.from_cfg(cfg)
-    if not any(p.requires_grad for p in runner.model.parameters()):
-        raise SystemExit(f'Nothing trains in {args.config}: it has neither '
-                         'prompts nor adapters, and all of CLIP is frozen. '
-                         'Test it with tools/test.py.')
+    try:
+        runner = build_runner(cfg)
+    except NothingTrains as error:
+        raise SystemExit(str(error)) from error
     runner.train()
     if is_distributed():  # else a process can abort at its exit
         torch.distributed.destroy_process_group()

@@ -6,6 +6,7 @@ touching MMAction2's own classes of the same name.
 """
 from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS
 from mmengine.registry import DATASETS as ROOT_DATASETS
+from mmengine.registry import LOOPS as ROOT_LOOPS
 from mmengine.registry import METRICS as ROOT_METRICS
 from mmengine.registry import MODEL_WRAPPERS as ROOT_MODEL_WRAPPERS
 from mmengine.registry import MODELS as ROOT_MODELS
@@ -27,3 +28,4 @@ DATASETS = _child('vop dataset', ROOT_DATASETS, 'datasets')
 DATA_SAMPLERS = _child('vop data sampler', ROOT_DATA_SAMPLERS, 'datasets')
 TRANSFORMS = _child('vop transform', ROOT_TRANSFORMS, 'datasets')
 METRICS = _child('vop metric', ROOT_METRICS, 'evaluation')
+LOOPS = _child('vop loop', ROOT_LOOPS, 'engine')

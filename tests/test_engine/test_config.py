@@ -4,7 +4,7 @@ import json
 import pytest
 from mmengine.config import Config
 
-from projects.vop.engine import check_data, open_config
+from projects.vop.engine import check_data, open_config, pin_memory
 
 
 def test_a_file_is_opened_as_it_is():
@@ -51,6 +51,25 @@ def test_a_composed_config_takes_its_variable(monkeypatch):
 def test_a_file_far_from_any_config_is_just_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match='no config'):
         open_config(str(tmp_path / 'vop_msrvtt.py'))
+
+
+def test_memory_is_pinned_where_there_is_a_gpu(monkeypatch):
+    config = open_config('configs/vop_msrvtt.py')
+    config.test_dataloader.pin_memory = False
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    pin_memory(config)
+    assert 'pin_memory' not in config.train_dataloader
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    config.val_dataloader = None
+    pin_memory(config)
+    assert config.train_dataloader.pin_memory
+    assert not config.test_dataloader.pin_memory
+
+
+def test_missing_data_of_another_root(monkeypatch):
+    monkeypatch.setenv('DATA_ROOT', 'data/small_copy')
+    with pytest.raises(FileNotFoundError, match='small_copy.*DATA_ROOT'):
+        check_data(open_config('configs/vop_lsmdc.py'), 'train')
 
 
 def test_missing_data_names_the_command_that_makes_it(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmaction.structures import ActionDataSample
 from mmengine.config import Config
+from mmengine.dataset import default_collate, pseudo_collate
 from mmengine.optim import OptimWrapper
 
 import reference
@@ -62,6 +63,26 @@ def test_preprocessor_normalises_as_open_clip_does(tiny_clip):
         done['imgs'][1, 2], (frame / 255 - mean) / std, atol=1e-5)
     assert done['text'].shape == (3, 77)
     assert done['num_texts'].tolist() == [1, 1, 1]
+
+
+def test_workers_may_stack(tiny_clip):
+    """With the collate_fn of the configs, workers stack the frames."""
+    config = Config.fromfile(ROOT / 'configs/vop_msrvtt.py')
+    assert config.train_dataloader.collate_fn.type == 'default_collate'
+    data = batch()
+    items = [
+        dict(
+            inputs={key: value[i]
+                    for key, value in data['inputs'].items()},
+            data_samples=data['data_samples'][i]) for i in range(3)
+    ]
+    preprocess = make(tiny_clip).data_preprocessor
+    listed, stacked = (
+        preprocess(collate(items))
+        for collate in (pseudo_collate, default_collate))
+    for key, value in listed['inputs'].items():
+        assert torch.equal(stacked['inputs'][key], value)
+    assert len(stacked['data_samples']) == 3
 
 
 def test_pixels_are_normalised_as_the_clip_was_trained(tiny_clip):

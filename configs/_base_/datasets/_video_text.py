@@ -51,6 +51,7 @@ train_dataloader = dict(
     batch_size=batch_size,
     num_workers=8,
     persistent_workers=True,
+    collate_fn=dict(type='default_collate'),  # stack frames in the workers
     sampler=dict(type='vop.ReproducibleSampler', shuffle=True),
     dataset=dict(
         type='vop.VideoTextDataset',

@@ -3,8 +3,8 @@ import os.path as osp
 from pathlib import Path
 from typing import Union
 
+import torch
 from mmengine.config import Config
-
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 
@@ -85,6 +85,9 @@ def check_data(cfg: Config, *splits: str) -> None:
                    if (CHECKOUT / converter).is_file() else
                    'tools/data/custom.py makes such files from a folder of '
                    'videos and a csv.')
+            if 'DATA_ROOT' in cfg.env_variables:
+                how = ('The environment variable DATA_ROOT says to look '
+                       'there.')
             raise FileNotFoundError(
                 f'The annotation file {ann_file} of {split}_dataloader is '
                 f'missing. {how}')
@@ -94,6 +97,22 @@ def check_data(cfg: Config, *splits: str) -> None:
             raise FileNotFoundError(
                 f'The folder {folder} of the videos is missing. Put or link '
                 'the videos there, or set data_prefix.')
+
+
+def pin_memory(cfg: Config) -> None:
+    """Let data loaders pin memory where there is a GPU.
+
+    Batches then travel to the GPU while it works. A loader that says
+    ``pin_memory`` itself keeps what it says; without a GPU nothing changes,
+    as torch would warn of it.
+
+    Args:
+        cfg (Config): The config.
+    """
+    if torch.cuda.is_available():
+        for split in ('train', 'val', 'test'):
+            if cfg.get(f'{split}_dataloader'):
+                cfg[f'{split}_dataloader'].setdefault('pin_memory', True)
 
 
 def use_amp(cfg: Config) -> None:

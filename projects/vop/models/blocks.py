@@ -57,11 +57,9 @@ def prompted_block(block: ResidualAttentionBlock,
 
     # Queries are made apart from keys and values, as attention keeps what it
     # reads for the backward pass: of a slice of all three, all three.
-    normed = context = block.ln_1(x)
-    if queries is None:
-        queries = x
-    else:
-        normed = block.ln_1(queries)
+    context = block.ln_1(x)
+    normed = context if queries is None else block.ln_1(queries)
+    queries = x if queries is None else queries
     q, kv = F.linear(normed, weight[:d], bias[:d]), keys_and_values(context)
     if prompts:
         kv = torch.cat([

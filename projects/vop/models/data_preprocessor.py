@@ -4,6 +4,7 @@ from typing import Sequence
 import torch
 from mmengine.model import BaseDataPreprocessor
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from torch import Tensor
 
 from ..registry import MODELS
 
@@ -23,7 +24,7 @@ class RetrievalDataPreprocessor(BaseDataPreprocessor):
     def __init__(self,
                  mean: Sequence[float] = OPENAI_DATASET_MEAN,
                  std: Sequence[float] = OPENAI_DATASET_STD) -> None:
-        super().__init__()
+        super().__init__(non_blocking=True)  # which pinned memory allows
         for name, value in dict(mean=mean, std=std).items():
             self.register_buffer(
                 name, 255 * torch.tensor(value).view(3, 1, 1), False)
@@ -32,9 +33,10 @@ class RetrievalDataPreprocessor(BaseDataPreprocessor):
         """Batch the samples of a data loader.
 
         Args:
-            data (dict): ``inputs`` with ``imgs``, a list of b frame tensors
-                [f x 3 x h x w], uint8; and ``text``, a list of b tensors of
-                token ids, [t] or [captions x t]. ``data_samples`` pass.
+            data (dict): ``inputs`` with ``imgs``, b frame tensors
+                [f x 3 x h x w], uint8; and ``text``, b tensors of token ids,
+                [t] or [captions x t]. Both are lists, or tensors where the
+                data loader stacks. ``data_samples`` pass.
             training (bool): Not used.
 
         Returns:
@@ -42,7 +44,9 @@ class RetrievalDataPreprocessor(BaseDataPreprocessor):
         """
         data = self.cast_data(data)
         inputs = data['inputs']
-        frames = torch.stack(list(inputs['imgs']))
+        frames = inputs['imgs']
+        if not isinstance(frames, Tensor):
+            frames = torch.stack(list(frames))
         texts = [t if t.dim() == 2 else t[None] for t in inputs['text']]
         data['inputs'] = dict(
             imgs=(frames - self.mean) / self.std,
