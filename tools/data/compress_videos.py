@@ -552,6 +552,8 @@ def compress(src: Path, dst: Path, settings: Settings, jobs: int) -> int:
         write(report, ''.join(lines).encode())
         print(f'Unreadable (also in {report}):')
         print(''.join(lines), end='')
+        print(f'Training on {dst} needs them there, readable, or '
+              'train_dataloader.dataset.skip_bad_videos=True.')
     else:
         report.unlink(missing_ok=True)
     return len(unreadable)
