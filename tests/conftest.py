@@ -31,6 +31,14 @@ def _mmaction_scope():
     init_default_scope('mmaction')
 
 
+@pytest.fixture(scope='session', autouse=True)
+def _default_roots():
+    """Whatever DATA_ROOT the user works with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv('DATA_ROOT', raising=False)
+        yield
+
+
 @pytest.fixture(scope='session')
 def tiny_clip(tmp_path_factory) -> str:
     """Path of an open_clip JSON config of a CLIP that runs in milliseconds."""

@@ -104,7 +104,8 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
                 'vop.RetrievalMetric in test_evaluator of the config, which '
                 f'has {len(ours)}.')
         ours[0].update(fields)
-        METRICS.build(ours[0])  # what is wrong is said before CLIP is opened
+        # What is wrong is said before CLIP is opened.
+        METRICS.build(dict(ours[0], device='cpu'))
     if args.dump:
         cfg.test_evaluator = [
             *evaluators,

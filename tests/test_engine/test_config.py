@@ -72,7 +72,18 @@ def test_missing_data_of_another_root(monkeypatch):
         check_data(open_config('configs/vop_lsmdc.py'), 'train')
 
 
-def test_missing_data_names_the_command_that_makes_it(tmp_path, monkeypatch):
+def test_a_root_that_a_config_does_not_read(tmp_path, monkeypatch,
+                                            logged_warnings):
+    monkeypatch.setenv('DATA_ROOT', 'data/small_copy')
+    config = open_config('configs/vop_lsmdc.py')
+    config.train_dataloader.dataset.data_root = 'data/pets'
+    with pytest.raises(FileNotFoundError) as error:
+        check_data(config, 'train')
+    assert 'DATA_ROOT' not in str(error.value)
+    assert 'DATA_ROOT=data/small_copy has no effect' in logged_warnings[0]
+
+
+def test_missing_data_names_the_command_that_makes_it(tmp_path):
     config = open_config('configs/vop_lsmdc.py')
     with pytest.raises(FileNotFoundError) as error:
         check_data(config, 'test')

@@ -315,10 +315,13 @@ def test_a_data_root_becomes_one(source, tmp_path):
         'videos/more/c.mkv']
     assert (out / 'train.json').read_bytes() == (
         source / 'train.json').read_bytes()
-    # Of before it is read, so that a change in the meantime is noticed.
+    # Of before it is read, so that a change in the meantime is noticed, up to
+    # a whole second.
     for path in stamps(out):
-        assert path.stat().st_mtime_ns == (
+        age = path.stat().st_mtime_ns - (
             source / path.relative_to(out)).stat().st_mtime_ns
+        assert 0 <= age < 10**9
+        assert path.stat().st_mtime_ns % 10**9 == 0
     assert ('3 videos copied, 0 done before, 0 unreadable; 1 .json files; '
             '1 other files left alone.') in done.stdout
     assert f'{source}: ' in done.stdout and '%)' in done.stdout
@@ -354,6 +357,11 @@ def test_links_are_followed_and_loops_end(source, tmp_path):
     done = compress(source, tmp_path / 'out')
     assert '3 videos copied' in done.stdout
     assert not (tmp_path / 'out/videos').is_symlink()
+
+    (source / 'again').symlink_to(tmp_path / 'elsewhere')
+    done = compress(source, tmp_path / 'out')
+    assert '3 videos copied, 3 done before' in done.stdout
+    assert (tmp_path / 'out/again/a.mp4').is_file()
 
 
 @pytest.mark.parametrize('options, changed', [
@@ -401,8 +409,34 @@ def test_originals_are_never_written_over(source, tmp_path):
     before = stamps(other)
     done = compress(source, other)
     assert done.returncode == 1
-    assert 'They may be originals' in done.stderr
+    assert 'It may be an original' in done.stderr
     assert stamps(other) == before
+
+    splits = tmp_path / 'splits'
+    splits.mkdir()
+    (splits / 'train.json').write_text('{"a.mp4": ["by hand"]}')
+    done = compress(source, splits)
+    assert done.returncode == 1 and 'holds train.json' in done.stderr
+    assert 'by hand' in (splits / 'train.json').read_text()
+
+
+def test_annotations_that_cannot_be_read_are_named(source, tmp_path):
+    (source / 'test.json').symlink_to(tmp_path / 'nowhere')
+    done = compress(source, tmp_path / 'out')
+    assert done.returncode == 1
+    assert f"{source / 'test.json'} cannot be read" in done.stderr
+    assert 'Traceback' not in done.stderr
+
+
+def test_a_jump_in_time_hides_no_frame(tmp_path):
+    """Broken timestamps: an hour passes in the middle of a second."""
+    times = [i / 25 + 3600 * (i >= 30) for i in range(60)]
+    write(tmp_path / 'data/a.mp4', [grey(20 + 3 * i) for i in range(60)],
+          times)
+    done = compress(tmp_path / 'data', tmp_path / 'out', '--min-frames', '60')
+    assert done.returncode == 0, done.stdout + done.stderr
+    shown, _ = seconds_shown(tmp_path / 'out/a.mp4')
+    assert len(shown) == 60 and np.all(np.diff(shown) > 0)
 
 
 @pytest.mark.parametrize('options, message', [
@@ -508,7 +542,9 @@ def start(*arguments):
     """Start a run of its own process group; wait for the first copy."""
     run = subprocess.Popen(
         command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, start_new_session=True)
+        text=True, start_new_session=True,
+        # These tests may run in the background of a shell, ignoring Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     while not list(arguments[1].glob('*.mp4')):
         assert run.poll() is None, run.communicate()
         time.sleep(.01)

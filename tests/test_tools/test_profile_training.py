@@ -512,8 +512,8 @@ MORE = dict(BOUND, num_workers=8)
     (dict(BOUND, num_workers=0), [], (4, 1, 1), False,
      ['take --num-workers 2.'], ['times as slow']),
     (FREE, [], (16, 1, 1), False,
-     ['Bottleneck: computing', 'mixed precision (--amp)', ': 2 workers.',
-      'pin_memory=True'], ['compress_videos', '--num-workers']),
+     ['Bottleneck: computing', 'mixed precision (--amp)', ': 2 workers.'],
+     ['compress_videos', '--num-workers']),
     (FREE, [], (16, 1, 1), True, ['a larger batch'], ['--amp']),
 ])
 def test_advice(tool, row, others, machine, amp, wanted, unwanted):

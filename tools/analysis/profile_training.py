@@ -183,10 +183,6 @@ def advise(row: dict, rows: List[dict], cores: int, here: int,
         f"and the model trains {number(found['model_pairs_per_s'])}{each}: "
         f"{count(needed, 'worker')}{each}."
     ]
-    if gpu and row['share']['transfer'] > WAITING:
-        lines.append(
-            f"Transfer takes {row['share']['transfer']:.0%}: try --cfg-options"
-            ' train_dataloader.pin_memory=True.')
     slower = min(read, model) / row['pairs_per_s']
     if row['steps_in_epoch'] >= row['steps'] and workers and slower > 1.25:
         lines.append(

@@ -47,7 +47,7 @@ class Codec(NamedTuple):
     """How a codec of --codec is set up."""
     encoder: str
     pixels: str
-    range: ColorRange
+    color_range: ColorRange
     qualities: range  # the lower, the better
     quality: int  # default
 
@@ -143,18 +143,25 @@ def read_timeline(path: Path) -> Timeline:
     shown = sorted(
         (pts, duration) for pts, _, duration in packets if pts is not None)
     decoded = [dts for _, dts, _ in packets if dts is not None]
-    if len(shown) == n and decoded == sorted(decoded):
+    if len(shown) == n and decoded == sorted(decoded) and not jumps(
+            [pts * unit for pts, _ in shown]):
         first, last = shown[0][0], shown[-1][0]
         final = shown[-1][1] * unit
         if not final:  # not every format has it
             final = (last - first) * unit / (n - 1) if n > 1 else 0
         duration = (last - first) * unit + (final or 1 / Fraction(rate or 1))
         return Timeline(first * unit, duration, n, None)
-    # Timestamps are missing or start over: all that is left is the rate, and
-    # decord goes by that.
+    # Timestamps are missing, start over or jump: all that is left is the
+    # rate, and decord goes by that.
     if not rate:
         raise Unreadable('it has neither timestamps nor a frame rate')
     return Timeline(Fraction(0), n / Fraction(rate), n, 1 / Fraction(rate))
+
+
+def jumps(seconds: List[Fraction]) -> bool:
+    """Whether most of a video's time lies between two frames of it."""
+    gaps = [b - a for a, b in zip(seconds, seconds[1:])]
+    return len(gaps) > 1 and max(gaps) > max(10, sum(gaps) / 2)
 
 
 def rotation(container, stream, frame: av.VideoFrame) -> int:
@@ -267,7 +274,7 @@ def encode(path: Path, settings: Settings) -> bytes:
                 stream.height,
                 codec.pixels,
                 dst_colorspace=Colorspace.ITU601,
-                dst_color_range=codec.range,
+                dst_color_range=codec.color_range,
                 interpolation='BICUBIC')
             frame.pts, frame.time_base = number, 1 / rate
             frame.pict_type = 0  # not the original's
@@ -309,6 +316,9 @@ def write(path: Path, data: bytes, mtime_ns: Optional[int] = None) -> None:
         try:
             temporary.write_bytes(data)
             if mtime_ns is not None:
+                # A whole second, as not every file system keeps more, and
+                # not the one before, which would be older than the source.
+                mtime_ns = -(-mtime_ns // 10**9) * 10**9
                 os.utime(temporary, ns=(mtime_ns, mtime_ns))
             os.replace(temporary, path)
         finally:
@@ -349,14 +359,13 @@ def find_files(folder: Path) -> List[Path]:
     def fail(error: OSError) -> None:
         raise SystemExit(f'{error.filename} cannot be read: {error.strerror}.')
 
-    files, seen = [], set()
+    files = []
     for root, folders, names in os.walk(
             folder, onerror=fail, followlinks=True):
-        place = os.path.realpath(root)
-        if place in seen:  # a link to a folder above it
-            folders.clear()
+        above = Path(root).parents[:len(Path(root).relative_to(folder).parts)]
+        if os.path.realpath(root) in map(os.path.realpath, above):
+            folders.clear()  # it is a link to a folder above it
             continue
-        seen.add(place)
         folders.sort()
         files += [Path(root, name).relative_to(folder)
                   for name in sorted(names)]
@@ -466,7 +475,7 @@ def check_settings(dst: Path, settings: Settings) -> None:
     """Hold against what DST was made with, or note it there.
 
     Only a folder that says what it is made with is written to: any other
-    that holds videos may be someone's originals.
+    that holds videos or annotations may be someone's originals.
     """
     path = dst / SETTINGS
     if path.is_file():
@@ -482,20 +491,34 @@ def check_settings(dst: Path, settings: Settings) -> None:
                 f'{settings}\nGive those options again, or another DST, or '
                 f'delete {dst}.')
         return
-    videos = [
+    there = [
         file for file in (find_files(dst) if dst.is_dir() else [])
-        if file.suffix.lower() in SUFFIXES
+        if file.suffix.lower() in (*SUFFIXES, '.json')
     ]
-    if videos:
+    if there:
         raise SystemExit(
-            f'{dst} holds videos ({videos[0]}), but no {SETTINGS} that says '
-            'how they were made. They may be originals, so nothing is '
-            'written there: give another DST.')
+            f'{dst} holds {there[0]}, but no {SETTINGS} that says how it was '
+            'made. It may be an original, so nothing is written there: give '
+            'another DST.')
     write(path, json.dumps(settings._asdict()).encode())
 
 
 def in_megabytes(size: int) -> str:
     return f'{size / 1e6:,.1f} MB'
+
+
+def copy_texts(files: List[Path], src: Path, dst: Path) -> None:
+    """Copy annotation files as they are."""
+    for file in files:
+        if is_done(src / file, dst / file):
+            continue
+        try:
+            mtime_ns = (src / file).stat().st_mtime_ns
+            data = (src / file).read_bytes()
+        except OSError as error:
+            raise SystemExit(f'{src / file} cannot be read: '
+                             f'{error.strerror}.') from error
+        write(dst / file, data, mtime_ns)
 
 
 def compress(src: Path, dst: Path, settings: Settings, jobs: int) -> int:
@@ -515,10 +538,7 @@ def compress(src: Path, dst: Path, settings: Settings, jobs: int) -> int:
     # The notes of a run are no part of a data set.
     texts = [file for file in files if file.suffix.lower() == '.json'
              and file != Path(SETTINGS)]
-    for file in texts:
-        if not is_done(src / file, dst / file):
-            mtime_ns = (src / file).stat().st_mtime_ns
-            write(dst / file, (src / file).read_bytes(), mtime_ns)
+    copy_texts(texts, src, dst)
 
     tasks = [
         Task(src / file, dst / file, settings) for file in videos

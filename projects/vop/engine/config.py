@@ -1,10 +1,13 @@
 """Opening a config, and checking it before anything is made."""
+import logging
+import os
 import os.path as osp
 from pathlib import Path
 from typing import Union
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 
@@ -80,31 +83,35 @@ def check_data(cfg: Config, *splits: str) -> None:
         root = dataset.get('data_root') or ''
         ann_file = osp.join(root, dataset.ann_file)
         converter = f'tools/data/{Path(root).name}.py'
+        asked, by_variable = os.environ.get('DATA_ROOT'), ''
+        if asked == root:
+            by_variable = ' The environment variable DATA_ROOT says so.'
+        elif asked is not None:
+            print_log(
+                f'DATA_ROOT={asked} has no effect: {split}_dataloader reads '
+                f'{root or "no data_root"}.', 'current', logging.WARNING)
         if not osp.isfile(ann_file):
             how = (f'`python {converter}` makes it; --help says from what.'
                    if (CHECKOUT / converter).is_file() else
                    'tools/data/custom.py makes such files from a folder of '
                    'videos and a csv.')
-            if 'DATA_ROOT' in cfg.env_variables:
-                how = ('The environment variable DATA_ROOT says to look '
-                       'there.')
             raise FileNotFoundError(
                 f'The annotation file {ann_file} of {split}_dataloader is '
-                f'missing. {how}')
+                f'missing.{by_variable or " " + how}')
         folder = osp.join(root, dataset.get('data_prefix', {}).get(
             'video', ''))
         if '://' not in folder and not osp.isdir(folder):
             raise FileNotFoundError(
                 f'The folder {folder} of the videos is missing. Put or link '
-                'the videos there, or set data_prefix.')
+                f'the videos there, or set data_prefix.{by_variable}')
 
 
 def pin_memory(cfg: Config) -> None:
     """Let data loaders pin memory where there is a GPU.
 
-    Batches then travel to the GPU while it works. A loader that says
-    ``pin_memory`` itself keeps what it says; without a GPU nothing changes,
-    as torch would warn of it.
+    Batches then travel to the GPU faster, and the process does not wait for
+    them. A loader that says ``pin_memory`` itself keeps what it says; without
+    a GPU nothing changes, as torch would warn of it.
 
     Args:
         cfg (Config): The config.

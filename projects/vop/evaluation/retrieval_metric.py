@@ -75,7 +75,11 @@ class RetrievalMetric(BaseMetric):
                                  f'{error.strerror}.') from error
             if osp.isdir(dump) or not os.access(folder, os.W_OK):
                 raise ValueError(f'No file {dump} can be written.')
-        torch.empty(0, device=device)  # else it would fail in the end
+        try:
+            torch.empty(0, device=device)  # else it would fail in the end
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f'There is no device {device}: {error}'
+                             ) from error
         self.topk = tuple(topk)
         self.rescoring = [] if dsl is None else [DSL(dsl)]
         self.bank, self.bank_file = None, qb_norm
@@ -150,14 +154,22 @@ class RetrievalMetric(BaseMetric):
                 torch.tensor([len(result['text']) for result in results])),
             self.model)
         if self.dump:
-            tested.save(self.dump)
-            print_log(
-                f'The embeddings of {len(tested.video)} videos and '
-                f'{len(tested.text)} captions are in {self.dump}.', 'current')
+            self._save(tested)
         self._warn(tested)
         return evaluate_embeddings(
             tested.text.to(self.device), tested.video.to(self.device),
             tested.owner, self.topk, self.rescoring)
+
+    def _save(self, tested: Embeddings) -> None:
+        try:
+            tested.save(self.dump)
+        except (OSError, RuntimeError) as error:  # the metrics are not lost
+            print_log(f'The embeddings cannot be written to {self.dump}: '
+                      f'{error}', 'current', logging.ERROR)
+        else:
+            print_log(
+                f'The embeddings of {len(tested.video)} videos and '
+                f'{len(tested.text)} captions are in {self.dump}.', 'current')
 
     def _warn(self, tested: Embeddings) -> None:
         if self.rescoring:
