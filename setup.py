@@ -30,6 +30,7 @@ setup(
         'av',
         'numpy',
         'matplotlib',
+        'tqdm',
         'opencv-python',
     ],
     extras_require={
