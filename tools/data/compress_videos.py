@@ -316,9 +316,9 @@ def write(path: Path, data: bytes, mtime_ns: Optional[int] = None) -> None:
         try:
             temporary.write_bytes(data)
             if mtime_ns is not None:
-                # A whole second, as not every file system keeps more, and
-                # not the one before, which would be older than the source.
-                mtime_ns = -(-mtime_ns // 10**9) * 10**9
+                # Rounded up to 10 ms, as not every file system keeps more,
+                # and a copy must not seem older than its source.
+                mtime_ns = -(-mtime_ns // 10**7) * 10**7
                 os.utime(temporary, ns=(mtime_ns, mtime_ns))
             os.replace(temporary, path)
         finally:
@@ -510,15 +510,14 @@ def in_megabytes(size: int) -> str:
 def copy_texts(files: List[Path], src: Path, dst: Path) -> None:
     """Copy annotation files as they are."""
     for file in files:
-        if is_done(src / file, dst / file):
-            continue
         try:
-            mtime_ns = (src / file).stat().st_mtime_ns
             data = (src / file).read_bytes()
         except OSError as error:
             raise SystemExit(f'{src / file} cannot be read: '
                              f'{error.strerror}.') from error
-        write(dst / file, data, mtime_ns)
+        copy = dst / file
+        if not (copy.is_file() and copy.read_bytes() == data):
+            write(copy, data)
 
 
 def compress(src: Path, dst: Path, settings: Settings, jobs: int) -> int:
