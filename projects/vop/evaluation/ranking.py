@@ -179,9 +179,7 @@ def evaluate_embeddings(
 ) -> Dict[str, float]:
     """Score embeddings by their dot products, never holding all of these.
 
-    It works on the device of the embeddings. Products are summed in float64
-    and rounded to float32, so that equal pairs tie whatever order a matrix
-    product sums them in.
+    It works on the device of the embeddings; see :class:`.Scores`.
 
     Args:
         text (Tensor): Of shape [texts x e].
