@@ -6,6 +6,7 @@ touching MMAction2's own classes of the same name.
 """
 from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS
 from mmengine.registry import DATASETS as ROOT_DATASETS
+from mmengine.registry import INFERENCERS as ROOT_INFERENCERS
 from mmengine.registry import LOOPS as ROOT_LOOPS
 from mmengine.registry import METRICS as ROOT_METRICS
 from mmengine.registry import MODEL_WRAPPERS as ROOT_MODEL_WRAPPERS
@@ -29,3 +30,4 @@ DATA_SAMPLERS = _child('vop data sampler', ROOT_DATA_SAMPLERS, 'datasets')
 TRANSFORMS = _child('vop transform', ROOT_TRANSFORMS, 'datasets')
 METRICS = _child('vop metric', ROOT_METRICS, 'evaluation')
 LOOPS = _child('vop loop', ROOT_LOOPS, 'engine')
+INFERENCERS = _child('vop inferencer', ROOT_INFERENCERS, 'apis')

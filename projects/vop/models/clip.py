@@ -5,7 +5,7 @@ import logging
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Optional, Tuple, Union
 
 import open_clip
 import torch
@@ -84,6 +84,14 @@ def open_towers(name: str = 'ViT-B-32-quickgelu',
         trained_with.get('std') or OPENAI_DATASET_STD)
     _check_towers(towers)
     return towers
+
+
+def towers_of(clip: Union[dict, CLIPTowers]) -> CLIPTowers:
+    """Open a CLIP by the arguments of :func:`open_towers`, or pass one on.
+
+    Models that are given the same towers share them in memory.
+    """
+    return clip if isinstance(clip, CLIPTowers) else open_towers(**clip)
 
 
 def check_pretrained(clip: dict) -> None:

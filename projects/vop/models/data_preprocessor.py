@@ -35,8 +35,9 @@ class RetrievalDataPreprocessor(BaseDataPreprocessor):
         Args:
             data (dict): ``inputs`` with ``imgs``, b frame tensors
                 [f x 3 x h x w], uint8; and ``text``, b tensors of token ids,
-                [t] or [captions x t]. Both are lists, or tensors where the
-                data loader stacks. ``data_samples`` pass.
+                [t] or [captions x t], which may be left out. Both are lists,
+                or tensors where the data loader stacks. ``data_samples``
+                pass.
             training (bool): Not used.
 
         Returns:
@@ -47,9 +48,10 @@ class RetrievalDataPreprocessor(BaseDataPreprocessor):
         frames = inputs['imgs']
         if not isinstance(frames, Tensor):
             frames = torch.stack(list(frames))
-        texts = [t if t.dim() == 2 else t[None] for t in inputs['text']]
-        data['inputs'] = dict(
-            imgs=(frames - self.mean) / self.std,
-            text=torch.cat(texts),
-            num_texts=torch.tensor([len(t) for t in texts]))
+        data['inputs'] = dict(imgs=(frames - self.mean) / self.std)
+        if 'text' in inputs:
+            texts = [t if t.dim() == 2 else t[None] for t in inputs['text']]
+            data['inputs'].update(
+                text=torch.cat(texts),
+                num_texts=torch.tensor([len(t) for t in texts]))
         return data

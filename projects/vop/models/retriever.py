@@ -7,7 +7,7 @@ from mmengine.model import BaseModel
 from torch import Tensor
 
 from ..registry import MODELS
-from .clip import open_towers
+from .clip import CLIPTowers, towers_of
 
 
 @MODELS.register_module()
@@ -18,8 +18,9 @@ class RetrievalRecognizer(BaseModel):
     (Sec. 3.1), normalised again so that dot products are cosines.
 
     Args:
-        clip (dict): Arguments of :func:`.clip.open_towers`. CLIP and its
-            logit scale stay frozen.
+        clip (dict | CLIPTowers): Arguments of :func:`.clip.open_towers`, or
+            towers, which models can share. CLIP and its logit scale stay
+            frozen.
         visual (dict): Arguments of ``VideoEncoder`` (or of another encoder
             named by ``type``).
         text (dict): Arguments of ``TextEncoder`` (likewise).
@@ -33,14 +34,14 @@ class RetrievalRecognizer(BaseModel):
 
     def __init__(
         self,
-        clip: dict,
+        clip: Union[dict, CLIPTowers],
         visual: dict = dict(),
         text: dict = dict(),
         loss: dict = dict(type='vop.ContrastiveLoss'),
         normalize_video: bool = True,
         data_preprocessor: dict = dict(type='vop.RetrievalDataPreprocessor')
     ) -> None:
-        towers = open_towers(**clip)
+        towers = towers_of(clip)
         super().__init__(
             data_preprocessor=dict(mean=towers.mean, std=towers.std)
             | dict(data_preprocessor))

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from ..registry import MODELS
-from .clip import CLIPTowers, open_towers
+from .clip import CLIPTowers, towers_of
 from .encoder import PromptedEncoder
 from .tower import Tower
 
@@ -45,7 +45,7 @@ class TextEncoder(PromptedEncoder):
                  adapters: Sequence[dict] = (),
                  tuning: str = 'frozen',
                  with_cp: bool = False) -> None:
-        towers = clip if isinstance(clip, CLIPTowers) else open_towers(**clip)
+        towers = towers_of(clip)
         transformer = towers.text.transformer
         tower = Tower(transformer.width, transformer.layers)
         super().__init__(towers.text, towers.name, tower, prompts, adapters,

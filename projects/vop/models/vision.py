@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from ..registry import MODELS
-from .clip import CLIPTowers, open_towers
+from .clip import CLIPTowers, towers_of
 from .encoder import PromptedEncoder
 from .tower import Tower, frame_index
 
@@ -59,7 +59,7 @@ class VideoEncoder(PromptedEncoder):
                  cls_update: Optional[dict] = None,
                  init_std: float = 0.02,
                  with_cp: bool = False) -> None:
-        towers = clip if isinstance(clip, CLIPTowers) else open_towers(**clip)
+        towers = towers_of(clip)
         transformer = towers.visual.transformer
         if not 0 <= temporal_layers <= transformer.layers:
             raise ValueError(f'temporal_layers must be 0 to '

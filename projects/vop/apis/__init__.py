@@ -1,0 +1,3 @@
+from .inferencer import EncodedVideos, VoPInferencer
+
+__all__ = ['EncodedVideos', 'VoPInferencer']
