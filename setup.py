@@ -38,7 +38,10 @@ setup(
         # and CUDA, so it is the user's to choose; mmcv-lite is the same
         # without compiled operators, of which this project uses none.
         'mmcv-lite': ['mmcv-lite>=2.0,<2.2'],
-        'test': ['pytest', 'pytest-xdist'],
+        'demo': ['gradio>=6'],
+        'test': [
+            'pytest', 'pytest-xdist', 'gradio>=6', 'playwright', 'tensorboard'
+        ],
     },
     classifiers=[
         'License :: OSI Approved :: Apache Software License',

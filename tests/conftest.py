@@ -5,8 +5,10 @@ from pathlib import Path
 
 import av
 import numpy as np
+import open_clip
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 
@@ -15,7 +17,8 @@ import projects.vop  # noqa: F401
 torch.set_num_threads(1)  # the models are tiny, and threads would wait
 
 # Real videos and annotations, where the machine has them beside the checkout.
-SHARED = Path(__file__).resolve().parents[2] / 'shared' / 'data'
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / 'shared' / 'data'
 
 TINY_CLIP = dict(
     embed_dim=32,
@@ -90,6 +93,39 @@ def video_folder(tmp_path_factory, write_video) -> Path:
                 for number in range(5)
             }))
     return folder
+
+
+@pytest.fixture(scope='session')
+def retrieval_config(tiny_clip, video_folder):
+    """Makes a config of a method on MSR-VTT that reads ``video_folder``."""
+    weights = video_folder / 'tiny-clip.pt'
+    torch.manual_seed(0)
+    torch.save(
+        open_clip.CustomTextCLIP(
+            **json.loads(Path(tiny_clip).read_text())).state_dict(), weights)
+
+    def make(method='vop', **model):
+        config = Config.fromfile(ROOT / f'configs/{method}_msrvtt.py')
+        config.model.clip = dict(name=tiny_clip, pretrained=str(weights))
+        config.model.visual.num_frames = 4
+        for key, value in model.items():
+            config.model[key] = value
+        config.test_dataloader.dataset.update(
+            ann_file='test.json',
+            data_root=str(video_folder),
+            data_prefix=dict(video=''))
+        for step in config.test_dataloader.dataset.pipeline:
+            if step.type == 'UniformSample':
+                step.clip_len = 4
+            elif step.type == 'Resize':
+                step.scale = (-1, 32)
+            elif step.type == 'CenterCrop':
+                step.crop_size = 32
+        config.test_dataloader.update(num_workers=0,
+                                      persistent_workers=False)
+        return config
+
+    return make
 
 
 @pytest.fixture

@@ -3,13 +3,10 @@ import json
 import os
 import shutil
 import signal
-from pathlib import Path
 
-import open_clip
 import pytest
 import torch
 from mmcv.transforms import BaseTransform
-from mmengine.config import Config
 from mmengine.infer import BaseInferencer
 from mmengine.registry import INFERENCERS
 from mmengine.runner import Runner
@@ -32,38 +29,6 @@ class KillOn(BaseTransform):
 
 
 @pytest.fixture(scope='module')
-def make_config(tiny_clip, video_folder):
-    weights = video_folder / 'tiny-clip.pt'
-    torch.manual_seed(0)
-    torch.save(
-        open_clip.CustomTextCLIP(
-            **json.loads(Path(tiny_clip).read_text())).state_dict(), weights)
-
-    def make(method='vop', **model):
-        config = Config.fromfile(f'configs/{method}_msrvtt.py')
-        config.model.clip = dict(name=tiny_clip, pretrained=str(weights))
-        config.model.visual.num_frames = 4
-        for key, value in model.items():
-            config.model[key] = value
-        config.test_dataloader.dataset.update(
-            ann_file='test.json',
-            data_root=str(video_folder),
-            data_prefix=dict(video=''))
-        for step in config.test_dataloader.dataset.pipeline:
-            if step.type == 'UniformSample':
-                step.clip_len = 4
-            elif step.type == 'Resize':
-                step.scale = (-1, 32)
-            elif step.type == 'CenterCrop':
-                step.crop_size = 32
-        config.test_dataloader.update(num_workers=0,
-                                      persistent_workers=False)
-        return config
-
-    return make
-
-
-@pytest.fixture(scope='module')
 def save(tmp_path_factory):
     """Saves a model with fresh prompts."""
 
@@ -78,13 +43,13 @@ def save(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def checkpoint(make_config, save):
-    return save(make_config(), seed=1)
+def checkpoint(retrieval_config, save):
+    return save(retrieval_config(), seed=1)
 
 
 @pytest.fixture(scope='module')
-def inferencer(make_config, checkpoint):
-    return VoPInferencer(make_config(), checkpoint, 'cpu',
+def inferencer(retrieval_config, checkpoint):
+    return VoPInferencer(retrieval_config(), checkpoint, 'cpu',
                          show_progress=False)
 
 
@@ -98,9 +63,9 @@ def test_it_is_an_inferencer_of_mmengine(inferencer):
     assert INFERENCERS.get('vop.VoPInferencer') is VoPInferencer
 
 
-def test_embeddings_are_those_of_testing(make_config, checkpoint, inferencer,
-                                         videos, tmp_path):
-    config = make_config()
+def test_embeddings_are_those_of_testing(retrieval_config, checkpoint,
+                                         inferencer, videos, tmp_path):
+    config = retrieval_config()
     config.work_dir = str(tmp_path)
     config.load_from = checkpoint
     runner = Runner.from_cfg(config)
@@ -145,10 +110,10 @@ def test_nothing_but_bad_videos(inferencer, tmp_path):
     assert inferencer.encode_videos([]).embeddings.shape == (0, 32)
 
 
-def test_a_video_that_kills_its_reader_is_reported(make_config, checkpoint,
-                                                   inferencer, videos,
-                                                   tmp_path):
-    config = make_config()
+def test_a_video_that_kills_its_reader_is_reported(retrieval_config,
+                                                   checkpoint, inferencer,
+                                                   videos, tmp_path):
+    config = retrieval_config()
     config.test_dataloader.dataset.pipeline.insert(
         0, dict(type='vop.KillOn', word='killer'))
     killer = VoPInferencer(config, checkpoint, 'cpu', show_progress=False)
@@ -208,13 +173,13 @@ def test_a_path_is_not_a_list_of_videos(inferencer, videos):
         inferencer.encode_videos(videos[0])
 
 
-def test_several_prompt_sets_share_one_clip(make_config, save, inferencer,
+def test_several_prompt_sets_share_one_clip(retrieval_config, save, inferencer,
                                             videos):
-    config = make_config('vop_p')
+    config = retrieval_config('vop_p')
     other = save(config, seed=2)
     alone = VoPInferencer(config, other, 'cpu', show_progress=False)
     before = inferencer.encode_videos(videos).embeddings
-    shared = inferencer.share(make_config('vop_p'), other)
+    shared = inferencer.share(retrieval_config('vop_p'), other)
     ours = {p.data_ptr() for p in inferencer.model.parameters()}
     own = [p for p in shared.model.parameters() if p.data_ptr() not in ours]
     prompts = [
@@ -233,13 +198,14 @@ def test_several_prompt_sets_share_one_clip(make_config, save, inferencer,
     assert shared.fingerprint == alone.fingerprint != inferencer.fingerprint
 
 
-def test_a_clip_that_is_not_shared(make_config, save, inferencer, tiny_clip):
+def test_a_clip_that_is_not_shared(retrieval_config, save, inferencer,
+                                   tiny_clip):
     with pytest.raises(ValueError, match='trains CLIP itself'):
-        inferencer.share(make_config('bias'))
-    bias = VoPInferencer(make_config('bias'), device='cpu')
+        inferencer.share(retrieval_config('bias'))
+    bias = VoPInferencer(retrieval_config('bias'), device='cpu')
     with pytest.raises(ValueError, match='trains CLIP itself'):
-        bias.share(make_config())
-    config = make_config(clip=dict(name=tiny_clip))
+        bias.share(retrieval_config())
+    config = retrieval_config(clip=dict(name=tiny_clip))
     torch.manual_seed(5)
     with pytest.raises(ValueError, match='must be the same'):
         inferencer.share(config)
@@ -248,27 +214,28 @@ def test_a_clip_that_is_not_shared(make_config, save, inferencer, tiny_clip):
 
 
 def test_the_fingerprint_is_of_all_that_makes_embeddings(
-        make_config, checkpoint, save, inferencer):
+        retrieval_config, checkpoint, save, inferencer):
 
     def of(config, weights=checkpoint):
         return VoPInferencer(config, weights, 'cpu').fingerprint
 
-    assert of(make_config()) == inferencer.fingerprint
-    config = make_config()
+    assert of(retrieval_config()) == inferencer.fingerprint
+    config = retrieval_config()
     assert of(config, save(config, seed=9)) != inferencer.fingerprint
-    assert of(make_config(normalize_video=False)) != inferencer.fingerprint
-    config = make_config()
+    config = retrieval_config(normalize_video=False)
+    assert of(config) != inferencer.fingerprint
+    config = retrieval_config()
     config.test_dataloader.dataset.pipeline[2].clip_len = 3
     assert of(config) != inferencer.fingerprint
-    config = make_config(loss=dict(type='vop.ContrastiveLoss'))
+    config = retrieval_config(loss=dict(type='vop.ContrastiveLoss'))
     config.test_dataloader.dataset.ann_file = 'elsewhere.json'
     assert of(config) == inferencer.fingerprint
 
 
-def test_its_config_opens_it_again_from_anywhere(make_config, checkpoint,
+def test_its_config_opens_it_again_from_anywhere(retrieval_config, checkpoint,
                                                  inferencer, tmp_path,
                                                  monkeypatch):
-    config = make_config()
+    config = retrieval_config()
     monkeypatch.chdir(os.path.dirname(config.model.clip.pretrained))
     config.model.clip.pretrained = 'tiny-clip.pt'
     relative = VoPInferencer(config, checkpoint, 'cpu')
@@ -278,16 +245,16 @@ def test_its_config_opens_it_again_from_anywhere(make_config, checkpoint,
     assert again.fingerprint == inferencer.fingerprint
 
 
-def test_configs_and_checkpoints_that_do_not_fit(make_config, checkpoint):
-    config = make_config()
+def test_configs_and_checkpoints_that_do_not_fit(retrieval_config, checkpoint):
+    config = retrieval_config()
     config.model.type = 'Recognizer2D'
     with pytest.raises(ValueError, match='not one of retrieval'):
         VoPInferencer(config)
     with pytest.raises(FileNotFoundError, match='nowhere.pth'):
-        VoPInferencer(make_config(), 'nowhere.pth')
+        VoPInferencer(retrieval_config(), 'nowhere.pth')
     with pytest.raises(ValueError, match='does not fit the config'):
-        VoPInferencer(make_config('vop_p'), checkpoint)
-    config = make_config()
+        VoPInferencer(retrieval_config('vop_p'), checkpoint)
+    config = retrieval_config()
     pipeline = config.test_dataloader.dataset.pipeline
     config.test_dataloader.dataset.pipeline = [
         step for step in pipeline if step.type != 'vop.CLIPTokenize'
