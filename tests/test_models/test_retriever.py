@@ -94,7 +94,7 @@ def test_pixels_are_normalised_as_the_clip_was_trained(tiny_clip):
         [255 * v for v in open_clip.OPENAI_DATASET_MEAN])
     towers = replace(open_towers(tiny_clip), mean=(.5, .6, .7))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retriever, 'open_towers', lambda **_: towers)
+        patch.setattr(retriever, 'towers_of', lambda _: towers)
         model = make(tiny_clip)
     assert model.data_preprocessor.mean.flatten().tolist() == pytest.approx(
         [127.5, 153, 178.5])

@@ -1,0 +1,323 @@
+"""Searching the videos of a folder."""
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Union
+
+import numpy as np
+from torch import Tensor
+
+from .inferencer import VoPInferencer
+from .nearest import CHUNK, IVF, Settings, search_exactly
+
+FORMAT = 1
+MANIFEST = 'index.json'
+FAILED = 'failed.json'
+PARTS = 'parts'
+# The other files of an index. Each belongs to a generation or to a model,
+# whose number or fingerprint stands in its name.
+FILES = dict(
+    config='config-{}.py',
+    model='model-{}.pth',
+    embeddings='embeddings-{}.npy',
+    names='names-{}.json',
+    stamps='stamps-{}.npy',
+    ivf='ivf-{}.faiss')
+OURS = re.compile('({})([.]part)?'.format('|'.join(
+    re.escape(name.format('@')).replace('@', '[0-9a-f]+')
+    for name in FILES.values())))
+
+
+class Hit(NamedTuple):
+    """A video that was found.
+
+    Attributes:
+        name (str): Its path in the folder of the videos.
+        score (float): The model's score: a cosine, unless the config says
+            ``normalize_video=False``.
+    """
+    name: str
+    score: float
+
+
+class VideoIndex:
+    """The embeddings of a folder's videos, to be searched.
+
+    An index is a folder, which :func:`.update_index` writes. It holds what a
+    query needs: the embeddings, the config and the weights that were trained.
+    CLIP's own weights are read from where the config says.
+
+    ``index.json`` names the other files. They are of one generation and never
+    change; an update writes those of the next, replaces ``index.json``, and
+    deletes the old ones. An index that is open stays what it was.
+
+    Args:
+        folder (Path): The folder.
+        manifest (dict): What its ``index.json`` says.
+
+    Attributes:
+        names (list[str]): Paths of the n videos in the folder of the videos.
+        video_dir (Path): That folder, absolute.
+        embeddings (np.ndarray): float32 of shape [n x e], mapped from the
+            disk.
+        stamps (np.ndarray): int64 of shape [n x 3]: an id that rises from
+            row to row and is never used again; the size in bytes and the
+            time of change in ns that the video had when it was encoded.
+        fingerprint (str): Of the model; see :class:`.VoPInferencer`.
+        generation (int): Counts the updates.
+        config_file (Path): The model's config.
+        state_file (Path): The model's trained weights.
+        ivf (IVF, optional): The lists of an approximate search.
+    """
+
+    def __init__(self, folder: Path, manifest: Dict[str, Any]) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.files: Dict[str, Path] = {}
+        for what, (name, size) in manifest['files'].items():
+            path = self.files[what] = folder / name
+            if path.stat().st_size != size:
+                raise damaged(path, f'it has {path.stat().st_size:,} bytes, '
+                              f'not {size:,}')
+        self.video_dir = Path(manifest['video_dir'])
+        self.fingerprint: str = manifest['fingerprint']
+        self.generation: int = manifest['generation']
+        self.config_file = self.files['config']
+        self.state_file = self.files['model']
+        self.names: List[str] = _read(self.files['names'], _json)
+        self.embeddings = _read(self.files['embeddings'], _mapped)
+        self.stamps = _read(self.files['stamps'], _mapped)
+        count, width = manifest['videos'], manifest['width']
+        for what, shape, wanted in (
+                ('names', (len(self.names), ), (count, )),
+                ('embeddings', self.embeddings.shape, (count, width)),
+                ('stamps', self.stamps.shape, (count, 3))):
+            if shape != wanted:
+                raise damaged(self.files[what],
+                              f'it is of shape {shape}, not {wanted}')
+        self.ivf = None
+        if 'ivf' in self.files:
+            self.ivf = self.open_ivf(mapped=True)
+        self._finite = False  # whether the embeddings are known to be
+
+    @classmethod
+    def open(cls, path: Union[str, Path]) -> 'VideoIndex':
+        """Open an index.
+
+        Args:
+            path (str | Path): Its folder.
+
+        Returns:
+            VideoIndex: The index as it is now.
+
+        Raises:
+            FileNotFoundError: If there is no index, or none yet.
+            ValueError: If it is damaged or of another version; the message
+                names the file.
+            ImportError: If search is approximate and FAISS is missing.
+        """
+        path = Path(path)
+        while True:
+            manifest = read_manifest(path)
+            try:
+                return cls(path, manifest)
+            except FileNotFoundError as error:
+                # An update may just have deleted what was to be opened.
+                if read_manifest(path) == manifest:
+                    raise damaged(error.filename, 'it is missing') from error
+
+    def open_ivf(self, mapped: bool) -> IVF:
+        """Open the lists of an approximate search; see :class:`IVF`."""
+        path = self.files['ivf']
+        try:
+            ivf = IVF.open(path, Settings(**self.manifest['ivf']), mapped)
+        except OSError as error:
+            raise damaged(path, error) from error
+        held = ivf.index.ntotal, ivf.index.d
+        if held != self.embeddings.shape:
+            raise damaged(
+                path, f'it is of shape {held}, not {self.embeddings.shape}')
+        return ivf
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __str__(self) -> str:
+        how = self.ivf.settings if self.ivf else 'Search is exact.'
+        return f'{len(self):,} videos of {self.video_dir}. {how}'
+
+    def path(self, name: str) -> Path:
+        """Path of a video."""
+        return self.video_dir / name
+
+    def search(self,
+               embeddings: Union[Tensor, np.ndarray],
+               topk: int,
+               exact: bool = False) -> List[List[Hit]]:
+        """Find the videos with the highest scores.
+
+        Args:
+            embeddings (Tensor | np.ndarray): Of texts or videos, as this
+                index's model embeds them, of shape [q x e].
+            topk (int): How many to find for each; all, where there are no
+                more.
+            exact (bool): Compare with every video, also where the search is
+                approximate. Defaults to False.
+
+        Returns:
+            list[list[Hit]]: For each query, best first.
+
+        Raises:
+            ValueError: If the queries are of another width or not finite, if
+                topk is below 1, or if embeddings of the index are not finite.
+            ImportError: If FAISS is missing.
+        """
+        queries = np.ascontiguousarray(embeddings, dtype=np.float32)
+        width = self.embeddings.shape[1]
+        if queries.ndim != 2 or queries.shape[1] != width:
+            raise ValueError(f'Queries must be of shape [q x {width}], got '
+                             f'{list(queries.shape)}.')
+        if not np.isfinite(queries).all():
+            raise ValueError('The embedding of a query is not finite.')
+        if topk < 1:
+            raise ValueError(f'topk must be 1 or more, got {topk}.')
+        topk = min(topk, len(self))
+        if self.ivf is None or exact:
+            return self._search_exactly(queries, topk)
+        scores, ids = self.ivf.search(queries, topk)
+        # Where the lists that were read hold too few videos, ids are -1.
+        few = (ids < 0).any(axis=1)
+        hits = self._hits(scores, np.searchsorted(self.stamps[:, 0], ids))
+        if few.any():
+            exactly = iter(self._search_exactly(queries[few], topk))
+            hits = [next(exactly) if short else found
+                    for short, found in zip(few, hits)]
+        return hits
+
+    def _search_exactly(self, queries: np.ndarray,
+                        topk: int) -> List[List[Hit]]:
+        if not self._finite:  # FAISS passes over what is not a number
+            for start in range(0, len(self), CHUNK):
+                if not np.isfinite(self.embeddings[start:start + CHUNK]).all():
+                    raise damaged(self.files['embeddings'],
+                                  'it holds numbers that are not finite')
+            self._finite = True
+        return self._hits(*search_exactly(queries, self.embeddings, topk))
+
+    def _hits(self, scores: np.ndarray, rows: np.ndarray) -> List[List[Hit]]:
+        return [[
+            Hit(self.names[row], score) for score, row in zip(*found)
+        ] for found in zip(scores.tolist(), rows.tolist())]
+
+    def check_model(self, fingerprint: str) -> None:
+        """Refuse queries of another model.
+
+        Args:
+            fingerprint (str): Of the model that embeds the queries.
+
+        Raises:
+            ValueError: If it is not the one that embedded the videos.
+        """
+        if fingerprint != self.fingerprint:
+            raise ValueError(
+                f'{self.folder} was made with another model (fingerprint '
+                f'{self.fingerprint[:12]}) than that of the query '
+                f'({fingerprint[:12]}): their embeddings cannot be compared. '
+                "Search with the index's own model (without --config and "
+                '--checkpoint), or index the videos again with this one: '
+                f'`python tools/search.py index {self.video_dir} '
+                f'{self.folder} --config CONFIG --checkpoint CHECKPOINT`.')
+
+    def load_inferencer(self,
+                        device: Optional[str] = None,
+                        show_progress: bool = True) -> VoPInferencer:
+        """Open the index's own model.
+
+        Args:
+            device (str, optional): Where to compute. Defaults to a GPU, where
+                there is one.
+            show_progress (bool): Show progress bars. Defaults to True.
+
+        Returns:
+            VoPInferencer: What embeds queries.
+
+        Raises:
+            ValueError: If CLIP's weights are not there, or are others now.
+        """
+        inferencer = VoPInferencer(self.config_file, str(self.state_file),
+                                   device, show_progress)
+        self.check_model(inferencer.fingerprint)
+        return inferencer
+
+
+def read_manifest(folder: Path) -> Dict[str, Any]:
+    """What ``index.json`` says.
+
+    Args:
+        folder (Path): Folder of an index.
+
+    Raises:
+        FileNotFoundError: If there is none; the message says how far an
+            unfinished indexing got.
+        ValueError: If it is damaged or of another version.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(_why_missing(folder))
+    manifest = _read(path, _json)
+    if not isinstance(manifest, dict) or 'format' not in manifest:
+        raise damaged(path, 'it is not what this program writes')
+    if manifest['format'] != FORMAT:
+        raise ValueError(
+            f"{path} is of version {manifest['format']} of the format, and "
+            f'this program reads version {FORMAT}. Use the program that wrote '
+            'it, or index the videos again into another folder.')
+    return manifest
+
+
+def _why_missing(folder: Path) -> str:
+    runs = list(folder.glob(f'{PARTS}/*/run-*.json'))
+    if not runs:
+        return (f'There is no index in {folder}: it has no {MANIFEST}. '
+                '`python tools/search.py index VIDEO_DIR INDEX` makes one.')
+    run = max(runs, key=lambda path: path.stat().st_mtime)
+    about = _read(run, _json)
+    done = set(itertools.chain(*map(_names_of_part, run.parent.glob('*.npz'))))
+    return (
+        f"The first indexing of {about['video_dir']} into {folder} is not "
+        f"finished: {len(done):,} of {about['videos']:,} videos are saved. "
+        'Wait for it; or, if it was stopped, give the same command again, and '
+        f"it goes on: `python tools/search.py index {about['video_dir']} "
+        f'{folder}`.')
+
+
+def _names_of_part(path: Path) -> List[str]:
+    try:
+        with np.load(path, allow_pickle=False) as part:
+            return json.loads(part['names'].tobytes())
+    except Exception:  # a damaged file can raise nearly anything
+        return []
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def _mapped(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode='r', allow_pickle=False)
+
+
+def _read(path: Path, how: Callable[[Path], Any]) -> Any:
+    try:
+        return how(path)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Union[str, Path], reason: Any) -> ValueError:
+    """What to say of a file that an index cannot do without."""
+    return ValueError(
+        f'{path} of the index is damaged: {reason}. Delete the folder '
+        f'{Path(path).parent} and index the videos again.')

@@ -1,0 +1,525 @@
+"""Making the index of a folder of videos, and bringing it up to date."""
+import io
+import itertools
+import logging
+import os
+import shutil
+import time
+import uuid
+from contextlib import ExitStack
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, \
+    Union
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from mmengine.logging import print_log
+
+from .index import FAILED, FILES, FORMAT, MANIFEST, OURS, PARTS, VideoIndex
+from .inferencer import VoPInferencer
+from .nearest import IVF, open_faiss
+from .storage import (LOCK, IndexingError, Stamp, check_room, locked,
+                      read_parts, scan, write, write_array, write_part,
+                      writing)
+
+# Collections below this size are searched exactly.
+EXACT_BELOW = 100_000
+# A process saves what it has finished after so many videos or seconds.
+SAVE_VIDEOS, SAVE_SECONDS = 256, 30
+# How long processes wait for the slowest one. One that ends is noticed at
+# once.
+PATIENCE = timedelta(days=7)
+# Captions of many kinds, to measure what an approximate search misses.
+SUBJECTS = ('a man', 'a woman', 'a child', 'two people', 'a crowd', 'a dog',
+            'a cat', 'a bird', 'a car', 'a machine', 'a player', 'a cook',
+            'a singer', 'a cartoon figure', 'a hand', 'a view')
+SCENES = ('in a kitchen', 'on a street', 'at the sea', 'in the snow',
+          'on a stage', 'in a studio', 'on a field', 'in a forest',
+          'in a car', 'under water', 'at night', 'in an office',
+          'in a computer game', 'on a table', 'from above', 'with music')
+
+
+class Summary(NamedTuple):
+    """What an update did.
+
+    Attributes:
+        added (int): Videos that are new.
+        changed (int): Videos that were encoded again, as their files have
+            changed or as the model is another.
+        removed (int): Videos that are gone.
+        kept (int): Videos that stay as they were.
+        failed (dict[str, str]): Videos that could not be read, and why. They
+            are not in the index, and each update tries them again.
+    """
+    added: int
+    changed: int
+    removed: int
+    kept: int
+    failed: Dict[str, str]
+
+
+class Plan(NamedTuple):
+    """What the processes of a run are to encode.
+
+    Attributes:
+        todo (list[tuple[str, Stamp]]): Videos, the largest first.
+        run (Path): A file beside the parts that every process must see.
+    """
+    todo: List[Tuple[str, Stamp]]
+    run: Path
+
+
+def update_index(inferencer: VoPInferencer,
+                 video_dir: Union[str, Path],
+                 index_dir: Union[str, Path],
+                 batch_size: int = 8,
+                 num_workers: Optional[int] = None,
+                 exact_below: int = EXACT_BELOW) -> Summary:
+    """Index the videos of a folder, or bring its index up to date.
+
+    Only videos that are new, or whose size or time of change is another, are
+    encoded. What is encoded is saved every 256 videos or 30 s; a run that is
+    stopped, be it by ``kill -9`` or a full disk, loses no more than that, and
+    the next one goes on from there. Until the end, the index stays what it
+    was.
+
+    Every process of a distributed run calls this, and encodes a part of the
+    videos. ``index_dir`` must then be in a folder that all machines share.
+
+    Args:
+        inferencer (VoPInferencer): Embeds the videos. If its model is another
+            than the index's, all videos are encoded again.
+        video_dir (str | Path): The folder of the videos.
+        index_dir (str | Path): The folder of the index; see
+            :class:`.VideoIndex`.
+        batch_size (int): Videos of a batch. Defaults to 8.
+        num_workers (int, optional): Processes that read videos, for each
+            process of the run; see :meth:`.VoPInferencer.preprocess`.
+        exact_below (int): From so many videos on, search is approximate.
+            Defaults to 100,000.
+
+    Returns:
+        Summary: What was done.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no video in it.
+        ValueError: If ``index_dir`` is no index, a damaged one, or that of
+            other videos.
+        IndexingError: If another run is writing to it, a file cannot be
+            written, no video can be read, or a process of the run has ended.
+        ImportError: If FAISS is missing.
+    """
+    open_faiss()  # said before hours of work
+    video_dir = Path(os.path.abspath(video_dir))
+    folder = Path(os.path.abspath(index_dir))
+    processes = _Processes()
+    update = _Update(inferencer, video_dir, folder, exact_below)
+    with ExitStack() as stack:
+
+        def begin() -> Plan:
+            update.scan()
+            claim(folder)
+            stack.enter_context(locked(folder))
+            return update.plan()
+
+        plan = processes.first(begin)
+        if not all(processes.gather(
+            (plan.run.parent == update.parts and plan.run.exists()))):
+            raise IndexingError(
+                f'Not all processes see {plan.run}, or not all have the same '
+                'model. The index must be in a folder that all machines '
+                'share.')
+        share = plan.todo[processes.rank::processes.number]
+        done = processes.gather(
+            _encode(inferencer, video_dir, dict(share), update.parts,
+                    batch_size, num_workers))
+
+        def finish() -> Summary:
+            return update.finish(
+                [path for paths, _ in done for path in paths],
+                {name: reason for _, failed in done
+                 for name, reason in failed.items()})
+
+        return processes.first(finish)
+
+
+def claim(folder: Path) -> None:
+    """Make the folder of an index, or see that it is one.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if folder.is_dir():
+        names = {path.name for path in folder.iterdir()}
+        if names and not names & {MANIFEST, PARTS, LOCK}:
+            raise ValueError(
+                f'{folder} holds {min(names)} and is no index: nothing is '
+                'written there. Give the folder of an index, or a new one.')
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise ValueError(f'{error.filename} is not a folder.') from error
+
+
+def model_files(index_dir: Union[str, Path]) -> Tuple[Path, Path]:
+    """Config and trained weights of an index, or of an unfinished one.
+
+    Args:
+        index_dir (str | Path): The folder of the index.
+
+    Returns:
+        tuple[Path, Path]: What :class:`.VoPInferencer` opens.
+
+    Raises:
+        FileNotFoundError: If there is no index.
+        ValueError: If it is damaged, or was begun with several models.
+    """
+    folder = Path(index_dir)
+    if (folder / MANIFEST).exists():
+        index = VideoIndex.open(folder)
+        return index.config_file, index.state_file
+    states = list(folder.glob(FILES['model'].format('*')))
+    if len(states) > 1:
+        raise ValueError(f'Indexing into {folder} was begun with several '
+                         'models: say with --config and --checkpoint which '
+                         'one to go on with.')
+    if not states:
+        raise FileNotFoundError(
+            f'There is no index in {folder} yet: say with --config and '
+            '--checkpoint which model is to make it.')
+    short = states[0].stem.split('-')[1]
+    return folder / FILES['config'].format(short), states[0]
+
+
+def _encode(inferencer: VoPInferencer, video_dir: Path,
+            todo: Dict[str, Stamp], parts: Path, batch_size: int,
+            num_workers: Optional[int]) -> Tuple[List[Path], Dict[str, str]]:
+    """Encode videos and save them as parts.
+
+    Whatever stops it, what is finished by then is saved.
+
+    Returns:
+        tuple[list[Path], dict[str, str]]: The files, and the videos that
+        could not be read with the reason.
+    """
+    names = {os.path.join(video_dir, name): name for name in todo}
+    run, files, failed = uuid.uuid4().hex[:12], [], {}
+    videos, embeddings = [], []  # not saved yet
+    left, saved_at = len(todo), time.monotonic()
+
+    def save() -> None:
+        nonlocal left, saved_at
+        if videos:
+            path = parts / f'{run}-{len(files):06}.npz'
+            write_part(path, videos, torch.cat(embeddings).numpy(), left)
+            files.append(path)
+            left -= len(videos)
+            videos.clear()
+            embeddings.clear()
+        saved_at = time.monotonic()
+
+    try:
+        for batch in inferencer.iter_videos(
+                list(names), batch_size, num_workers):
+            finite = batch.embeddings.isfinite().all(dim=1)
+            for path, good in zip(batch.paths, finite.tolist()):
+                if good:
+                    videos.append((names[path], todo[names[path]]))
+                else:
+                    failed[names[path]] = 'its embedding is not finite.'
+            embeddings.append(batch.embeddings[finite])
+            for path, reason in batch.failed.items():
+                failed[names[path]] = reason
+            if len(videos) >= SAVE_VIDEOS or \
+                    time.monotonic() - saved_at >= SAVE_SECONDS:
+                save()
+    finally:
+        save()
+    return files, failed
+
+
+class _Processes:
+    """The processes of a run, or the only one.
+
+    They exchange no tensors, so that gloo serves machines with GPUs, too.
+    """
+
+    def __init__(self) -> None:
+        self.rank, self.number, self.group = 0, 1, None
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            self.rank, self.number = dist.get_rank(), dist.get_world_size()
+            self.group = dist.new_group(backend='gloo', timeout=PATIENCE)
+
+    def first(self, function: Callable[[], Any]) -> Any:
+        """Call a function in the first process alone.
+
+        Every process gets what it returns, or raises what it raises.
+        """
+        if self.group is None:
+            return function()
+        outcome = [None, None]
+        if self.rank == 0:
+            try:
+                outcome[0] = function()
+            except Exception as error:
+                outcome[1] = error
+        self._meet(dist.broadcast_object_list, outcome)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    def gather(self, value: Any) -> List[Any]:
+        """What each process has, in each process."""
+        values = [value] * self.number
+        if self.group is not None:
+            self._meet(dist.all_gather_object, values, value)
+        return values
+
+    def _meet(self, exchange: Callable, *args: Any) -> None:
+        try:
+            exchange(*args, group=self.group)
+        except RuntimeError as error:  # gloo's, where one is gone
+            raise IndexingError(
+                'Another process of this run has ended; its messages say '
+                f'why. What was saved stays in {PARTS}/: give the same '
+                'command again, and it goes on.') from error
+
+
+class _Update:
+    """What the first process does before and after the encoding."""
+
+    def __init__(self, inferencer: VoPInferencer, video_dir: Path,
+                 folder: Path, exact_below: int) -> None:
+        self.inferencer, self.fingerprint = inferencer, inferencer.fingerprint
+        self.video_dir, self.folder = video_dir, folder
+        self.exact_below = exact_below
+        short = self.fingerprint[:12]
+        self.parts = folder / PARTS / short
+        self.model_files = {
+            what: folder / FILES[what].format(short)
+            for what in ('config', 'model')
+        }
+
+    def scan(self) -> None:
+        """Look at what there is to index."""
+        self.videos, self.unreadable = scan(self.video_dir)
+
+    def plan(self) -> Plan:
+        """Look at what is done already, and say what is to be done."""
+        self.old, self.before = None, {}
+        if (self.folder / MANIFEST).exists():
+            self.old = VideoIndex.open(self.folder)
+            self._check_folder()
+            if self.old.fingerprint == self.fingerprint:
+                self.before = {
+                    name: Stamp(*stamp) for name, stamp in zip(
+                        self.old.names, self.old.stamps[:, 1:].tolist())
+                }
+            else:
+                print_log(
+                    f'{self.folder} was made with another model: all '
+                    f'{len(self.videos):,} videos are encoded with this one. '
+                    'Until that is done, the index stays what it is.',
+                    'current', logging.WARNING)
+        self._keep_model()
+        self._prepare_parts()
+        todo = {
+            name: stamp for name, stamp in self.videos.items()
+            if self.before.get(name) != stamp
+        }
+        self.todo = set(todo)
+        self.saved = sorted(self.parts.glob('*.npz'))
+        for name, stamp, _ in read_parts(self.saved):
+            if todo.get(name) == stamp:
+                del todo[name]
+        if len(todo) < len(self.todo):
+            print_log(f'{len(self.todo) - len(todo):,} videos are taken over '
+                      'from a run that was not finished.', 'current')
+        run = self.parts / f'run-{uuid.uuid4().hex}.json'
+        write(run, dict(
+            video_dir=str(self.video_dir), videos=len(self.todo)))
+        # Dealt in turn, so ordered, processes get equal shares.
+        return Plan(sorted(todo.items(), key=lambda item: -item[1].size), run)
+
+    def _check_folder(self) -> None:
+        """Refuse a folder that has nothing to do with the index."""
+        names = self.videos.keys() | self.unreadable.keys()
+        if self.old.video_dir != self.video_dir and \
+                names.isdisjoint(self.old.names):
+            raise ValueError(
+                f'{self.folder} is the index of {self.old.video_dir}, and '
+                f'none of its videos is in {self.video_dir}. Give another '
+                f'folder for the index of these, or delete {self.folder} if '
+                'you no longer want it.')
+
+    def _keep_model(self) -> None:
+        """Write the config and the weights that were trained."""
+        if not self.model_files['config'].exists():
+            write(self.model_files['config'],
+                  self.inferencer.cfg.pretty_text.encode())
+        if not self.model_files['model'].exists():
+            state = self.inferencer.model.state_dict()
+            data = io.BytesIO()
+            torch.save(
+                dict(state_dict={
+                    name: value.cpu() for name, value in state.items()
+                }), data)
+            write(self.model_files['model'], data.getbuffer())
+
+    def _prepare_parts(self) -> None:
+        self.parts.mkdir(parents=True, exist_ok=True)
+        for pattern in ('run-*.json', '*.part'):
+            for path in self.parts.glob(pattern):
+                path.unlink()
+        if list(self.parts.parent.glob('*/*.npz')) != list(
+                self.parts.glob('*.npz')):
+            print_log(
+                f'{self.parts.parent} holds videos that an unfinished run '
+                'encoded with another model: they are left out, and removed '
+                'when this run is done.', 'current', logging.WARNING)
+
+    def finish(self, files: List[Path], failed: Dict[str, str]) -> Summary:
+        """Make the next generation, of the parts and of what stays."""
+        failed = dict(sorted({**self.unreadable, **failed}.items()))
+        names, embeddings = self._collect(files, failed)
+        rows = [
+            row for row, (name, stamp) in enumerate(self.before.items())
+            if self.videos.get(name) == stamp
+        ]
+        if not rows and not names:
+            write(self.folder / FAILED, failed)
+            name, reason = next(iter(failed.items()))
+            raise IndexingError(
+                f'None of the {len(failed):,} videos of {self.video_dir} can '
+                f'be read, such as {name}: {reason} {self.folder / FAILED} '
+                'lists them. An index that was there stays as it was.')
+        manifest = self._next_generation(rows, names, embeddings)
+        write(self.folder / MANIFEST, manifest)
+        write(self.folder / FAILED, failed)
+        self._tidy({name for name, _ in manifest['files'].values()})
+        known = set(self.old.names) if self.old else set()
+        return Summary(
+            added=len(set(names) - known),
+            changed=len(known.intersection(names)),
+            removed=len(known - self.videos.keys() - self.unreadable.keys()),
+            kept=len(rows),
+            failed=failed)
+
+    def _collect(self, files: List[Path], failed: Dict[str, str]
+                 ) -> Tuple[List[str], Optional[np.ndarray]]:
+        """Names, in order, and embeddings of what was encoded."""
+        names = sorted(self.todo - failed.keys())
+        row_of = {name: row for row, name in enumerate(names)}
+        embeddings, missing = None, set(names)
+        for name, stamp, embedding in read_parts([*self.saved, *files]):
+            if name in row_of and self.videos[name] == stamp:
+                if embeddings is None:
+                    embeddings = np.empty((len(names), len(embedding)),
+                                          np.float32)
+                embeddings[row_of[name]] = embedding
+                missing.discard(name)
+        if missing:
+            raise IndexingError(
+                f'{len(missing):,} videos that were encoded, such as '
+                f'{min(missing)}, cannot be read from {self.parts}. Give the '
+                'same command again, and these are encoded again.')
+        return names, embeddings
+
+    def _next_generation(self, rows: List[int], names: List[str],
+                         embeddings: Optional[np.ndarray]) -> Dict[str, Any]:
+        """Write the files of the next generation.
+
+        Args:
+            rows (list[int]): Rows of the old one that stay.
+            names (list[str]): Names of the m videos that were encoded.
+            embeddings (np.ndarray, optional): Of these, of shape [m x e].
+
+        Returns:
+            dict: What ``index.json`` is to say.
+        """
+        old, count = self.old, len(rows) + len(names)
+        approximate = count >= self.exact_below
+        if old and not names and len(rows) == len(old) and \
+                approximate == (old.ivf is not None):
+            return dict(old.manifest, video_dir=str(self.video_dir))
+        next_id = old.manifest['next_id'] if rows else 0
+        stamps = np.array([
+            (i, *self.videos[name]) for i, name in enumerate(names, next_id)
+        ], np.int64).reshape(-1, 3)
+        next_id += len(names)
+        blocks = [embeddings] if names else []
+        if rows:
+            names = [*(old.names[row] for row in rows), *names]
+            stamps = np.concatenate([old.stamps[rows], stamps])
+            blocks = [*_runs(old.embeddings, rows), *blocks]
+        generation, width = old.generation + 1 if old else 1, len(blocks[0][0])
+        paths = {
+            what: self.folder / FILES[what].format(generation)
+            for what in ('names', 'stamps', 'embeddings',
+                         *['ivf'] * approximate)
+        }
+        manifest = dict(
+            format=FORMAT,
+            generation=generation,
+            fingerprint=self.fingerprint,
+            video_dir=str(self.video_dir),
+            videos=count,
+            width=width,
+            next_id=next_id)
+        needed = count * (4 * width * (1 + approximate) + 100)
+        check_room(paths['embeddings'], needed)
+        try:
+            write(paths['names'], names)
+            write_array(paths['stamps'], [stamps], needed)
+            write_array(paths['embeddings'], blocks, needed)
+            if approximate:
+                ivf = self._lists(paths['embeddings'], stamps[:, 0], rows)
+                with writing(paths['ivf'], needed) as part:
+                    ivf.write(part)
+                manifest['ivf'] = ivf.settings._asdict()
+        except BaseException:
+            for path in paths.values():
+                path.unlink(missing_ok=True)
+            raise
+        manifest['files'] = {
+            what: (path.name, path.stat().st_size)
+            for what, path in {**paths, **self.model_files}.items()
+        }
+        return manifest
+
+    def _lists(self, path: Path, ids: np.ndarray, rows: List[int]) -> IVF:
+        """Make or update the lists of an approximate search."""
+        embeddings = np.load(path, mmap_mode='r')
+        ids = np.ascontiguousarray(ids)
+        old = self.old.ivf if rows else None
+        if old is None or len(ids) >= 2 * old.settings.trained_for:
+            print_log(
+                f'Dividing {len(ids):,} videos among lists, for an '
+                'approximate search ...', 'current')
+            ivf, new = IVF.train(embeddings), 0
+        else:
+            ivf, new = self.old.open_ivf(mapped=False), len(rows)
+            ivf.remove(np.setdiff1d(self.old.stamps[:, 0], ids))
+        ivf.add(ids[new:], embeddings[new:])
+        texts = [
+            f'{subject} {scene}'
+            for subject, scene in itertools.product(SUBJECTS, SCENES)
+        ]
+        ivf.choose_read(embeddings, ids,
+                        self.inferencer.encode_texts(texts).numpy())
+        return ivf
+
+    def _tidy(self, files: set) -> None:
+        """Remove what the new ``index.json`` does not name."""
+        for path in self.folder.iterdir():
+            if OURS.fullmatch(path.name) and path.name not in files:
+                path.unlink(missing_ok=True)
+        shutil.rmtree(self.parts.parent, ignore_errors=True)
+
+
+def _runs(array: np.ndarray, rows: List[int]) -> List[np.ndarray]:
+    """Rows of an array as few slices, of which none is a copy."""
+    cuts = np.flatnonzero(np.diff(rows) != 1) + 1
+    return [array[run[0]:run[-1] + 1] for run in np.split(rows, cuts)]

@@ -1,0 +1,131 @@
+"""A web page to search an index of videos and watch what was found."""
+import argparse
+import os
+from typing import List, Optional
+
+# Nothing leaves this machine: neither statistics nor questions for updates.
+os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
+
+try:
+    import gradio as gr
+except ImportError as error:
+    raise SystemExit(
+        "The page needs Gradio: pip install -e '.[demo]'") from error
+
+from projects.vop.apis import VideoIndex, VoPInferencer
+
+MOST = 24  # players on the page
+
+
+def build_page(index: VideoIndex, inferencer: VoPInferencer,
+               topk: int) -> gr.Blocks:
+    """Make the page.
+
+    Args:
+        index (VideoIndex): What is searched.
+        inferencer (VoPInferencer): The model that it was made with.
+        topk (int): Videos to show at first.
+
+    Returns:
+        gr.Blocks: The page, to be launched.
+    """
+
+    def search(text: str, clip: Optional[str], count: int) -> List:
+        if clip:
+            # A worker reads it, so that no upload can end the server.
+            encoded = inferencer.encode_videos([clip], num_workers=1)
+            if encoded.failed:
+                raise gr.Error(f'The clip cannot be read: '
+                               f'{encoded.failed[clip]}')
+            query, asked = encoded.embeddings, 'your clip'
+        elif text and text.strip():
+            query, asked = inferencer.encode_texts([text]), f'"{text.strip()}"'
+        else:
+            raise gr.Error('Type what you look for, or give a clip.')
+        hits = index.search(query, int(count))[0]
+        players = []
+        for rank, hit in enumerate(hits, start=1):
+            path = index.path(hit.name)
+            label = f'{rank}. {hit.name} ({hit.score:.3f})'
+            if not path.is_file():
+                path, label = None, f'{label}: no longer there'
+            players.append(
+                gr.Video(path and str(path), label=label, visible=True))
+        players += [gr.Video(None, visible=False)] * (MOST - len(players))
+        found = f'The {len(hits)} best of {len(index.names):,} for {asked}:'
+        return [found, *players]
+
+    day = 24 * 3600  # after which uploads are deleted
+    with gr.Blocks(title='Video search', analytics_enabled=False,
+                   delete_cache=(day, day)) as page:
+        gr.Markdown(f'# Video search\n{len(index.names):,} videos')
+        with gr.Row():
+            with gr.Column(scale=3):
+                text = gr.Textbox(
+                    label='What do you look for?',
+                    placeholder='a man cleans a pool',
+                    autofocus=True,
+                    elem_id='query')
+                count = gr.Slider(
+                    1,
+                    min(MOST, max(2, len(index.names))),
+                    value=min(topk, len(index.names)),
+                    step=1,
+                    label='Videos to show')
+                button = gr.Button('Search', variant='primary')
+            clip = gr.Video(
+                label='or a clip, to find videos like it',
+                sources=['upload'],
+                height=220,
+                scale=1)
+        # Plain text: a query is not Markdown.
+        found = gr.Textbox(
+            show_label=False, container=False, interactive=False,
+            elem_id='found')
+        players = []
+        for _ in range(-(-MOST // 3)):
+            with gr.Row():
+                players += [
+                    gr.Video(visible=False, interactive=False, min_width=240)
+                    for _ in range(3)
+                ]
+        gr.on([button.click, text.submit, clip.upload], search,
+              [text, clip, count], [found, *players])
+    return page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('index', help='made by `tools/search.py index`')
+    parser.add_argument('--device', help='a GPU where there is one, if not '
+                        'given')
+    parser.add_argument('--topk', type=int, default=6,
+                        help=f'videos to show at first, {MOST} at most')
+    parser.add_argument('--host', default='127.0.0.1',
+                        help='0.0.0.0 lets other machines in')
+    parser.add_argument('--port', type=int, default=7860)
+    args = parser.parse_args()
+    if not 1 <= args.topk <= MOST:
+        parser.error(f'--topk must be 1 to {MOST}')
+    try:
+        index = VideoIndex.open(args.index)
+        inferencer = index.load_inferencer(args.device)
+    except (ImportError, OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+    inferencer.show_progress = False
+    gr.set_static_paths([index.video_dir])  # else what is shown is copied
+    try:
+        build_page(index, inferencer, args.topk).launch(
+            server_name=args.host,
+            server_port=args.port,
+            allowed_paths=[str(index.video_dir)],  # and nothing else
+            footer_links=[],
+            theme=gr.themes.Default(
+                font=['system-ui', 'sans-serif'],
+                font_mono=['ui-monospace', 'monospace']))
+    except OSError as error:
+        raise SystemExit(f'{error} Choose another with --port.') from error
+
+
+if __name__ == '__main__':
+    main()

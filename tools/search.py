@@ -1,0 +1,246 @@
+"""Search one's own videos.
+
+    python tools/search.py index VIDEO_DIR INDEX --config C --checkpoint K
+    python tools/search.py query INDEX "a man cleans a pool" --topk 5
+    python tools/search.py info INDEX
+
+`index` makes the folder INDEX, and brings it up to date when it is run again:
+only videos that are new or have changed are encoded then, and config and
+checkpoint need not be given. It can be stopped at any time; the same command
+goes on.
+
+`query` finds videos. What is given says for what:
+
+    query INDEX "a dog" "a cat"                  videos for each text
+    query INDEX --video clip.mp4                 videos like that video
+    query INDEX "a dog" "a cat" --video clip.mp4 these texts, ranked for it
+
+`info` says what an index holds.
+"""
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import torch
+import torch.distributed as dist
+from mmengine.config import Config, DictAction
+from mmengine.dist import init_dist
+from mmengine.logging import MMLogger
+
+from projects.vop.apis import VoPInferencer
+from projects.vop.apis.index import FAILED, VideoIndex
+from projects.vop.apis.indexing import (IndexingError, Summary, model_files,
+                                        update_index)
+from projects.vop.engine import open_config, use_gloo_without_gpu
+
+
+def at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f'must be 1 or more, not {number}')
+    return number
+
+
+def add_model(parser: argparse.ArgumentParser, why: str) -> None:
+    parser.add_argument(
+        '--config', help=f'config file, or METHOD_DATASET.py of one; {why}')
+    parser.add_argument('--checkpoint', help='checkpoint file of that config; '
+                        'without it, the model as the config makes it')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='change the config, such as model.clip.pretrained=ViT-B-32.pt')
+    parser.add_argument(
+        '--device', help='where to compute; a GPU, where there is one')
+
+
+def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='command', required=True)
+
+    index = commands.add_parser(
+        'index', help='make or update the index of a folder of videos')
+    index.add_argument('video_dir', type=Path, metavar='VIDEO_DIR')
+    index.add_argument('index', type=Path, metavar='INDEX')
+    add_model(index, "needed once; then the index's own serves")
+    index.add_argument(
+        '--batch-size', type=at_least_one, default=8,
+        help='videos encoded at a time (default: %(default)s)')
+    index.add_argument(
+        '--num-workers', type=int,
+        help='processes that read videos (default: one a core, 8 at most)')
+    index.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes of this run were started')
+    index.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+    query = commands.add_parser(
+        'query', help='find videos for texts or for a video',
+        description='Texts alone find videos for each text; --video alone '
+        'finds videos like it; both together rank the texts for that video.')
+    query.add_argument('index', type=Path, metavar='INDEX')
+    query.add_argument('texts', nargs='*', metavar='TEXT')
+    query.add_argument('--video', metavar='CLIP', help='a video file')
+    query.add_argument(
+        '--topk', type=at_least_one, default=5,
+        help='how many to find (default: %(default)s)')
+    query.add_argument(
+        '--exact', action='store_true',
+        help='compare with every video, also where the index is approximate')
+    query.add_argument(
+        '--json', action='store_true', help='print JSON, for machines')
+    add_model(query, "by default the index's own model; another is refused")
+
+    info = commands.add_parser('info', help='say what an index holds')
+    info.add_argument('index', type=Path, metavar='INDEX')
+
+    args, more = parser.parse_known_args(argv)
+    if args.command == 'query' and not any(
+            each.startswith('-') for each in more):
+        args.texts += more  # those behind an option
+    elif more:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if args.command == 'query':
+        if not args.texts and args.video is None:
+            query.error('say what to find: a text, or --video CLIP')
+        if not all(text.strip() for text in args.texts):
+            query.error('a text to find has no words')
+    if args.command == 'index':
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def shown(name: str) -> str:
+    """A path as it can be printed, whatever bytes it is made of."""
+    return os.fsencode(name).decode('utf-8', 'backslashreplace')
+
+
+def init_processes(launcher: str) -> None:
+    """Join the other processes of this run."""
+    if launcher == 'none':
+        return
+    use_gloo_without_gpu(Config(dict(launcher=launcher)))
+    if not dist.is_initialized():
+        # They exchange no tensors, and gloo notices at once if one ends.
+        init_dist(launcher, backend='gloo')
+
+
+def open_model(args: argparse.Namespace, show_progress: bool) -> VoPInferencer:
+    """The model of the command line, or else of the index."""
+    config, checkpoint = args.config, args.checkpoint
+    if config is None:
+        config, own = model_files(args.index)
+        checkpoint = checkpoint or str(own)
+    cfg = open_config(config)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    return VoPInferencer(cfg, checkpoint, args.device, show_progress)
+
+
+def index(args: argparse.Namespace) -> None:
+    init_processes(args.launcher)
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    summary = update_index(
+        open_model(args, show_progress=first), args.video_dir, args.index,
+        args.batch_size, args.num_workers)
+    if first:
+        report(summary, args.index)
+
+
+def report(summary: Summary, path: Path) -> None:
+    print(f'{summary.added:,} videos added, {summary.changed:,} encoded '
+          f'again, {summary.removed:,} removed, {summary.kept:,} kept, '
+          f'{len(summary.failed):,} unreadable.')
+    for name, reason in list(summary.failed.items())[:10]:
+        print(f'  {shown(name)}: {shown(reason)}')
+    if summary.failed:
+        print(f'{path / FAILED} lists what cannot be read; it is tried again '
+              'by each run.')
+    print(f'{shown(str(path))}: {shown(str(VideoIndex.open(path)))}')
+
+
+def query(args: argparse.Namespace) -> None:
+    # What is printed is the answer alone.
+    for handler in MMLogger.get_current_instance().handlers:
+        if getattr(handler, 'stream', None) is sys.stdout:
+            handler.setStream(sys.stderr)
+    index = VideoIndex.open(args.index)
+    inferencer = open_model(args, show_progress=False)
+    index.check_model(inferencer.fingerprint)
+    if args.video is None:
+        asked = [dict(text=text) for text in args.texts]
+        embeddings = inferencer.encode_texts(args.texts)
+    else:
+        asked = [dict(video=args.video)]
+        encoded = inferencer.encode_videos([args.video])
+        if encoded.failed:
+            raise SystemExit(f'{shown(args.video)} cannot be read: '
+                             f'{shown(encoded.failed[args.video])}')
+        embeddings = encoded.embeddings
+    if args.video is not None and args.texts:
+        scores = (embeddings @ inferencer.encode_texts(args.texts).T)[0]
+        best = scores.topk(min(args.topk, len(scores)))
+        found = [[
+            dict(text=args.texts[number], score=score)
+            for score, number in zip(*map(torch.Tensor.tolist, best))
+        ]]
+    else:
+        found = [[
+            dict(video=hit.name, path=str(index.path(hit.name)),
+                 score=hit.score) for hit in hits
+        ] for hits in index.search(embeddings, args.topk, args.exact)]
+        if index.ivf and not args.exact:
+            print(index.ivf.settings, file=sys.stderr)
+    answers = [dict(query, hits=hits) for query, hits in zip(asked, found)]
+    if args.json:
+        print(json.dumps(answers, indent=2))
+    else:
+        show(answers)
+
+
+def show(answers: List[Dict[str, Any]]) -> None:
+    for answer in answers:
+        print(shown(answer.get('text') or answer['video']))
+        for place, hit in enumerate(answer['hits'], 1):
+            what = shown(hit.get('video') or hit['text'])
+            print(f"{place:4}  {hit['score']:7.4f}  {what}")
+
+
+def info(args: argparse.Namespace) -> None:
+    index = VideoIndex.open(args.index)
+    size = sum(size for _, size in index.manifest['files'].values())
+    print(shown(str(index)))
+    print(f'{index.embeddings.shape[1]} numbers an embedding, '
+          f'{size / 1e6:,.1f} MB, generation {index.generation}, model '
+          f'{index.fingerprint[:12]}.')
+    failed = args.index / FAILED
+    if failed.is_file():
+        number = len(json.loads(failed.read_text()))
+        print(f'{number:,} videos could not be read ({failed}).')
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    args = parse_args(argv)
+    try:
+        dict(index=index, query=query, info=info)[args.command](args)
+    except KeyboardInterrupt:
+        print('Stopped. What was encoded is saved; the same command goes on.')
+        raise SystemExit(130)
+    except (IndexingError, ImportError, OSError, ValueError) as error:
+        raise SystemExit(shown(str(error))) from error
+    finally:
+        if dist.is_initialized():  # else a process can abort at its exit
+            dist.destroy_process_group()
+
+
+if __name__ == '__main__':
+    main()
