@@ -2,10 +2,11 @@
 import argparse
 import os
 import os.path as osp
+from typing import Dict
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.dist import is_distributed
+from mmengine.dist import is_distributed, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
@@ -14,6 +15,8 @@ from mmengine.runner import Runner
 from projects.vop.engine import (check_data, check_fit, open_config,
                                  pin_memory, use_gloo_without_gpu)
 from projects.vop.evaluation import RetrievalMetric
+from projects.vop.evaluation.files import check_writable
+from projects.vop.evaluation.page import PAGE, write_page
 from projects.vop.models.encoder import fingerprint
 from projects.vop.registry import METRICS
 
@@ -56,6 +59,18 @@ def parse_args() -> argparse.Namespace:
         '--dump-embeddings writes with --cfg-options '
         'test_dataloader.dataset.ann_file=TRAIN.json')
     parser.add_argument(
+        '--report',
+        metavar='DIR',
+        help='write DIR/index.html, a page with the metrics, the ranks, and '
+        'queries with what they find')
+    parser.add_argument(
+        '--report-queries',
+        type=int,
+        default=5,
+        metavar='N',
+        help='queries in the report: N of the worst, N of the best and N at '
+        'random, from text to video and from video to text (default: 5)')
+    parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
@@ -70,6 +85,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.dump and not args.dump.endswith(('.pkl', '.pickle')):
         parser.error('--dump takes the name of a .pkl file')
+    if args.report_queries < 1:
+        parser.error('--report-queries takes a number of 1 or more')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 
@@ -94,18 +111,20 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     fields = dict(
         dsl=args.dsl, qb_norm=args.qb_norm, dump=args.dump_embeddings)
     fields = {k: v for k, v in fields.items() if v is not None}
-    if fields:
+    if fields or args.report is not None:
         ours = [
             e for e in evaluators if e.get('type') == 'vop.RetrievalMetric'
         ]
         if len(ours) != 1:
             raise ValueError(
-                '--dsl, --qb-norm and --dump-embeddings need one '
+                '--dsl, --qb-norm, --dump-embeddings and --report need one '
                 'vop.RetrievalMetric in test_evaluator of the config, which '
                 f'has {len(ours)}.')
         ours[0].update(fields)
         # What is wrong is said before CLIP is opened.
         METRICS.build(dict(ours[0], device='cpu'))
+    if args.report is not None:
+        check_writable(osp.join(args.report, PAGE))
     if args.dump:
         cfg.test_evaluator = [
             *evaluators,
@@ -129,6 +148,26 @@ class NameModel(Hook):
                     raise SystemExit(str(error)) from error
 
 
+def report(args: argparse.Namespace, runner: Runner,
+           metrics: Dict[str, float]) -> None:
+    """Write the page that ``--report`` asks for."""
+    loader = runner.test_dataloader
+    changed = args.cfg_options or {}
+    facts = {
+        'Config': args.config,
+        'Changed': ', '.join(f'{k}={v}' for k, v in changed.items()),
+        'Checkpoint': runner.cfg.load_from or 'none',
+        'Data set': getattr(loader.dataset, 'ann_file',
+                            type(loader.dataset).__name__),
+    }
+    metric = next(metric for metric in runner.test_evaluator.metrics
+                  if isinstance(metric, RetrievalMetric))
+    name = osp.splitext(osp.basename(args.config))[0]
+    write_page(args.report, f'Text-video retrieval: {name}',
+               {k: v for k, v in facts.items() if v}, metrics, metric,
+               loader, args.report_queries)
+
+
 def main() -> None:
     args = parse_args()
     try:
@@ -143,7 +182,9 @@ def main() -> None:
     if cfg.load_from is not None and osp.isfile(cfg.load_from):
         check_fit(runner.model, cfg.load_from)
     runner.register_hook(NameModel())
-    runner.test()
+    metrics = runner.test()
+    if args.report is not None and is_main_process():
+        report(args, runner, metrics)
     if is_distributed():  # else a process can abort at its exit
         torch.distributed.destroy_process_group()
 

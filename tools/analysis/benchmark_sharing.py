@@ -49,11 +49,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         weights = str(Path(folder) / 'clip.pt')
         towers = towers_of(dict(name=args.clip))
-        torch.save({
-            **{f'visual.{k}': v for k, v in towers.visual.state_dict().items()},
-            **{f'text.{k}': v for k, v in towers.text.state_dict().items()},
-            'logit_scale': towers.logit_scale
-        }, weights)
+        torch.save(
+            {
+                **towers.visual.state_dict(prefix='visual.'),
+                **towers.text.state_dict(prefix='text.'), 'logit_scale':
+                towers.logit_scale
+            }, weights)
         opened = []
         for config in args.configs:
             cfg = open_config(config)

@@ -28,6 +28,33 @@ class Counts(NamedTuple):
     tied: Tensor
     right: Tensor
 
+    def hit(self, k: int) -> Tensor:
+        """Probability that the first right item is among the top k.
+
+        Among t wrong and m right items that tie, broken at random, the first
+        right one has j or more wrong ones before it with probability
+        C(t + m - j, m) / C(t + m, m), and t / (m + 1) on average.
+
+        Args:
+            k (int): Number of places.
+
+        Returns:
+            Tensor: Of shape [queries].
+        """
+        higher, tied, right = (c.double() for c in self)
+        within = (k - higher).clamp(min=0)  # tied places that are in the top k
+        miss = torch.ones_like(higher)
+        for i in range(int(right.max())):
+            factor = ((tied + right - within - i) /
+                      (tied + right - i)).clamp(min=0)
+            miss *= torch.where(i < right, factor, 1.)
+        return 1 - miss
+
+    def rank(self) -> Tensor:
+        """Mean rank of the first right item, from 1, of shape [queries]."""
+        higher, tied, right = (c.double() for c in self)
+        return higher + 1 + tied / (right + 1)
+
 
 class Count:
     """Counts higher and tied items in one direction.
@@ -78,6 +105,28 @@ class Count:
                         for count in (self.higher, self.tied, self.right)))
 
 
+def counters(
+    scores: Scores,
+    rescored: Tuple[Optional[Rescored], Optional[Rescored]] = (None, None)
+) -> Tuple[Count, Count]:
+    """Those who count text to video and video to text.
+
+    Args:
+        scores (Scores): The scores, of shape [texts x videos], with
+            ``owner``.
+        rescored (tuple): What makes other scores of them, in either
+            direction.
+
+    Returns:
+        tuple[Count, Count]: For ``rows_ask`` and ``columns_ask`` of
+        :func:`.sweep`.
+    """
+    texts, videos = scores.shape
+    index = torch.arange(texts, device=scores.owner.device)
+    return (Count(scores.right, index, scores.owner, texts, rescored[0]),
+            Count(scores.right, scores.owner, index, videos, rescored[1]))
+
+
 def _count(compare: Callable, tile: Tensor, best: Tensor) -> Tensor:
     # As numbers: Booleans take torch four times as long on a CPU.
     return compare(tile, best, out=torch.empty_like(tile)).sum(1).long()
@@ -86,10 +135,6 @@ def _count(compare: Callable, tile: Tensor, best: Tensor) -> Tensor:
 def summarize(counts: Counts, topk: Sequence[int]) -> Dict[str, float]:
     """Turn counts into R@k in percent, MdR and MnR.
 
-    Among t wrong and m right items that tie, broken at random, the first
-    right one has j or more wrong ones before it with probability
-    C(t + m - j, m) / C(t + m, m), and t / (m + 1) on average.
-
     Args:
         counts (Counts): Of all queries.
         topk (Sequence[int]): The k of R@k.
@@ -97,17 +142,8 @@ def summarize(counts: Counts, topk: Sequence[int]) -> Dict[str, float]:
     Returns:
         dict[str, float]: ``R@k`` for each k, ``MdR`` and ``MnR``.
     """
-    higher, tied, right = (c.double() for c in counts)
-    result = {}
-    for k in topk:
-        within = (k - higher).clamp(min=0)  # tied places that are in the top k
-        miss = torch.ones_like(higher)
-        for i in range(int(right.max())):
-            factor = ((tied + right - within - i) /
-                      (tied + right - i)).clamp(min=0)
-            miss *= torch.where(i < right, factor, 1.)
-        result[f'R@{k}'] = 100 * (1 - miss).mean().item()
-    rank = higher + 1 + tied / (right + 1)
+    result = {f'R@{k}': 100 * counts.hit(k).mean().item() for k in topk}
+    rank = counts.rank()
     result['MdR'] = float(np.median(rank.numpy()))
     result['MnR'] = rank.mean().item()
     return result
@@ -236,22 +272,15 @@ def _evaluate(
     galleries: Tuple[Optional[Tensor],
                      Optional[Tensor]]) -> Dict[str, float]:
     """Rank text to video and video to text; see ``evaluate_similarity``."""
-    texts, videos = scores.shape
     owner = scores.owner
-    index = torch.arange(texts, device=owner.device)
-    asks = torch.zeros(videos, dtype=torch.bool, device=owner.device)
+    asks = torch.zeros(
+        scores.shape[1], dtype=torch.bool, device=owner.device)
     asks[owner] = True
     forms = [('', (None, None))]
     for way, pair in zip(rescoring,
                          rescore(scores, asks, rescoring, galleries)):
         forms.append((f'{way.name}/', pair))
-    t2v = [
-        Count(scores.right, index, owner, texts, pair[0]) for _, pair in forms
-    ]
-    v2t = [
-        Count(scores.right, owner, index, videos, pair[1])
-        for _, pair in forms
-    ]
+    t2v, v2t = zip(*(counters(scores, pair) for _, pair in forms))
     sweep(scores, t2v, v2t)
     return {
         f'{prefix}{direction}/{name}': value

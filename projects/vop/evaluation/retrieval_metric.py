@@ -1,7 +1,5 @@
 """The metric that MMEngine's loops call."""
 import logging
-import os
-import os.path as osp
 from typing import Dict, List, Optional, Sequence
 
 import torch
@@ -10,6 +8,7 @@ from mmengine.logging import print_log
 
 from ..registry import METRICS
 from .embeddings import Embeddings
+from .files import check_writable
 from .ranking import evaluate_embeddings
 from .rescoring import DSL, QBNorm
 
@@ -42,6 +41,10 @@ class RetrievalMetric(BaseMetric):
         prefix (str, optional): Prefix of the keys. Defaults to none:
             ``t2v/R@1`` to ``v2t/MnR``.
 
+    Attributes:
+        tested (Embeddings, optional): What was ranked last, in the main
+            process.
+
     Raises:
         FileNotFoundError: If there is no file ``qb_norm``.
         ValueError: If it holds no embeddings, if ``dump`` cannot be written,
@@ -67,14 +70,7 @@ class RetrievalMetric(BaseMetric):
                 raise ValueError(
                     f'{name} must be a positive number, got {scale}.')
         if dump is not None:
-            folder = osp.dirname(dump) or '.'
-            try:
-                os.makedirs(folder, exist_ok=True)
-            except OSError as error:
-                raise ValueError(f'There can be no folder {folder}: '
-                                 f'{error.strerror}.') from error
-            if osp.isdir(dump) or not os.access(folder, os.W_OK):
-                raise ValueError(f'No file {dump} can be written.')
+            check_writable(dump)
         try:
             torch.empty(0, device=device)  # else it would fail in the end
         except (RuntimeError, AssertionError) as error:
@@ -90,6 +86,7 @@ class RetrievalMetric(BaseMetric):
         self.dump = dump
         self.device = device
         self.model = None
+        self.tested = None
 
     def set_model(self, fingerprint: str) -> None:
         """Say which model is tested; ``tools/test.py`` does.
@@ -146,7 +143,7 @@ class RetrievalMetric(BaseMetric):
                         f"The {what} embedding of video {result['name']} is "
                         'not finite, so its scores are NaN. Did training '
                         'diverge, or overflow in fp16?')
-        tested = Embeddings(
+        self.tested = tested = Embeddings(
             [result['name'] for result in results],
             torch.stack([result['video'] for result in results]),
             torch.cat([result['text'] for result in results]),

@@ -1,0 +1,123 @@
+"""A test as a page to look at."""
+import logging
+import os
+import os.path as osp
+import platform
+from datetime import datetime
+from importlib import import_module
+from typing import Dict
+
+import mmaction
+import mmengine
+import open_clip
+import torch
+from mmengine.logging import print_log
+from torch.utils.data import DataLoader
+
+from . import markup
+from .footage import Footage
+from .markup import Section
+from .retrieval_metric import RetrievalMetric
+from .retrieved import retrieve
+
+TOPK = 5  # items that are shown of a query
+PAGE = 'index.html'
+
+
+def write_page(folder: str, title: str, facts: Dict[str, str],
+               metrics: Dict[str, float], metric: RetrievalMetric,
+               loader: DataLoader, num_queries: int) -> None:
+    """Write ``index.html``: metrics, ranks, and queries with what they find.
+
+    It stands for itself: it needs no other file, no script and no network.
+    What cannot be shown or written is logged, as the test itself is done by
+    then.
+
+    Args:
+        folder (str): Where to write it. A page that is there is replaced when
+            the new one is complete.
+        title (str): Title of the page.
+        facts (dict[str, str]): What was tested, by name. Numbers, date and
+            versions are added.
+        metrics (dict[str, float]): What the test gave.
+        metric (RetrievalMetric): What gave it.
+        loader (DataLoader): Of the test set.
+        num_queries (int): How many queries to show in either direction of the
+            worst, of the best, and of all at random.
+    """
+    print_log('The report is being made.', 'current')
+    tested = metric.tested
+    facts = {
+        **facts, 'Size': f'{len(tested.video):,} videos, '
+        f'{len(tested.text):,} captions',
+        'Date': f'{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}',
+        'Versions': _versions()
+    }
+    directions = dict(
+        zip(
+            markup.WAYS,
+            retrieve(tested, num_queries, TOPK, metric.device)))
+    sections = [
+        Section('metrics', 'Metrics', markup.metrics_table(
+            _metrics_of(metric, metrics),
+            {way.name: way.looks_at for way in metric.rescoring})),
+        Section('ranks', 'Ranks', markup.rank_tables(directions)),
+    ]
+    try:
+        footage = Footage(loader, tested)
+    except ValueError as error:
+        print_log(f'The report shows no queries. {error}', 'current',
+                  logging.ERROR)
+    else:
+        sections += [
+            Section(way, markup.WAYS[way],
+                    markup.examples(way, direction, footage))
+            for way, direction in directions.items()
+        ]
+    path = osp.join(folder, PAGE)
+    try:
+        _write(path, markup.page(title, facts, sections))
+    except OSError as error:
+        print_log(f'The report cannot be written to {path}: {error}',
+                  'current', logging.ERROR)
+    else:
+        print_log(f'The report is in {path}.', 'current')
+
+
+def _metrics_of(metric: RetrievalMetric,
+                metrics: Dict[str, float]) -> Dict[str, float]:
+    """Those of ``metrics`` that ``metric`` gave, without its prefix."""
+    prefix = f'{metric.prefix}/' if metric.prefix else ''
+    forms = ['', *(f'{way.name}/' for way in metric.rescoring)]
+    starts = tuple(f'{prefix}{form}{way}/' for form in forms
+                   for way in markup.WAYS)
+    return {
+        key[len(prefix):]: value
+        for key, value in metrics.items() if key.startswith(starts)
+    }
+
+
+def _versions() -> str:
+    ours = import_module(__package__.rpartition('.')[0])
+    modules = dict(
+        VoP=ours,
+        MMAction2=mmaction,
+        MMEngine=mmengine,
+        open_clip=open_clip,
+        torch=torch)
+    return ', '.join([
+        *(f'{name} {module.__version__}' for name, module in modules.items()),
+        f'Python {platform.python_version()}'
+    ])
+
+
+def _write(path: str, text: str) -> None:
+    part = f'{path}.part'
+    try:
+        # What cannot be encoded, such as half of a surrogate pair, is marked.
+        with open(part, 'w', encoding='utf-8', errors='replace') as file:
+            file.write(text)
+        os.replace(part, path)
+    finally:
+        if osp.exists(part):
+            os.remove(part)
