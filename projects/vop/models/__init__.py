@@ -1,4 +1,6 @@
 from .adapters import ParallelAdapter
+from .backbone import VideoBackbone
+from .caption_head import CaptionHead
 from .clip import CLIPTowers, open_towers
 from .context import ContextUpdate
 from .data_preprocessor import RetrievalDataPreprocessor
@@ -10,8 +12,8 @@ from .text import TextEncoder
 from .vision import VideoEncoder
 
 __all__ = [
-    'CLIPTowers', 'ContextPrompt', 'ContextUpdate', 'ContrastiveLoss',
-    'LearnedPrompt', 'ParallelAdapter', 'PositionPrompt',
+    'CLIPTowers', 'CaptionHead', 'ContextPrompt', 'ContextUpdate',
+    'ContrastiveLoss', 'LearnedPrompt', 'ParallelAdapter', 'PositionPrompt',
     'ReleasedTextEncoder', 'RetrievalDataPreprocessor', 'RetrievalRecognizer',
-    'TextEncoder', 'VideoEncoder', 'open_towers'
+    'TextEncoder', 'VideoBackbone', 'VideoEncoder', 'open_towers'
 ]

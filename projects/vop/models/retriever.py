@@ -4,7 +4,7 @@ from typing import Dict, List, Optional, Tuple, Union
 import torch.nn.functional as F
 from mmaction.structures import ActionDataSample
 from mmengine.model import BaseModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..registry import MODELS
 from .clip import CLIPTowers, towers_of
@@ -27,6 +27,13 @@ class RetrievalRecognizer(BaseModel):
         loss (dict): Config of the loss. Defaults to ``ContrastiveLoss``.
         normalize_video (bool): Normalise the mean of the frame embeddings.
             The authors' released code does not. Defaults to True.
+        adapter (dict, optional): Config of a module that makes one embedding
+            [b x e] of frame embeddings [b x f x e] in place of the mean, such
+            as MMAction2's ``SimpleMeanAdapter`` and ``TransformerAdapter``.
+            It gets them as ``VideoEncoder`` gives them, not normalised, as
+            in MMAction2's ``CLIPSimilarity``: ``TransformerAdapter`` adds
+            what it computes to its input, so the scale of that says how much
+            it changes. Defaults to none.
         data_preprocessor (dict): Config of the data preprocessor. Defaults to
             ``RetrievalDataPreprocessor`` with the mean and standard deviation
             of pixels that the CLIP was trained with.
@@ -39,6 +46,7 @@ class RetrievalRecognizer(BaseModel):
         text: dict = dict(),
         loss: dict = dict(type='vop.ContrastiveLoss'),
         normalize_video: bool = True,
+        adapter: Optional[dict] = None,
         data_preprocessor: dict = dict(type='vop.RetrievalDataPreprocessor')
     ) -> None:
         towers = towers_of(clip)
@@ -53,6 +61,9 @@ class RetrievalRecognizer(BaseModel):
             'logit_scale', towers.logit_scale.clone(), persistent=False)
         self.loss = MODELS.build(loss)
         self.normalize_video = normalize_video
+        self.adapter: Optional[nn.Module] = None
+        if adapter is not None:
+            self.adapter = MODELS.build(adapter)
 
     def encode_video(self, frames: Tensor) -> Tensor:
         """Embed videos.
@@ -63,7 +74,11 @@ class RetrievalRecognizer(BaseModel):
         Returns:
             Tensor: Of shape [b x e].
         """
-        video = F.normalize(self.visual(frames), dim=-1).mean(dim=1)
+        video = self.visual(frames)
+        if self.adapter is None:
+            video = F.normalize(video, dim=-1).mean(dim=1)
+        else:
+            video = self.adapter(video)
         return F.normalize(video, dim=-1) if self.normalize_video else video
 
     def encode_text(self, tokens: Tensor) -> Tensor:

@@ -1,0 +1,186 @@
+"""Classes as captions: recognition through CLIP's text tower."""
+from pathlib import Path
+from typing import List, Optional, Sequence, Union
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from mmaction.models.heads import BaseHead
+from torch import Tensor
+
+from ..registry import MODELS
+from .clip import CLIPTowers, towers_of
+
+
+@MODELS.register_module()
+class CaptionHead(BaseHead):
+    r"""A head of MMAction2 whose classes are captions.
+
+    The score of class c for a video is CLIP's
+
+    .. math:: \lambda \cos(v, t_c)
+
+    with the inverse temperature :math:`\lambda`. v is the mean of the
+    normalised frame embeddings, as in ``RetrievalRecognizer``; :math:`t_c`
+    the mean of the normalised embeddings of the class name in each template,
+    as in CLIP's ensembles. Nothing has to be trained: without prompts this
+    is zero-shot recognition.
+
+    Class embeddings are computed once and kept until the model switches
+    between training and testing or loads weights; at each step only in
+    training with a text encoder that trains.
+
+    Args:
+        classes (str | Sequence[str]): Names of the classes in the order of
+            their labels, or a file with one a line, such as MMAction2's
+            ``tools/data/kinetics/label_map_k400.txt``.
+        clip (dict | CLIPTowers): Towers, or the arguments of
+            :func:`.clip.open_towers`: the CLIP of the backbone.
+        text (dict): Arguments of ``TextEncoder`` (or of another encoder
+            named by ``type``).
+        templates (Sequence[str]): Captions with ``{}`` for the name.
+            Defaults to the name alone.
+        tokenizer (str): The open_clip model whose tokenizer to use. Defaults
+            to ``'ViT-B-32-quickgelu'``; see ``CLIPTokenize``.
+        average_clips (str, optional): How to average several views of a
+            video; see MMAction2's ``BaseHead``. Defaults to ``'prob'``.
+        kwargs: Other arguments of ``BaseHead``, such as ``loss_cls``.
+
+    Raises:
+        FileNotFoundError: If there is no file of classes.
+        ValueError: If a name or a template cannot be.
+    """
+
+    def __init__(self,
+                 classes: Union[str, Sequence[str]],
+                 clip: Union[dict, CLIPTowers],
+                 text: dict = dict(),
+                 templates: Sequence[str] = ('{}', ),
+                 tokenizer: str = 'ViT-B-32-quickgelu',
+                 average_clips: Optional[str] = 'prob',
+                 **kwargs) -> None:
+        names = read_classes(classes)
+        if isinstance(templates, str) or not templates or any(
+                '{}' not in template for template in templates):
+            raise ValueError('templates must be a list of captions with {} '
+                             f'for the class name, got {templates!r}.')
+        towers = towers_of(clip)
+        super().__init__(
+            num_classes=len(names),
+            in_channels=towers.visual.output_dim,
+            average_clips=average_clips,
+            **kwargs)
+        self.text = MODELS.build(
+            dict(type='vop.TextEncoder', clip=towers) | dict(text))
+        tokenize = open_clip.get_tokenizer(tokenizer)
+        self.register_buffer(
+            'tokens',  # [templates x classes x t]
+            torch.stack([
+                tokenize([template.replace('{}', name) for name in names])
+                for template in templates
+            ]), persistent=False)
+        self.register_buffer(
+            'logit_scale', towers.logit_scale.clone(), persistent=False)
+        self.kept: Optional[Tensor] = None  # the embeddings of the classes
+
+    def embed_classes(self) -> Tensor:
+        """Embed all classes: L2-normalised, of shape [classes x e]."""
+        embeddings = [
+            F.normalize(self.text(tokens), dim=-1) for tokens in self.tokens
+        ]
+        return F.normalize(torch.stack(embeddings).mean(0), dim=-1)
+
+    def class_embeddings(self) -> Tensor:
+        """The same, computed only where they can have changed."""
+        if self.training and any(p.requires_grad
+                                 for p in self.text.parameters()):
+            return self.embed_classes()
+        if self.kept is None or self.kept.device != self.tokens.device:
+            with torch.no_grad():
+                self.kept = self.embed_classes()
+        return self.kept
+
+    def train(self, mode: bool = True) -> 'CaptionHead':
+        self.kept = None
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args) -> None:
+        self.kept = None
+        super()._load_from_state_dict(*args)
+
+    def forward(self,
+                x: Tensor,
+                num_segs: Optional[int] = None,
+                **kwargs) -> Tensor:
+        """Score the classes.
+
+        Args:
+            x (Tensor): Frame embeddings as ``VideoBackbone`` gives them:
+                [(n f) x e x 1 x 1] from ``Recognizer2D``, [n x e x f x 1 x 1]
+                from ``Recognizer3D``.
+            num_segs (int, optional): Frames f of a video, which
+                ``Recognizer2D`` says.
+
+        Returns:
+            Tensor: Of shape [n x classes].
+
+        Raises:
+            ValueError: If these are no embeddings of the CLIP's joint space.
+        """
+        if x.dim() == 5:
+            frames = x.flatten(2).transpose(1, 2)
+        elif x.dim() == 4 and num_segs is not None:
+            frames = x.flatten(1).unflatten(0, (-1, num_segs))
+        else:
+            raise ValueError(
+                'CaptionHead takes what vop.VideoBackbone gives without '
+                f'average=True, got {list(x.shape)}. In the pipeline, '
+                "FormatShape is 'NCHW' for Recognizer2D and 'NCTHW' for "
+                'Recognizer3D.')
+        if frames.shape[-1] != self.in_channels:
+            raise ValueError(
+                f'CaptionHead takes embeddings of {self.in_channels} numbers, '
+                f'got {frames.shape[-1]}. Backbone and head need the same '
+                'CLIP.')
+        video = F.normalize(F.normalize(frames, dim=-1).mean(dim=1), dim=-1)
+        classes = self.class_embeddings()
+        # At least float32: half precision is too coarse for logits.
+        dtype = torch.promote_types(video.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.logit_scale.exp() * (
+                video.to(dtype) @ classes.to(dtype).T)
+
+
+def read_classes(classes: Union[str, Sequence[str]]) -> List[str]:
+    """Read and check class names.
+
+    Args:
+        classes (str | Sequence[str]): The names, or a file with one a line.
+
+    Returns:
+        list[str]: The names.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a name is empty or stands there twice, which would
+            shift or confuse the labels.
+    """
+    source, names = 'classes', classes
+    if isinstance(classes, str):
+        if not Path(classes).is_file():
+            raise FileNotFoundError(
+                f'There is no file {classes} of class names. It has one name '
+                "a line, in the order of the labels, as MMAction2's "
+                'tools/data/kinetics/label_map_k400.txt.')
+        source = classes
+        names = Path(classes).read_text(encoding='utf-8').splitlines()
+    names = [name.strip() for name in names]
+    if not names:
+        raise ValueError(f'{source} names no class.')
+    for number, name in enumerate(names, start=1):
+        if not name:
+            raise ValueError(f'{source}: name {number} is empty.')
+        if name in names[:number - 1]:
+            raise ValueError(f'{source}: "{name}" stands there twice, as '
+                             f'number {names.index(name) + 1} and {number}.')
+    return names
