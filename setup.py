@@ -38,9 +38,12 @@ setup(
         # and CUDA, so it is the user's to choose; mmcv-lite is the same
         # without compiled operators, of which this project uses none.
         'mmcv-lite': ['mmcv-lite>=2.0,<2.2'],
-        'demo': ['gradio>=6'],
+        # Not required, as faiss-gpu will do, too.
+        'search': ['faiss-cpu'],
+        'demo': ['faiss-cpu', 'gradio>=6'],
         'test': [
-            'pytest', 'pytest-xdist', 'gradio>=6', 'playwright', 'tensorboard'
+            'pytest', 'pytest-xdist', 'faiss-cpu', 'gradio>=6', 'playwright',
+            'tensorboard'
         ],
     },
     classifiers=[
