@@ -1,6 +1,10 @@
 """``tools/test.py --report``, and tests without retrieval, in this process."""
 import importlib.util
+import itertools
 import json
+import multiprocessing
+import os
+import socket
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -67,14 +71,16 @@ def run(tmp_path, monkeypatch):
                                                   ROOT / 'tools/test.py')
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
+    number = itertools.count()
 
     def run(*arguments):
+        work_dir = tmp_path / f'work{next(number)}'
         monkeypatch.setattr(sys, 'argv', [
             'tools/test.py', *map(str, arguments), '--work-dir',
-            str(tmp_path / 'work')
+            str(work_dir)
         ])
         tool.main()
-        file, = tmp_path.glob('work/*/*.json')
+        file, = work_dir.glob('*/*.json')
         return json.loads(file.read_text())
 
     return run
@@ -147,6 +153,35 @@ def test_the_page_has_what_was_tested(run, retrieval, video_folder, tmp_path):
     assert len(captions) >= 6 + 6 * 5
 
 
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason='CUDA does not go on in forks')
+def test_two_processes_write_the_same_page(run, retrieval, tmp_path):
+    """Five videos, in batches of two, by two processes."""
+    run(retrieval, '--report', tmp_path / 'one')
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = str(s.getsockname()[1])
+
+    def work(rank):
+        os.environ.update(
+            RANK=rank, LOCAL_RANK=rank, WORLD_SIZE='2', MASTER_PORT=port,
+            MASTER_ADDR='127.0.0.1')
+        run(retrieval, '--report', tmp_path / 'two', '--launcher', 'pytorch')
+
+    processes = [
+        multiprocessing.get_context('fork').Process(target=work, args=(rank, ))
+        for rank in '01'
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    one, two = ((tmp_path / name / 'index.html').read_text().split('<main')[1]
+                for name in ('one', 'two'))
+    assert one == two
+
+
 @pytest.mark.parametrize('folder, message', [
     ('file', 'There can be no folder'),
     ('taken', 'index.html can be written'),
@@ -157,7 +192,7 @@ def test_a_page_that_cannot_be_is_an_error_before(run, retrieval, tmp_path,
     (tmp_path / 'taken/index.html').mkdir(parents=True)
     with pytest.raises(SystemExit, match=message):
         run(retrieval, '--report', tmp_path / folder)
-    assert not (tmp_path / 'work').exists()
+    assert not list(tmp_path.glob('work*'))
 
 
 def test_a_number_of_queries_that_shows_none(run, retrieval, tmp_path, capsys):

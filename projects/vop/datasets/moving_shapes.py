@@ -10,6 +10,7 @@ pass that.
 """
 import itertools
 import json
+import os
 from pathlib import Path
 from typing import List, NamedTuple, Tuple
 
@@ -27,6 +28,8 @@ SHAPES = ('square', 'cross')
 PLACES = dict(
     left=(.2, .5), right=(.8, .5), top=(.5, .2), bottom=(.5, .8))
 STILL_PLACES = dict(PLACES, middle=(.5, .5))
+# From where to where, in the order of the labels of recognition.
+DIRECTIONS = tuple(itertools.permutations(PLACES, 2))
 
 SIZE = 64  # pixels
 # UniformSample takes the middles of equal segments. With 8 frames of 17, the
@@ -140,6 +143,16 @@ def scenes() -> List[Scene]:
     ]
 
 
+def ways(scene: Scene) -> Tuple[Scene, Scene]:
+    """A scene and its reverse."""
+    return scene, scene.reverse
+
+
+def clip_name(split: str, scene: Scene) -> str:
+    """Name of the clip of a scene in ``'train'`` or ``'test'``."""
+    return f"{split}_{'_'.join(scene)}.mp4"
+
+
 def write_moving_shapes(root: str, seed: int = 0) -> None:
     """Write the data set: of each scene and its reverse, one training clip
     and one test clip, at other places and sizes.
@@ -147,9 +160,11 @@ def write_moving_shapes(root: str, seed: int = 0) -> None:
     With one training clip a caption, no batch holds two clips of the same
     caption, which the contrastive loss would push apart.
 
-    Writes ``videos/*.mp4``, ``train.json`` and ``test.json`` in MMAction2's
-    ``VideoTextDataset`` format. A folder that is complete and of the same
-    settings is left alone.
+    Writes ``videos/*.mp4``; ``train.json`` and ``test.json`` in MMAction2's
+    ``VideoTextDataset`` format; and for recognition of the 12 directions
+    ``train_directions.txt`` and ``test_directions.txt`` in its
+    ``VideoDataset`` format, with the classes in ``directions.txt``. What is
+    there already, of the same settings, is left alone.
 
     Args:
         root (str): Folder to write to.
@@ -158,17 +173,34 @@ def write_moving_shapes(root: str, seed: int = 0) -> None:
     root = Path(root)
     settings = dict(seed=seed, version=1)
     done = root / 'settings.json'
-    if done.is_file() and json.loads(done.read_text()) == settings:
-        return
+    if not (done.is_file() and json.loads(done.read_text()) == settings):
+        _write_clips(root, seed)
+        done.write_text(json.dumps(settings))
+    lists = {
+        f'{split}_directions.txt': [
+            f'{clip_name(split, way)} {DIRECTIONS.index((way.start, way.end))}'
+            for scene in scenes() for way in ways(scene)
+        ] for split in ('train', 'test')
+    }
+    lists['directions.txt'] = [
+        f'from the {start} to the {end}' for start, end in DIRECTIONS
+    ]
+    for name, lines in lists.items():
+        if not (root / name).is_file():
+            part = root / f'{name}.part'
+            part.write_text('\n'.join(lines) + '\n')
+            os.replace(part, root / name)
+
+
+def _write_clips(root: Path, seed: int) -> None:
     (root / 'videos').mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     for split in ('train', 'test'):
         captions = {}
         for scene in scenes():
             frames = draw_clip(scene, rng)
-            for way, clip in ((scene, frames), (scene.reverse, frames[::-1])):
-                name = f"{split}_{'_'.join(way)}.mp4"
+            for way, clip in zip(ways(scene), (frames, frames[::-1])):
+                name = clip_name(split, way)
                 write_clip(root / 'videos' / name, clip)
                 captions[name] = [way.caption]
         (root / f'{split}.json').write_text(json.dumps(captions, indent=1))
-    done.write_text(json.dumps(settings))

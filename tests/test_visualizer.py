@@ -1,0 +1,115 @@
+"""Curves of a training in MMEngine's visualizer, next to its own file."""
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.registry import VISUALIZERS
+from tensorboard.backend.event_processing.event_accumulator import \
+    EventAccumulator
+
+from projects.vop.engine import open_config
+
+ROOT = Path(__file__).resolve().parents[1]
+EPOCHS = 2
+STEPS = 3  # 10 pairs in batches of 4, the last of 2
+
+CONFIG = '''
+_base_ = '{root}/configs/moving_shapes/vop.py'
+model = dict(clip=dict(name='{clip}', pretrained=None))
+pipeline = [
+    dict(type='DecordInit'),
+    dict(type='UniformSample', clip_len=4, num_clips=1, test_mode=True),
+    dict(type='DecordDecode'),
+    dict(type='Resize', scale=(32, 32), keep_ratio=False),
+    dict(type='FormatShape', input_format='NCHW'),
+    dict(type='vop.CLIPTokenize'),
+    dict(type='PackActionInputs', collect_keys=('imgs', 'text'),
+         meta_keys=('video_id', ))
+]
+train_dataloader = dict(
+    batch_size=4, num_workers=0, persistent_workers=False,
+    dataset=dict(data_root='{videos}', data_prefix=dict(video=''),
+                 pipeline=pipeline))
+val_dataloader = dict(
+    batch_size=5, num_workers=0, persistent_workers=False,
+    dataset=dict(data_root='{videos}', data_prefix=dict(video=''),
+                 pipeline=pipeline))
+train_cfg = dict(max_epochs={epochs}, val_interval=1)
+default_hooks = dict(logger=dict(interval=1))
+log_processor = dict(window_size=1)
+'''
+BOTH = '''
+visualizer = dict(vis_backends=[
+    dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])
+'''
+
+
+@pytest.fixture
+def tool():
+    spec = importlib.util.spec_from_file_location('train_tool',
+                                                  ROOT / 'tools/train.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
+
+
+@pytest.fixture
+def config(tmp_path, tiny_clip, video_folder):
+    """Writes a config; gives its path."""
+
+    def write(extra=''):
+        path = tmp_path / f'{tmp_path.name}.py'
+        path.write_text(
+            CONFIG.format(
+                root=ROOT, clip=tiny_clip, videos=video_folder, epochs=EPOCHS)
+            + extra)
+        return str(path)
+
+    return write
+
+
+def curves(folder):
+    """(step, value) of each curve of TensorBoard."""
+    events = EventAccumulator(str(folder)).Reload()
+    return {
+        name: [(e.step, e.value) for e in events.Scalars(name)]
+        for name in events.Tags()['scalars']
+    }
+
+
+def test_tensorboard_beside_the_own_file(tool, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', [
+        'tools/train.py', config(BOTH), '--work-dir', str(tmp_path / 'work')
+    ])
+    tool.main()
+    folder, = tmp_path.glob('work/*/vis_data')
+    records = [
+        json.loads(line)
+        for line in (folder / 'scalars.json').read_text().splitlines()
+    ]
+    shown = curves(folder)
+    for name in ('loss', 'lr', 't2v/R@1', 'v2t/MnR'):
+        expected = [(record['step'], record[name]) for record in records
+                    if name in record]
+        steps, values = zip(*shown[name])
+        every = EPOCHS if '2' in name else EPOCHS * STEPS
+        assert steps == tuple(range(1, every + 1))
+        assert steps == tuple(step for step, _ in expected)
+        assert values == pytest.approx([value for _, value in expected])
+
+
+def test_another_backend_by_a_word_of_the_command_line(tool, config, tmp_path,
+                                                       monkeypatch):
+    monkeypatch.setattr(sys, 'argv', [
+        'tools/train.py', config(), '--cfg-options',
+        'visualizer.vis_backends.0.type=TensorboardVisBackend'
+    ])
+    args = tool.parse_args()
+    cfg = tool.merge_args(open_config(args.config), args)
+    visualizer = VISUALIZERS.build(
+        dict(cfg.visualizer, name=tmp_path.name, save_dir=str(tmp_path)))
+    visualizer.add_scalars({'t2v/R@1': 12.5}, step=3)
+    visualizer.close()
+    assert curves(tmp_path / 'vis_data') == {'t2v/R@1': [(3, 12.5)]}
