@@ -14,6 +14,12 @@ from mmengine.registry import init_default_scope
 
 import projects.vop  # noqa: F401
 
+# Still being written, with what they test.
+collect_ignore = [
+    'test_apis/test_index.py', 'test_docs.py', 'test_mix.py',
+    'test_tools/test_search.py'
+]
+
 torch.set_num_threads(1)  # the models are tiny, and threads would wait
 
 # Real videos and annotations, where the machine has them beside the checkout.

@@ -149,9 +149,13 @@ def open_model(args: argparse.Namespace, show_progress: bool) -> VoPInferencer:
 def index(args: argparse.Namespace) -> None:
     init_processes(args.launcher)
     first = not dist.is_initialized() or dist.get_rank() == 0
-    summary = update_index(
-        open_model(args, show_progress=first), args.video_dir, args.index,
-        args.batch_size, args.num_workers)
+    inferencer = open_model(args, show_progress=first)
+    try:
+        summary = update_index(inferencer, args.video_dir, args.index,
+                               args.batch_size, args.num_workers)
+    except KeyboardInterrupt:
+        print('Stopped. What was encoded is saved; the same command goes on.')
+        raise SystemExit(130)
     if first:
         report(summary, args.index)
 
@@ -174,8 +178,11 @@ def query(args: argparse.Namespace) -> None:
         if getattr(handler, 'stream', None) is sys.stdout:
             handler.setStream(sys.stderr)
     index = VideoIndex.open(args.index)
-    inferencer = open_model(args, show_progress=False)
-    index.check_model(inferencer.fingerprint)
+    if args.config or args.checkpoint or args.cfg_options:
+        inferencer = open_model(args, show_progress=False)
+        index.check_model(inferencer.fingerprint)
+    else:
+        inferencer = index.load_inferencer(args.device, show_progress=False)
     if args.video is None:
         asked = [dict(text=text) for text in args.texts]
         embeddings = inferencer.encode_texts(args.texts)
@@ -217,7 +224,7 @@ def show(answers: List[Dict[str, Any]]) -> None:
 
 def info(args: argparse.Namespace) -> None:
     index = VideoIndex.open(args.index)
-    size = sum(size for _, size in index.manifest['files'].values())
+    size = sum(path.stat().st_size for path in index.files.values())
     print(shown(str(index)))
     print(f'{index.embeddings.shape[1]} numbers an embedding, '
           f'{size / 1e6:,.1f} MB, generation {index.generation}, model '
@@ -232,9 +239,6 @@ def main(argv: Optional[List[str]] = None) -> None:
     args = parse_args(argv)
     try:
         dict(index=index, query=query, info=info)[args.command](args)
-    except KeyboardInterrupt:
-        print('Stopped. What was encoded is saved; the same command goes on.')
-        raise SystemExit(130)
     except (IndexingError, ImportError, OSError, ValueError) as error:
         raise SystemExit(shown(str(error))) from error
     finally:

@@ -176,7 +176,8 @@ def test_the_state_of_a_recognizer_is_what_was_trained(towers, videos):
             p.data.add_(1)
     other.load_state_dict(state)
     volume = normalised(videos).transpose(1, 2)[:, None]
-    assert torch.equal(other(volume, stage='head'), model(volume, stage='head'))
+    assert torch.equal(
+        other(volume, stage='head'), model(volume, stage='head'))
 
 
 def test_the_state_of_another_clip_is_refused(towers, tiny_clip):

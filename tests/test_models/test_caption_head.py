@@ -28,7 +28,7 @@ def make(towers, **kwargs):
         dict(
             type='vop.CaptionHead',
             clip=towers,
-            **dict(dict(classes=NAMES, templates=TEMPLATES), **kwargs)))
+            **dict(classes=NAMES, templates=TEMPLATES) | kwargs))
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def test_bad_files_of_classes_are_named(towers, tmp_path, content, message):
 ])
 def test_what_is_wrong_is_said_before_clip_is_opened(kwargs, error, message):
     with pytest.raises(error, match=message):
-        CaptionHead(**dict(dict(classes=NAMES, clip=dict(name='no')), **kwargs))
+        CaptionHead(**dict(classes=NAMES, clip=dict(name='no')) | kwargs)
 
 
 @pytest.mark.parametrize('shape, message', [

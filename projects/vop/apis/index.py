@@ -48,9 +48,9 @@ class VideoIndex:
     query needs: the embeddings, the config and the weights that were trained.
     CLIP's own weights are read from where the config says.
 
-    ``index.json`` names the other files. They are of one generation and never
-    change; an update writes those of the next, replaces ``index.json``, and
-    deletes the old ones. An index that is open stays what it was.
+    ``index.json`` names the other files. Those of a generation never change;
+    an update writes those of the next, replaces ``index.json``, and deletes
+    the old ones. An index that is open stays what it was.
 
     Args:
         folder (Path): The folder.
@@ -76,9 +76,9 @@ class VideoIndex:
         self.files: Dict[str, Path] = {}
         for what, (name, size) in manifest['files'].items():
             path = self.files[what] = folder / name
-            if path.stat().st_size != size:
-                raise damaged(path, f'it has {path.stat().st_size:,} bytes, '
-                              f'not {size:,}')
+            found = path.stat().st_size
+            if size not in (None, found):
+                raise damaged(path, f'it has {found:,} bytes, not {size:,}')
         self.video_dir = Path(manifest['video_dir'])
         self.fingerprint: str = manifest['fingerprint']
         self.generation: int = manifest['generation']
@@ -98,6 +98,7 @@ class VideoIndex:
         self.ivf = None
         if 'ivf' in self.files:
             self.ivf = self.open_ivf(mapped=True)
+            self._ids = np.array(self.stamps[:, 0])
         self._finite = False  # whether the embeddings are known to be
 
     @classmethod
@@ -131,7 +132,7 @@ class VideoIndex:
         path = self.files['ivf']
         try:
             ivf = IVF.open(path, Settings(**self.manifest['ivf']), mapped)
-        except OSError as error:
+        except ValueError as error:
             raise damaged(path, error) from error
         held = ivf.index.ntotal, ivf.index.d
         if held != self.embeddings.shape:
@@ -187,7 +188,10 @@ class VideoIndex:
         scores, ids = self.ivf.search(queries, topk)
         # Where the lists that were read hold too few videos, ids are -1.
         few = (ids < 0).any(axis=1)
-        hits = self._hits(scores, np.searchsorted(self.stamps[:, 0], ids))
+        rows = np.searchsorted(self._ids[:-1], ids)
+        if not ((self._ids[rows] == ids) | (ids < 0)).all():
+            raise damaged(self.files['ivf'], 'it holds unknown videos')
+        hits = self._hits(scores, rows)
         if few.any():
             exactly = iter(self._search_exactly(queries[few], topk))
             hits = [next(exactly) if short else found
@@ -242,10 +246,14 @@ class VideoIndex:
             VoPInferencer: What embeds queries.
 
         Raises:
-            ValueError: If CLIP's weights are not there, or are others now.
+            ValueError: If CLIP's weights are not there, or are others now; or
+                if the config or the trained weights are damaged.
         """
-        inferencer = VoPInferencer(self.config_file, str(self.state_file),
-                                   device, show_progress)
+        try:
+            inferencer = VoPInferencer(self.config_file, str(self.state_file),
+                                       device, show_progress)
+        except SyntaxError as error:
+            raise damaged(self.config_file, error) from error
         self.check_model(inferencer.fingerprint)
         return inferencer
 

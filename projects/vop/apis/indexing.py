@@ -204,6 +204,8 @@ def _encode(inferencer: VoPInferencer, video_dir: Path,
         tuple[list[Path], dict[str, str]]: The files, and the videos that
         could not be read with the reason.
     """
+    if not todo:
+        return [], {}
     names = {os.path.join(video_dir, name): name for name in todo}
     run, files, failed = uuid.uuid4().hex[:12], [], {}
     videos, embeddings = [], []  # not saved yet
@@ -356,9 +358,11 @@ class _Update:
 
     def _keep_model(self) -> None:
         """Write the config and the weights that were trained."""
-        if not self.model_files['config'].exists():
-            write(self.model_files['config'],
-                  self.inferencer.cfg.pretty_text.encode())
+        path = self.model_files['config']
+        config = self.inferencer.cfg.pretty_text.encode()
+        # CLIP's weights, which it names, may have moved.
+        if not path.exists() or path.read_bytes() != config:
+            write(path, config)
         if not self.model_files['model'].exists():
             state = self.inferencer.model.state_dict()
             data = io.BytesIO()
@@ -373,8 +377,8 @@ class _Update:
         for pattern in ('run-*.json', '*.part'):
             for path in self.parts.glob(pattern):
                 path.unlink()
-        if list(self.parts.parent.glob('*/*.npz')) != list(
-                self.parts.glob('*.npz')):
+        if any(path.parent != self.parts
+               for path in self.parts.parent.glob('*/*.npz')):
             print_log(
                 f'{self.parts.parent} holds videos that an unfinished run '
                 'encoded with another model: they are left out, and removed '
@@ -384,21 +388,19 @@ class _Update:
         """Make the next generation, of the parts and of what stays."""
         failed = dict(sorted({**self.unreadable, **failed}.items()))
         names, embeddings = self._collect(files, failed)
+        write(self.folder / FAILED, failed)
         rows = [
             row for row, (name, stamp) in enumerate(self.before.items())
             if self.videos.get(name) == stamp
         ]
         if not rows and not names:
-            write(self.folder / FAILED, failed)
             name, reason = next(iter(failed.items()))
             raise IndexingError(
                 f'None of the {len(failed):,} videos of {self.video_dir} can '
                 f'be read, such as {name}: {reason} {self.folder / FAILED} '
                 'lists them. An index that was there stays as it was.')
-        manifest = self._next_generation(rows, names, embeddings)
-        write(self.folder / MANIFEST, manifest)
-        write(self.folder / FAILED, failed)
-        self._tidy({name for name, _ in manifest['files'].values()})
+        files = self._commit(rows, names, embeddings)
+        self._tidy({name for name, _ in files.values()})
         known = set(self.old.names) if self.old else set()
         return Summary(
             added=len(set(names) - known),
@@ -427,9 +429,10 @@ class _Update:
                 'same command again, and these are encoded again.')
         return names, embeddings
 
-    def _next_generation(self, rows: List[int], names: List[str],
-                         embeddings: Optional[np.ndarray]) -> Dict[str, Any]:
-        """Write the files of the next generation.
+    def _commit(self, rows: List[int], names: List[str],
+                embeddings: Optional[np.ndarray]
+                ) -> Dict[str, Tuple[str, Optional[int]]]:
+        """Write the files of the next generation, ``index.json`` last.
 
         Args:
             rows (list[int]): Rows of the old one that stay.
@@ -437,13 +440,16 @@ class _Update:
             embeddings (np.ndarray, optional): Of these, of shape [m x e].
 
         Returns:
-            dict: What ``index.json`` is to say.
+            dict[str, tuple[str, int | None]]: The files of the index; those
+            that never change with their sizes.
         """
         old, count = self.old, len(rows) + len(names)
         approximate = count >= self.exact_below
         if old and not names and len(rows) == len(old) and \
                 approximate == (old.ivf is not None):
-            return dict(old.manifest, video_dir=str(self.video_dir))
+            write(self.folder / MANIFEST,
+                  dict(old.manifest, video_dir=str(self.video_dir)))
+            return old.manifest['files']
         next_id = old.manifest['next_id'] if rows else 0
         stamps = np.array([
             (i, *self.videos[name]) for i, name in enumerate(names, next_id)
@@ -479,15 +485,18 @@ class _Update:
                 with writing(paths['ivf'], needed) as part:
                     ivf.write(part)
                 manifest['ivf'] = ivf.settings._asdict()
-        except BaseException:
+            manifest['files'] = {
+                what: (path.name, path.stat().st_size)
+                for what, path in paths.items()
+            }
+            for what, path in self.model_files.items():
+                manifest['files'][what] = path.name, None
+            write(self.folder / MANIFEST, manifest)
+        except IndexingError:  # make room again
             for path in paths.values():
                 path.unlink(missing_ok=True)
             raise
-        manifest['files'] = {
-            what: (path.name, path.stat().st_size)
-            for what, path in {**paths, **self.model_files}.items()
-        }
-        return manifest
+        return manifest['files']
 
     def _lists(self, path: Path, ids: np.ndarray, rows: List[int]) -> IVF:
         """Make or update the lists of an approximate search."""

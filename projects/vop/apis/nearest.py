@@ -126,7 +126,7 @@ class IVF:
                 str(path),
                 faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mapped else 0)
         except RuntimeError as error:
-            raise ValueError(f'{path} is damaged: {error}') from error
+            raise ValueError(f'FAISS cannot open it ({error})') from error
         return cls(index, settings)
 
     def write(self, path: Path) -> None:
@@ -135,10 +135,11 @@ class IVF:
         Raises:
             OSError: If it cannot be written.
         """
-        try:
-            open_faiss().write_index(self.index, str(path))
-        except RuntimeError as error:  # FAISS gives no more than a text
-            raise OSError(f'FAISS could not write it ({error})') from error
+        faiss = open_faiss()
+        # By itself, FAISS would not notice that a disk is full at the end.
+        with open(path, 'wb') as file:
+            faiss.write_index(self.index,
+                              faiss.PyCallbackIOWriter(file.write, 1 << 20))
 
     def remove(self, ids: np.ndarray) -> None:
         """Remove embeddings by their ids, int64 of shape [n]."""

@@ -88,7 +88,7 @@ ol, .below { list-style: none; margin: 0; padding: 0; }
 .below { border-top: 1px dashed var(--quiet); padding-top: .6rem; }
 .hit .text { margin: 0; }
 .line { display: flex; gap: .1rem .75rem; flex-wrap: wrap; font-size: .85rem;
-  align-items: baseline; }
+  align-items: baseline; margin-bottom: .15rem; }
 .name { color: var(--quiet); font-size: .85rem; }
 .line .name { flex: 1 1 10rem; min-width: 0; }
 .mark { color: var(--right); font-weight: 700; }
@@ -99,7 +99,7 @@ ol, .below { list-style: none; margin: 0; padding: 0; }
 summary { cursor: pointer; }
 @media (max-width: 30rem) {
   header, main { padding-left: .9rem; padding-right: .9rem; }
-  nav ul { padding-left: .9rem; padding-right: .9rem; }
+  nav ul { padding-left: .9rem; padding-right: .9rem; column-gap: .9rem; }
   th, td { padding: .35rem .3rem; font-size: .85rem; }
   .metrics th:first-child { white-space: normal; }
   dl { grid-template-columns: 1fr; gap: 0; }
