@@ -7,7 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.hub import get_config
 from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.utils import get_installed_path, is_installed
 
 from projects.vop import compat
 
@@ -60,6 +63,19 @@ def test_without_mmaction_nothing_happens(monkeypatch):
     monkeypatch.setattr(sys, 'meta_path', [])
     compat.supply_missing_drn()
     assert not any(name.startswith('mmaction') for name in sys.modules)
+
+
+def test_configs_inherit_from_other_packages(tmp_path):
+    """As all MMEngine does that looks for a package."""
+    path = 'mmaction::_base_/models/tsn_r50.py'
+    (tmp_path / 'tsn.py').write_text(f"_base_ = '{path}'\n")
+    assert Config.fromfile(tmp_path / 'tsn.py').model.type == 'Recognizer2D'
+    assert get_config(path).model.type == 'Recognizer2D'
+    assert Path(get_installed_path('mmaction2'), '.mim').is_dir()
+    assert not is_installed('mmnothing')
+    (tmp_path / 'none.py').write_text("_base_ = 'mmflow::_base_/none.py'\n")
+    with pytest.raises(ModuleNotFoundError, match='mmflow is not installed'):
+        Config.fromfile(tmp_path / 'none.py')
 
 
 @pytest.fixture

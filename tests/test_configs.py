@@ -15,19 +15,9 @@ ALL = sorted(
     if not any(part.startswith('_') for part in path.parts))
 
 
-def open_mix(path):
-    """Open a config that may inherit from MMAction2's own (mmaction::...)."""
-    try:
-        return Config.fromfile(path)
-    except ModuleNotFoundError as error:
-        if error.name != 'pkg_resources':
-            raise
-        pytest.skip('MMEngine finds no other package without pkg_resources, '
-                    'which setuptools 82 and newer do not have')
-
-
 def types_in(part):
-    """All types that a part of a config names."""
+    """All types that a part of a config names. ``AvgConsensus`` is in no
+    registry; heads of MMAction2 make it themselves."""
     if isinstance(part, dict):
         yield from [part['type']] if 'type' in part else []
         part = list(part.values())
@@ -38,7 +28,7 @@ def types_in(part):
 
 @pytest.mark.parametrize('name', ALL, ids=str)
 def test_every_part_that_a_config_names_exists(name):
-    config = open_mix(CONFIGS / name)
+    config = Config.fromfile(CONFIGS / name)
     assert len(list(types_in(config.model))) > 2
     for part, registry in (
         (config.model, MODELS),
@@ -49,7 +39,8 @@ def test_every_part_that_a_config_names_exists(name):
         (config.test_evaluator, METRICS),
     ):
         for kind in types_in(part):
-            assert registry.get(kind) or registry.get(f'mmaction.{kind}'), kind
+            assert kind == 'AvgConsensus' or registry.get(
+                kind) or registry.get(f'mmaction.{kind}'), kind
     assert config.test_dataloader.dataset.test_mode
     assert not config.train_dataloader.dataset.get('test_mode', False)
 

@@ -4,6 +4,7 @@ Every command in it is run, in the order of its page and as it stands there, in
 a copy of configs/ and tools/ whose CLIP is a tiny one and whose data sets are
 small copies in their owners' formats. Python runs in this process.
 """
+import ast
 import copy
 import gc
 import json
@@ -63,6 +64,20 @@ ELSEWHERE = {
     # These come before any test: continuous integration begins with them.
     'bash tools/run_tests.sh': ('.ci/run', 'bash tools/run_tests.sh'),
     'pip install -e': ('tools/env.sh', '-e ".'),
+}
+# Messages in the documentation that are not of this project.
+OF_OTHERS = {
+    "No module named 'projects'", "No module named 'mmcv'",
+    "No module named 'pkg_resources'",
+    "No module named 'importlib_metadata'",
+    "No module named 'mmaction.models.localizers.drn'",
+    'MMCV==VERSION is used but incompatible',
+    'operator torchvision::nms does not exist',
+    'libGL.so.1: cannot open shared object file',
+    'persistent_workers option needs num_workers > 0',
+    'No space left on device', 'address already in use',
+    'cannot find video stream with wanted index: -1',
+    'Weights only load failed', 'Cannot find empty port',
 }
 # What makes a command light, in place of its own words.
 LIGHTER = {
@@ -483,6 +498,35 @@ def test_paths_and_options_exist(page):
                     if path.suffix in ('.py', '.sh'))
     for option in re.findall(r'(?<![\w-])--[a-z][\w-]+', code):
         assert f"'{option}'" in known or option in ('--shm-size', ), option
+
+
+def literals(folder):
+    """Texts in the code below a folder, with a line for each inserted value.
+    """
+    for path in (ROOT / folder).rglob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield ''.join(getattr(part, 'value', '\n') if isinstance(
+                    part, ast.Constant) else '\n' for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(
+                    node.value, str):
+                yield node.value
+
+
+def test_messages_are_those_of_the_code():
+    text = prose('docs/troubleshooting.md').replace('\n  ', ' ')
+    said = '\n\n'.join(
+        text for folder in ('projects', 'tools') for text in literals(folder))
+    messages = {
+        message for message in re.findall(r'`([^`]+)`', text)
+        if len(message.split()) > 3
+        and not re.match(r'(pip|apt-get|docker|PORT=|--)', message)
+    }
+    assert OF_OTHERS <= messages
+    for message in messages - OF_OTHERS:
+        # Words in capitals stand for what is inserted.
+        for part in re.split(r"'?\b[A-Z]+\b'?|\.\.\.", message):
+            assert part.strip() in said, message
 
 
 def figures(cells):

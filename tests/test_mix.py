@@ -1,5 +1,6 @@
 """The configs of configs/mix: MMAction2's parts and ours in one run."""
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -18,12 +19,11 @@ from mmengine.runner import Runner
 from projects.vop.datasets.moving_shapes import write_moving_shapes
 from projects.vop.engine import open_config
 from projects.vop.evaluation import evaluate_similarity
-from test_configs import open_mix
-from test_models.test_clip import write_archive
 
 ROOT = Path(__file__).resolve().parents[1]
 MIX = ROOT / 'configs/mix'
 MMACTION2 = Path(mmaction.__file__).parent / '.mim'
+RUNS = itertools.count()  # runs of one name in one second share their logs
 
 
 @pytest.fixture(scope='module')
@@ -96,8 +96,7 @@ def run(monkeypatch, tmp_path):
                         lambda text, **kwargs: (text, None))
 
     def start(tool, config, *arguments):
-        # Runs of one name in one second would share their logs.
-        path = tmp_path / f'config_{len(list(tmp_path.iterdir()))}.py'
+        path = tmp_path / f'config_{next(RUNS)}.py'
         config.dump(path)
         spec = importlib.util.spec_from_file_location(
             tool, ROOT / f'tools/{tool}.py')
@@ -269,7 +268,7 @@ def kinetics(video_folder, tmp_path_factory):
 
 @pytest.mark.parametrize('name', ['vop_recognizer', 'vop_tsn', 'vop_captions'])
 def test_kinetics_trains_and_is_tested(clip, kinetics, run, tmp_path, name):
-    config = shrink(open_mix(MIX / f'{name}_kinetics400.py'), clip, kinetics)
+    config = shrink(Config.fromfile(MIX / f'{name}_kinetics400.py'), clip, kinetics)
     config.train_cfg.max_epochs = 1
     config.default_hooks.logger.interval = 1
     if name == 'vop_captions':
@@ -296,7 +295,7 @@ def test_kinetics_zero_shot(clip, kinetics, run, tmp_path):
                          sorted(MIX.glob('*_moving_shapes.py')),
                          ids=lambda path: path.stem)
 def test_pixels_are_normalised_as_clip_was_trained(path):
-    config = open_mix(path)
+    config = Config.fromfile(path)
     preprocessor = config.get('data_preprocessor') or \
         config.model.get('data_preprocessor')
     if preprocessor is None:
@@ -341,7 +340,7 @@ def test_adapters_are_there_for_every_data_set():
 
 
 @pytest.fixture(scope='module')
-def archive(tmp_path_factory):
+def archive(write_archive, tmp_path_factory):
     """A small CLIP as an archive of OpenAI's."""
     path = tmp_path_factory.mktemp('archive') / 'ViT-tiny.pt'
     torch.manual_seed(0)
@@ -368,7 +367,7 @@ def runner_of(config, work_dir):
 def test_clip4clip_with_our_metric(archive, clip, shapes, tmp_path):
     """MMAction2's model, data set, pipeline and preprocessor."""
     config = shrink(
-        open_mix(MIX / 'clip4clip_with_vop_metric.py'), clip, shapes, frames=4)
+        Config.fromfile(MIX / 'clip4clip_with_vop_metric.py'), clip, shapes, frames=4)
     config.model.clip_arch = archive
     runner = runner_of(config, tmp_path)
     assert type(runner.model).__module__.startswith('mmaction.')
@@ -394,7 +393,7 @@ def test_clip4clip_with_our_metric(archive, clip, shapes, tmp_path):
 
 def test_our_recognizer_on_its_data(clip, shapes, tmp_path):
     config = shrink(
-        open_mix(MIX / 'vop_on_clip4clip_data.py'), clip, shapes, frames=4)
+        Config.fromfile(MIX / 'vop_on_clip4clip_data.py'), clip, shapes, frames=4)
     runner = runner_of(config, tmp_path)
     assert type(runner.train_dataloader.dataset).__module__.startswith(
         'mmaction.')
@@ -421,7 +420,7 @@ def test_a_video_with_several_captions_counts_several_times(
     for kind, tokenize in (('VideoTextDataset', 'CLIPTokenize'),
                            ('vop.VideoTextDataset', 'vop.CLIPTokenize')):
         config = shrink(
-            open_mix(MIX / 'vop_on_clip4clip_data.py'), clip, video_folder,
+            Config.fromfile(MIX / 'vop_on_clip4clip_data.py'), clip, video_folder,
             frames=4)
         config.test_dataloader.dataset.update(
             type=kind, ann_file='test.json', data_prefix=dict(video=''))

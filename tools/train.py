@@ -98,6 +98,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         diff_rank_seed=args.diff_rank_seed or None,
         deterministic=args.deterministic or None)
     cfg.randomness = {
+        'seed': None,  # drawn, where a config of MMAction2 says none
         **cfg.get('randomness', {}),
         **{k: v
            for k, v in randomness.items() if v is not None}

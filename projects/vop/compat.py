@@ -10,8 +10,12 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+from mmengine import utils
+from mmengine.config import config
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.hub import hub
 from mmengine.logging import HistoryBuffer, MessageHub
-from mmengine.utils import apply_to
+from mmengine.utils import package_utils
 
 # Logs are smoothed over some 20 steps; keeping all would make a checkpoint of
 # half a megabyte grow by megabytes in a long training. An average over the
@@ -22,6 +26,7 @@ HISTORY_KEPT = 1000
 def apply() -> None:
     """Apply every repair that this installation needs."""
     supply_missing_drn()
+    find_packages_without_pkg_resources()
     keep_message_hub_plain()
 
 
@@ -56,6 +61,32 @@ def supply_missing_drn() -> None:
     sys.modules[name], sys.modules[f'{name}.drn'] = package, module
 
 
+def find_packages_without_pkg_resources() -> None:
+    """Let configs inherit from another package's, as in ``mmaction::...``.
+
+    MMEngine looks for the package by means of ``pkg_resources``, which is no
+    part of setuptools since its version 82. Python's own import system finds
+    the same folder.
+    """
+    if importlib.util.find_spec('pkg_resources') is not None:
+        return
+    modules = {package: module for module, package in MODULE2PACKAGE.items()}
+
+    def is_installed(package: str) -> bool:
+        name = modules.get(package, package)
+        return importlib.util.find_spec(name) is not None
+
+    def get_installed_path(package: str) -> str:
+        if not is_installed(package):
+            raise ModuleNotFoundError(f'{package} is not installed.')
+        spec = importlib.util.find_spec(modules.get(package, package))
+        return spec.submodule_search_locations[0]
+
+    for module in (utils, package_utils, config, hub):
+        module.is_installed = is_installed
+        module.get_installed_path = get_installed_path
+
+
 def keep_message_hub_plain() -> None:
     """Make checkpoints of MMEngine loadable with ``weights_only=True``.
 
@@ -77,7 +108,7 @@ def keep_message_hub_plain() -> None:
         state['log_scalars'] = OrderedDict(
             (key, [values[-HISTORY_KEPT:].tolist() for values in buffer.data])
             for key, buffer in state['log_scalars'].items())
-        state['runtime_info'] = apply_to(
+        state['runtime_info'] = utils.apply_to(
             state['runtime_info'],
             lambda value: isinstance(value, (np.generic, np.ndarray)),
             lambda value: value.tolist())

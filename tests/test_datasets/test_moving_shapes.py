@@ -122,3 +122,39 @@ def test_stills_know_nothing_of_motion():
     captions = [caption for _, caption in still_captions()]
     assert len(set(captions)) == len(COLORS) * len(SHAPES) * 5
     assert not any('moves' in caption for caption in captions)
+
+
+def labels_of(root, split):
+    lines = (root / f'{split}_directions.txt').read_text().splitlines()
+    return {name: int(label) for name, label in map(str.split, lines)}
+
+
+def test_labels_are_the_directions_of_the_captions(root):
+    classes = (root / 'directions.txt').read_text().splitlines()
+    assert len(set(classes)) == len(classes) == 12
+    for split in ('train', 'test'):
+        labels, captions = labels_of(root, split), captions_of(root, split)
+        assert labels.keys() == captions.keys()
+        for name, label in labels.items():
+            assert captions[name][0].endswith(f' moves {classes[label]}')
+        for label in range(12):
+            assert list(labels.values()).count(label) == 8
+
+
+def test_a_folder_made_before_gets_the_lists_and_keeps_its_clips(root):
+    lists = [*root.glob('*directions.txt')]
+    assert len(lists) == 3
+    before = {path: path.read_text() for path in lists}
+    clips = {
+        path: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in (root / 'videos').iterdir()
+    }
+    for path in lists:
+        path.unlink()
+    write_moving_shapes(root)
+    assert {path: path.read_text() for path in lists} == before
+    assert {
+        path: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in (root / 'videos').iterdir()
+    } == clips
+    assert not list(root.glob('*.part'))

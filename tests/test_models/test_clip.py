@@ -129,7 +129,7 @@ def test_opens_a_training_checkpoint(tiny_clip, config, tmp_path):
 
 @pytest.mark.parametrize('jit', [False, True])
 def test_weights_of_another_architecture_name_the_file(
-        write_config, tmp_path, jit):
+        write_archive, write_config, tmp_path, jit):
     path = tmp_path / 'weights.pt'
     clip = open_clip.CLIP(**json.loads(
         Path(write_config('other.json', embed_dim=16)).read_text()))
@@ -178,28 +178,8 @@ def test_code_among_weights_does_not_run(tiny_clip, config, tmp_path):
 # OpenAI's archives
 
 
-def write_archive(clip, path):
-    """Write a model as OpenAI did.
-
-    That is a TorchScript archive with weights in half precision, the names
-    of ``open_clip.CLIP``, and three integers among them.
-    """
-    root = nn.Module()
-    for name, value in clip.state_dict().items():
-        *parents, leaf = name.split('.')
-        module = root
-        for parent in parents:
-            if not hasattr(module, parent):
-                module.add_module(parent, nn.Module())
-            module = getattr(module, parent)
-        module.register_parameter(leaf, nn.Parameter(value.half()))
-    root.register_buffer('input_resolution', torch.tensor(32))
-    root.register_buffer('context_length', torch.tensor(77))
-    root.register_buffer('vocab_size', torch.tensor(49408))
-    torch.jit.save(torch.jit.script(root), str(path))
-
-
-def test_opens_an_archive_of_openai(tiny_clip, config, tmp_path):
+def test_opens_an_archive_of_openai(
+        write_archive, tiny_clip, config, tmp_path):
     clip = open_clip.CLIP(**config)
     nn.init.constant_(clip.logit_scale, 3.)
     write_archive(clip, tmp_path / 'ViT.pt')
@@ -208,7 +188,8 @@ def test_opens_an_archive_of_openai(tiny_clip, config, tmp_path):
     assert_same_clip(towers, clip.half().float())
 
 
-def test_an_archive_of_openai_is_refused_for_gelu(config, tmp_path):
+def test_an_archive_of_openai_is_refused_for_gelu(
+        write_archive, config, tmp_path):
     write_archive(open_clip.CLIP(**config), tmp_path / 'ViT.pt')
     with pytest.raises(ValueError, match=r'ViT\.pt .*QuickGELU') as error:
         open_towers('ViT-S-32', str(tmp_path / 'ViT.pt'))
@@ -216,7 +197,8 @@ def test_an_archive_of_openai_is_refused_for_gelu(config, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['ViT-B-32', 'ViT-L-14-336'])
-def test_the_model_named_instead_exists(config, tmp_path, monkeypatch, name):
+def test_the_model_named_instead_exists(
+        write_archive, config, tmp_path, monkeypatch, name):
     monkeypatch.setattr(open_clip, 'get_model_config',
                         lambda _: config | dict(quick_gelu=False))
     write_archive(open_clip.CLIP(**config), tmp_path / 'ViT.pt')
@@ -226,7 +208,7 @@ def test_the_model_named_instead_exists(config, tmp_path, monkeypatch, name):
 
 
 def test_the_refusal_for_gelu_names_the_line_of_a_json_config(
-        write_config, config, tmp_path):
+        write_archive, write_config, config, tmp_path):
     write_archive(open_clip.CLIP(**config), tmp_path / 'ViT.pt')
     with pytest.raises(ValueError, match='quick_gelu.*true') as error:
         open_towers(write_config(quick_gelu=False), str(tmp_path / 'ViT.pt'))
