@@ -38,10 +38,9 @@ from projects.vop.engine import open_config, use_gloo_without_gpu
 
 
 def at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f'must be 1 or more, not {number}')
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'must be 1 or more, not {text}')
+    return int(text)
 
 
 def add_model(parser: argparse.ArgumentParser, why: str) -> None:
@@ -140,7 +139,11 @@ def open_model(args: argparse.Namespace, show_progress: bool) -> VoPInferencer:
     if config is None:
         config, own = model_files(args.index)
         checkpoint = checkpoint or str(own)
-    cfg = open_config(config)
+    try:
+        cfg = open_config(config)
+    except SyntaxError as error:
+        raise ValueError(
+            f'{config} is damaged, or no config: {error}') from error
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     return VoPInferencer(cfg, checkpoint, args.device, show_progress)
@@ -178,11 +181,8 @@ def query(args: argparse.Namespace) -> None:
         if getattr(handler, 'stream', None) is sys.stdout:
             handler.setStream(sys.stderr)
     index = VideoIndex.open(args.index)
-    if args.config or args.checkpoint or args.cfg_options:
-        inferencer = open_model(args, show_progress=False)
-        index.check_model(inferencer.fingerprint)
-    else:
-        inferencer = index.load_inferencer(args.device, show_progress=False)
+    inferencer = open_model(args, show_progress=False)
+    index.check_model(inferencer.fingerprint)
     if args.video is None:
         asked = [dict(text=text) for text in args.texts]
         embeddings = inferencer.encode_texts(args.texts)

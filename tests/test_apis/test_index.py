@@ -1,4 +1,5 @@
 """Indexes of folders of videos: making, updating and searching them."""
+import inspect
 import json
 import os
 import re
@@ -6,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from projects.vop.apis import (EncodedVideos, VideoIndex, VoPInferencer,
                                indexing, update_index)
 from projects.vop.apis.indexing import model_files
 from projects.vop.apis.nearest import IVF, search_exactly
-from projects.vop.apis.storage import IndexingError, scan
+from projects.vop.apis.storage import IndexingError, scan, write, writing
 
 
 class Recording(VoPInferencer):
@@ -267,6 +269,25 @@ def test_folders_are_not_mixed_up(inferencer, folder, video_folder,
     assert opened(moved).path('0.mp4') == moved / '0.mp4'
 
 
+def test_what_an_index_did_not_make_stays(inferencer, folder):
+    """Also where its name is one that indexes use."""
+    (folder / 'cats').rename(folder / 'parts')
+    before = sorted(folder.rglob('*'))
+    with pytest.raises(ValueError, match='holds .* and is no index'):
+        update_index(inferencer, folder, folder)
+    assert sorted(folder.rglob('*')) == before
+    update(inferencer, folder)
+    index = folder.parent / 'index'
+    shutil.move(folder / 'parts', index / 'parts')
+    shutil.copy(folder / '0.mp4', index / 'mine.mp4')
+    assert update(inferencer, folder).removed == 2
+    assert (index / 'parts' / '4.mp4').is_file()
+    assert (index / 'mine.mp4').is_file()
+    (folder / 'index.json').write_text('{"of": "another program"}')
+    with pytest.raises(ValueError, match='not of an index .* or a new one'):
+        update_index(inferencer, folder, folder)
+
+
 def test_links_are_followed_without_end(tmp_path):
     (tmp_path / 'a' / 'b').mkdir(parents=True)
     (tmp_path / 'far').mkdir()
@@ -274,8 +295,11 @@ def test_links_are_followed_without_end(tmp_path):
     (tmp_path / 'a' / 'b' / 'up').symlink_to(tmp_path / 'a')
     (tmp_path / 'a' / 'far').symlink_to(tmp_path / 'far')
     (tmp_path / 'far' / 'back').symlink_to(tmp_path / 'a')
+    (tmp_path / 'a' / 'itself.mp4').symlink_to('itself.mp4')
+    (tmp_path / 'a' / 'itself').symlink_to('itself')
     videos, failed = scan(tmp_path / 'a')
-    assert list(videos) == ['far/x.WebM'] and not failed
+    assert list(videos) == ['far/x.WebM']
+    assert failed == {'itself.mp4': 'Too many levels of symbolic links.'}
 
 
 def test_names_need_not_be_text(inferencer, video_folder, tmp_path):
@@ -318,6 +342,25 @@ def test_another_version_is_refused(inferencer, folder):
     for use in (opened, lambda folder: update(inferencer, folder)):
         with pytest.raises(ValueError, match='is of version 99.*again'):
             use(folder)
+    path.write_text('{"format": 1, "files": {}}')
+    with pytest.raises(ValueError, match='index.json .*: it lacks finger'):
+        opened(folder)
+
+
+def test_an_index_that_is_updated_as_it_is_opened(indexed, tmp_path,
+                                                  monkeypatch):
+    folder = shutil.copytree(indexed, tmp_path / 'index')
+    open_ivf = VideoIndex.open_ivf
+
+    def updated_before(index, mapped):
+        monkeypatch.undo()
+        (folder / 'ivf-1.faiss').rename(folder / 'ivf-2.faiss')
+        manifest = folder / 'index.json'
+        manifest.write_text(manifest.read_text().replace('ivf-1', 'ivf-2'))
+        return open_ivf(index, mapped)
+
+    monkeypatch.setattr(VideoIndex, 'open_ivf', updated_before)
+    assert len(VideoIndex.open(folder).search(torch.ones(1, 32), 9)[0]) == 9
 
 
 def cut(path):
@@ -341,6 +384,20 @@ def test_damaged_files_are_named(indexed, tmp_path, what, damage):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         # Config and weights are read when the model is opened.
         VideoIndex.open(folder).load_inferencer('cpu')
+
+
+@pytest.mark.parametrize('what', ['embeddings', 'names', 'stamps', 'ivf'])
+def test_files_of_another_size_are_damaged(indexed, tmp_path, what):
+    """What FAISS maps and is not there would kill the process."""
+    folder = shutil.copytree(indexed, tmp_path / 'index')
+    path = next(folder.glob(f'{what}-*'))
+    size = path.stat().st_size
+    for another in (size - 1, size + 1):
+        os.truncate(path, another)
+        with pytest.raises(ValueError, match=(
+                f'{path.name} .* damaged: it has {another:,} bytes, not '
+                f'{size:,}')):
+            VideoIndex.open(folder)
 
 
 def test_embeddings_that_are_no_numbers_are_refused(inferencer, folder):
@@ -400,6 +457,24 @@ def test_what_was_saved_is_not_encoded_again(inferencer, folder, tmp_path,
     assert not list((folder.parent / 'index').glob('parts*'))
 
 
+def test_what_was_saved_of_a_video_before_it_changed_does_not_serve(
+        inferencer, folder):
+    inferencer.stop_after = 1  # batch, of the two largest
+    with pytest.raises(KeyboardInterrupt):
+        update(inferencer, folder)
+    before, = folder.parent.glob('index/parts/*/*.npz')
+    before.rename(before.with_name('z.npz'))  # it is read last
+    assert sorted(inferencer.encoded) == ['0.mp4', '4.mp4']
+    shutil.copyfile(folder / 'cats' / '4.mp4', folder / 'cats' / '0.mp4')
+    with pytest.raises(KeyboardInterrupt):
+        update(inferencer, folder)
+    assert inferencer.encoded[2] == '0.mp4'
+    inferencer.stop_after = None
+    assert update(inferencer, folder).added == 5
+    found = vectors(opened(folder))
+    assert found['cats/0.mp4'] == pytest.approx(found['cats/4.mp4'], abs=1e-6)
+
+
 def test_an_update_that_is_stopped_leaves_the_index(inferencer, other,
                                                     folder):
     update(inferencer, folder)
@@ -448,6 +523,31 @@ def test_parts_that_do_not_serve_are_left_out(inferencer, other, folder,
     assert not (folder.parent / 'index' / 'parts').exists()
 
 
+@contextmanager
+def files_up_to(limit):
+    """Let no file grow beyond so many bytes."""
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+
+
+def test_a_file_is_replaced_when_the_new_one_is_whole(tmp_path):
+    path = tmp_path / 'index.json'
+    write(path, ['old'])
+    with files_up_to(100), pytest.raises(IndexingError, match='index.json'):
+        write(path, ['new'] * 100)
+    assert json.loads(path.read_text()) == ['old']
+    assert list(tmp_path.iterdir()) == [path]
+    with writing(path, 0) as part:
+        part.write_text('["ne')
+        assert json.loads(path.read_text()) == ['old']
+        part.write_text('["new"]')
+    assert json.loads(path.read_text()) == ['new']
+
+
 @pytest.mark.parametrize('limit, where', [
     (600, 'parts/'), (1500, 'embeddings-2.npy'), (2700, 'ivf-2.faiss')])
 def test_a_full_disk_costs_nothing(inferencer, folder, video_folder,
@@ -459,14 +559,9 @@ def test_a_full_disk_costs_nothing(inferencer, folder, video_folder,
     for number in range(14):
         os.link(folder / '0.mp4', folder / f'more{number}.mp4')
     inferencer.encoded.clear()
-    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited[1]))
-    try:
-        with pytest.raises(IndexingError, match=(
-                f'{where}.* cannot be written: .* MB are free.*same command')):
-            update(inferencer, folder, exact_below=10)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    with files_up_to(limit), pytest.raises(IndexingError, match=(
+            f'{where}.* cannot be written: .* MB are free.*same command')):
+        update(inferencer, folder, exact_below=10)
     during = contents(folder)
     assert before.items() <= during.items()
     assert all(name.startswith('parts/') and not name.endswith('.part')
@@ -488,6 +583,21 @@ def test_too_little_room_is_said_before(inferencer, folder, monkeypatch):
         update(inferencer, folder)
     during = contents(folder)
     assert before.items() <= during.items()
+
+
+def test_what_a_killed_run_left_takes_no_room(inferencer, folder,
+                                              monkeypatch):
+    update(inferencer, folder)
+    (folder / '0.mp4').unlink()
+    index, usage = folder.parent / 'index', shutil.disk_usage(folder)
+    left = [index / name for name in (
+        'names-2.json', 'embeddings-2.npy', 'embeddings-2.npy.part')]
+    for path in left:
+        path.touch()
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage._replace(
+        free=0 if any(map(Path.exists, left)) else 1 << 40))
+    assert update(inferencer, folder).removed == 1
+    assert len(opened(folder)) == 4 and not left[-1].exists()
 
 
 LOCK_IT = '''
@@ -590,6 +700,11 @@ def test_a_large_index_finds_as_much_as_it_says(indexed):
     assert len(index.search(queries[:2], 5000)[1]) == 2000
     assert [hit.name for hit in index.search(queries[:1], 1500)[0]] == [
         hit.name for hit in index.search(queries[:1], 1500, exact=True)[0]]
+
+
+def test_search_is_exact_below_100000_videos():
+    limit = inspect.signature(update_index).parameters['exact_below'].default
+    assert limit == 100_000
 
 
 def test_fewer_lists_find_less(indexed):

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+from conftest import TINY_CLIP
 from mmcv.transforms import BaseTransform
 from mmengine.infer import BaseInferencer
 from mmengine.registry import INFERENCERS
@@ -214,7 +215,7 @@ def test_a_clip_that_is_not_shared(retrieval_config, save, inferencer,
 
 
 def test_the_fingerprint_is_of_all_that_makes_embeddings(
-        retrieval_config, checkpoint, save, inferencer):
+        retrieval_config, checkpoint, save, inferencer, tmp_path):
 
     def of(config, weights=checkpoint):
         return VoPInferencer(config, weights, 'cpu').fingerprint
@@ -227,6 +228,16 @@ def test_the_fingerprint_is_of_all_that_makes_embeddings(
     config = retrieval_config()
     config.test_dataloader.dataset.pipeline[2].clip_len = 3
     assert of(config) != inferencer.fingerprint
+    # The same weights with GELU in place of QuickGELU, or with other heads.
+    for change in (dict(quick_gelu=False),
+                   dict(text_cfg=dict(TINY_CLIP['text_cfg'], heads=2))):
+        path = tmp_path / 'another.json'
+        path.write_text(json.dumps(TINY_CLIP | change))
+        config = retrieval_config()
+        config.model.clip.name = str(path)
+        assert of(config) != inferencer.fingerprint
+    path.write_text(json.dumps(TINY_CLIP))  # elsewhere, and the same
+    assert of(config) == inferencer.fingerprint
     config = retrieval_config(loss=dict(type='vop.ContrastiveLoss'))
     config.test_dataloader.dataset.ann_file = 'elsewhere.json'
     assert of(config) == inferencer.fingerprint
@@ -243,6 +254,21 @@ def test_its_config_opens_it_again_from_anywhere(retrieval_config, checkpoint,
     monkeypatch.chdir(tmp_path)
     again = VoPInferencer('config.py', checkpoint, 'cpu')
     assert again.fingerprint == inferencer.fingerprint
+
+
+@pytest.mark.parametrize('method, said', [
+    ('vop', True), ('zero_shot', False)])
+def test_untrained_prompts_are_said(retrieval_config, method, said,
+                                    logged_warnings):
+    VoPInferencer(retrieval_config(method), device='cpu')
+    assert said == any('parameters, and no checkpoint is given' in text
+                       for text in logged_warnings)
+
+
+@pytest.mark.parametrize('device', ['nonsense', 'cuda:99'])
+def test_a_device_that_is_not_there(retrieval_config, checkpoint, device):
+    with pytest.raises(ValueError, match=f"'{device}': .*Take 'cpu'"):
+        VoPInferencer(retrieval_config(), checkpoint, device)
 
 
 def test_configs_and_checkpoints_that_do_not_fit(retrieval_config, checkpoint):

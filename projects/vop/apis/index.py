@@ -1,5 +1,4 @@
 """Searching the videos of a folder."""
-import itertools
 import json
 import re
 from pathlib import Path
@@ -10,11 +9,13 @@ from torch import Tensor
 
 from .inferencer import VoPInferencer
 from .nearest import CHUNK, IVF, Settings, search_exactly
+from .storage import read_parts
 
 FORMAT = 1
 MANIFEST = 'index.json'
 FAILED = 'failed.json'
 PARTS = 'parts'
+KEYS = {'files', 'fingerprint', 'generation', 'video_dir', 'videos', 'width'}
 # The other files of an index. Each belongs to a generation or to a model,
 # whose number or fingerprint stands in its name.
 FILES = dict(
@@ -122,10 +123,13 @@ class VideoIndex:
             manifest = read_manifest(path)
             try:
                 return cls(path, manifest)
-            except FileNotFoundError as error:
+            except (FileNotFoundError, ValueError) as error:
                 # An update may just have deleted what was to be opened.
-                if read_manifest(path) == manifest:
-                    raise damaged(error.filename, 'it is missing') from error
+                if read_manifest(path) != manifest:
+                    continue
+                if isinstance(error, ValueError):
+                    raise
+                raise damaged(error.filename, 'it is missing') from error
 
     def open_ivf(self, mapped: bool) -> IVF:
         """Open the lists of an approximate search; see :class:`IVF`."""
@@ -274,12 +278,16 @@ def read_manifest(folder: Path) -> Dict[str, Any]:
         raise FileNotFoundError(_why_missing(folder))
     manifest = _read(path, _json)
     if not isinstance(manifest, dict) or 'format' not in manifest:
-        raise damaged(path, 'it is not what this program writes')
+        raise ValueError(f'{path} is not of an index of videos. Give the '
+                         'folder of an index, or a new one.')
     if manifest['format'] != FORMAT:
         raise ValueError(
             f"{path} is of version {manifest['format']} of the format, and "
             f'this program reads version {FORMAT}. Use the program that wrote '
             'it, or index the videos again into another folder.')
+    missing = KEYS - manifest.keys()
+    if missing:
+        raise damaged(path, f"it lacks {', '.join(sorted(missing))}")
     return manifest
 
 
@@ -290,21 +298,13 @@ def _why_missing(folder: Path) -> str:
                 '`python tools/search.py index VIDEO_DIR INDEX` makes one.')
     run = max(runs, key=lambda path: path.stat().st_mtime)
     about = _read(run, _json)
-    done = set(itertools.chain(*map(_names_of_part, run.parent.glob('*.npz'))))
+    done = {name for name, *_ in read_parts(run.parent.glob('*.npz'))}
     return (
         f"The first indexing of {about['video_dir']} into {folder} is not "
         f"finished: {len(done):,} of {about['videos']:,} videos are saved. "
         'Wait for it; or, if it was stopped, give the same command again, and '
         f"it goes on: `python tools/search.py index {about['video_dir']} "
         f'{folder}`.')
-
-
-def _names_of_part(path: Path) -> List[str]:
-    try:
-        with np.load(path, allow_pickle=False) as part:
-            return json.loads(part['names'].tobytes())
-    except Exception:  # a damaged file can raise nearly anything
-        return []
 
 
 def _json(path: Path) -> Any:

@@ -6,11 +6,11 @@ import os
 import shutil
 import time
 import uuid
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, \
-    Union
+from typing import (Any, Callable, Dict, Iterable, List, NamedTuple,
+                    Optional, Tuple, Union)
 
 import numpy as np
 import torch
@@ -153,7 +153,7 @@ def claim(folder: Path) -> None:
     """
     if folder.is_dir():
         names = {path.name for path in folder.iterdir()}
-        if names and not names & {MANIFEST, PARTS, LOCK}:
+        if names and not names & {MANIFEST, LOCK}:
             raise ValueError(
                 f'{folder} holds {min(names)} and is no index: nothing is '
                 'written there. Give the folder of an index, or a new one.')
@@ -475,6 +475,7 @@ class _Update:
             width=width,
             next_id=next_id)
         needed = count * (4 * width * (1 + approximate) + 100)
+        _remove(paths.values())  # of a run that was killed here
         check_room(paths['embeddings'], needed)
         try:
             write(paths['names'], names)
@@ -493,8 +494,7 @@ class _Update:
                 manifest['files'][what] = path.name, None
             write(self.folder / MANIFEST, manifest)
         except IndexingError:  # make room again
-            for path in paths.values():
-                path.unlink(missing_ok=True)
+            _remove(paths.values())
             raise
         return manifest['files']
 
@@ -525,7 +525,17 @@ class _Update:
         for path in self.folder.iterdir():
             if OURS.fullmatch(path.name) and path.name not in files:
                 path.unlink(missing_ok=True)
-        shutil.rmtree(self.parts.parent, ignore_errors=True)
+        for parts in self.parts.parent.glob('[0-9a-f]' * 12):
+            shutil.rmtree(parts, ignore_errors=True)
+        with suppress(OSError):  # it may hold what is not of an index
+            self.parts.parent.rmdir()
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    """Remove files, whole or not, where they are."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+        path.with_name(f'{path.name}.part').unlink(missing_ok=True)
 
 
 def _runs(array: np.ndarray, rows: List[int]) -> List[np.ndarray]:

@@ -108,6 +108,8 @@ class VoPInferencer(BaseInferencer):
                 f'{cfg.filename or "The config"} is not one of retrieval: it '
                 "needs a model of type='vop.RetrievalRecognizer' and a "
                 'test_dataloader, whose pipeline reads the videos.')
+        if device is not None:
+            _check_device(device)
         init_default_scope(cfg.get('default_scope', 'mmaction'))
         self.towers = towers
         super().__init__(
@@ -126,6 +128,16 @@ class VoPInferencer(BaseInferencer):
             check_fit(model, weights)
             state = load_safely(weights, map_location='cpu')
             model.load_state_dict(state.get('state_dict', state))
+        else:
+            untrained = sum(p.numel() for p in model.parameters()
+                            if p.requires_grad)
+            if untrained:
+                print_log(
+                    f'{cfg.filename or "The config"} trains {untrained:,} '
+                    'parameters, and no checkpoint is given: they are as a '
+                    'training begins, prompts at random. Name the checkpoint, '
+                    'or take a config of zero_shot.', 'current',
+                    logging.WARNING)
         model.cfg = cfg
         return model.to(device).eval()
 
@@ -152,8 +164,9 @@ class VoPInferencer(BaseInferencer):
     def fingerprint(self) -> str:
         """32 hexadecimal digits that change with the embeddings of videos.
 
-        They stand for the weights, the config of the model and the test
-        pipeline: embeddings may be compared where these are the same.
+        They stand for the weights, what CLIP computes with them, the config
+        of the model and the test pipeline: embeddings may be compared where
+        these are the same. Where CLIP's files lie does not matter.
         """
         model = self.model
         weights = fingerprint(
@@ -163,6 +176,12 @@ class VoPInferencer(BaseInferencer):
             for key, value in self.cfg.model.to_dict().items()
             if key not in ('clip', 'loss')
         }
+        # The same weights are of ViT-B-32 and of ViT-B-32-quickgelu.
+        settings['blocks'] = [
+            (type(block.mlp.gelu).__name__, block.attn.num_heads)
+            for tower in (self.towers.visual, self.towers.text)
+            for block in tower.transformer.resblocks[:1]
+        ]
         settings['pipeline'] = [
             dict(step) for step in self.cfg.test_dataloader.dataset.pipeline
         ]
@@ -223,14 +242,17 @@ class VoPInferencer(BaseInferencer):
             batch_size (int): Videos of a batch. Defaults to 8.
             num_workers (int, optional): Worker processes; 0 reads in this
                 one, which a video that kills its decoder ends. Defaults to
-                the number of cores, 8 at most.
+                the cores that this process may use, 8 at most.
 
         Yields:
             list[Frames]: Batches, in order.
         """
         paths = [os.fspath(path) for path in inputs]
         if num_workers is None:
-            num_workers = min(8, os.cpu_count() or 1)
+            # Slurm lends a job some cores of a machine.
+            cores = (len(os.sched_getaffinity(0)) if hasattr(
+                os, 'sched_getaffinity') else os.cpu_count() or 1)
+            num_workers = min(8, cores)
         done = 0
         suspects = 0  # videos at the front, one of which killed its worker
         while done < len(paths):
@@ -306,7 +328,7 @@ class VoPInferencer(BaseInferencer):
                 encoded = self.forward(batch)
                 for path, reason in encoded.failed.items():
                     print_log(f'{path} is left out: {reason}', 'current',
-                              logging.ERROR)
+                              logging.WARNING)
                 yield encoded
                 bar.update(len(batch))
 
@@ -491,6 +513,21 @@ class _Reader(Dataset):
         except Exception as error:  # a damaged file can raise nearly anything
             return Frames(path, None, f'{type(error).__name__}: {error}')
         return Frames(path, data['inputs']['imgs'])
+
+
+def _check_device(device: str) -> None:
+    """Refuse a device that is not there before a CLIP is opened.
+
+    Raises:
+        ValueError: If no tensor can be there.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # a torch without CUDA
+        reason = str(error).partition('\n')[0]
+        raise ValueError(
+            f"Nothing can be computed on the device '{device}': {reason}. "
+            "Take 'cpu', or 'cuda' where there is a GPU.") from error
 
 
 def _clip_files(cfg: Config) -> dict:

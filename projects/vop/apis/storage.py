@@ -82,7 +82,13 @@ def _walk(folder: Union[str, Path], prefix: str,
         for entry in entries:
             if entry.name.startswith('.'):
                 continue
-            if entry.is_dir():
+            try:
+                is_folder = entry.is_dir()
+            except OSError as error:
+                if error.errno != errno.ELOOP:
+                    raise
+                is_folder = False  # a link to itself
+            if is_folder:
                 yield from _walk(entry.path, f'{prefix}{entry.name}/', above)
             else:
                 yield f'{prefix}{entry.name}', entry
@@ -130,8 +136,8 @@ def _unwritable(path: Path, reason: str, needed: int) -> IndexingError:
     return IndexingError(
         f'{path} cannot be written: {reason}. The folder needs about '
         f'{needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free. The '
-        'index is as it was, and the videos that were saved are kept: make '
-        'room and give the same command again, and it goes on.')
+        'index is as it was, and the videos that were saved are kept: once '
+        'there is room, and leave to write, the same command goes on.')
 
 
 def check_room(path: Path, needed: int) -> None:
