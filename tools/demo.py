@@ -1,7 +1,9 @@
 """A web page to search an index of videos and watch what was found."""
 import argparse
+import html
 import os
-from typing import List, Optional
+from typing import Optional, Tuple
+from urllib.parse import quote
 
 # Nothing leaves this machine: neither statistics nor questions for updates.
 os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
@@ -12,9 +14,33 @@ except ImportError as error:
     raise SystemExit(
         "The page needs Gradio: pip install -e '.[demo]'") from error
 
-from projects.vop.apis import VideoIndex, VoPInferencer
+from projects.vop.apis import Hit, VideoIndex, VoPInferencer
 
 MOST = 24  # players on the page
+GRID = ('display: grid; gap: 1em; '
+        'grid-template-columns: repeat(auto-fill, minmax(320px, 1fr))')
+
+
+def player(index: VideoIndex, rank: int, hit: Hit) -> str:
+    """HTML of a video that was found.
+
+    Not ``gr.Video``: where there is an ffmpeg, that converts whatever browsers
+    do not play, which takes minutes, and before Gradio 6.23 wrote the result
+    over the original or a video beside it.
+    """
+    path = index.path(hit.name)
+    label = f'{rank}. {hit.name} ({hit.score:.3f})'
+    if path.is_file():
+        # Relative, for a page behind a proxy.
+        source = f'gradio_api/file={quote(os.fsencode(path))}'
+        video = (f'<video src="{source}" controls preload="metadata" '
+                 'style="width: 100%"></video>')
+    else:
+        video, label = '', f'{label}: no longer there'
+    # Names need not be text.
+    label = os.fsencode(label).decode('utf-8', 'replace')
+    return (f'<figure><figcaption>{html.escape(label)}</figcaption>{video}'
+            '</figure>')
 
 
 def build_page(index: VideoIndex, inferencer: VoPInferencer,
@@ -30,7 +56,8 @@ def build_page(index: VideoIndex, inferencer: VoPInferencer,
         gr.Blocks: The page, to be launched.
     """
 
-    def search(text: str, clip: Optional[str], count: int) -> List:
+    def search(text: str, clip: Optional[str],
+               count: int) -> Tuple[str, str]:
         if clip:
             # A worker reads it, so that no upload can end the server.
             encoded = inferencer.encode_videos([clip], num_workers=1)
@@ -43,22 +70,15 @@ def build_page(index: VideoIndex, inferencer: VoPInferencer,
         else:
             raise gr.Error('Type what you look for, or give a clip.')
         hits = index.search(query, int(count))[0]
-        players = []
-        for rank, hit in enumerate(hits, start=1):
-            path = index.path(hit.name)
-            label = f'{rank}. {hit.name} ({hit.score:.3f})'
-            if not path.is_file():
-                path, label = None, f'{label}: no longer there'
-            players.append(
-                gr.Video(path and str(path), label=label, visible=True))
-        players += [gr.Video(None, visible=False)] * (MOST - len(players))
-        found = f'The {len(hits)} best of {len(index.names):,} for {asked}:'
-        return [found, *players]
+        found = f'The {len(hits)} best of {len(index):,} for {asked}:'
+        players = ''.join(
+            player(index, rank, hit) for rank, hit in enumerate(hits, start=1))
+        return found, f'<div style="{GRID}">{players}</div>'
 
     day = 24 * 3600  # after which uploads are deleted
     with gr.Blocks(title='Video search', analytics_enabled=False,
                    delete_cache=(day, day)) as page:
-        gr.Markdown(f'# Video search\n{len(index.names):,} videos')
+        gr.Markdown(f'# Video search\n{len(index):,} videos')
         with gr.Row():
             with gr.Column(scale=3):
                 text = gr.Textbox(
@@ -68,8 +88,8 @@ def build_page(index: VideoIndex, inferencer: VoPInferencer,
                     elem_id='query')
                 count = gr.Slider(
                     1,
-                    min(MOST, max(2, len(index.names))),
-                    value=min(topk, len(index.names)),
+                    min(MOST, max(2, len(index))),
+                    value=min(topk, len(index)),
                     step=1,
                     label='Videos to show')
                 button = gr.Button('Search', variant='primary')
@@ -82,16 +102,21 @@ def build_page(index: VideoIndex, inferencer: VoPInferencer,
         found = gr.Textbox(
             show_label=False, container=False, interactive=False,
             elem_id='found')
-        players = []
-        for _ in range(-(-MOST // 3)):
-            with gr.Row():
-                players += [
-                    gr.Video(visible=False, interactive=False, min_width=240)
-                    for _ in range(3)
-                ]
+        players = gr.HTML(elem_id='players')
         gr.on([button.click, text.submit, clip.upload], search,
-              [text, clip, count], [found, *players])
+              [text, clip, count], [found, players])
     return page
+
+
+def serve(page: gr.Blocks, index: VideoIndex, **kwargs) -> Tuple:
+    """Launch the page with ``kwargs``, and with no file but the videos'."""
+    return page.launch(
+        allowed_paths=[str(index.video_dir)],
+        footer_links=[],
+        theme=gr.themes.Default(
+            font=['system-ui', 'sans-serif'],
+            font_mono=['ui-monospace', 'monospace']),
+        **kwargs)
 
 
 def main() -> None:
@@ -113,16 +138,12 @@ def main() -> None:
     except (ImportError, OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
     inferencer.show_progress = False
-    gr.set_static_paths([index.video_dir])  # else what is shown is copied
     try:
-        build_page(index, inferencer, args.topk).launch(
+        serve(
+            build_page(index, inferencer, args.topk),
+            index,
             server_name=args.host,
-            server_port=args.port,
-            allowed_paths=[str(index.video_dir)],  # and nothing else
-            footer_links=[],
-            theme=gr.themes.Default(
-                font=['system-ui', 'sans-serif'],
-                font_mono=['ui-monospace', 'monospace']))
+            server_port=args.port)
     except OSError as error:
         raise SystemExit(f'{error} Choose another with --port.') from error
 

@@ -1,14 +1,16 @@
 """The page of tools/demo.py, in a real browser."""
 import importlib.util
+import os
 import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import pytest
 import torch
 
-from projects.vop.apis import VideoIndex, VoPInferencer, update_index
+from projects.vop.apis import Hit, VideoIndex, VoPInferencer, update_index
 
 gr = pytest.importorskip('gradio')
 playwright = pytest.importorskip('playwright.sync_api')
@@ -17,6 +19,7 @@ BROWSER = shutil.which('chromium') or shutil.which('chromium-browser') \
 needs_browser = pytest.mark.skipif(
     BROWSER is None, reason='no Chromium on this machine')
 ROOT = Path(__file__).resolve().parents[2]
+ODD = 'cats & <b>dogs</b>/2 #1?%41 "é".mp4'
 
 
 def load_demo():
@@ -30,9 +33,10 @@ def load_demo():
 @pytest.fixture(scope='module')
 def index(retrieval_config, video_folder, tmp_path_factory) -> VideoIndex:
     folder = tmp_path_factory.mktemp('demo')
-    (folder / 'videos').mkdir()
     for number in range(5):
-        shutil.copy(video_folder / f'{number}.mp4', folder / 'videos')
+        path = folder / 'videos' / (ODD if number == 2 else f'{number}.mp4')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(video_folder / f'{number}.mp4', path)
     torch.manual_seed(0)
     inferencer = VoPInferencer(
         retrieval_config(), device='cpu', show_progress=False)
@@ -47,11 +51,11 @@ def page(index):
     demo = load_demo()
     inferencer = index.load_inferencer('cpu')
     inferencer.show_progress = False
-    gr.set_static_paths([index.video_dir])
     built = demo.build_page(index, inferencer, topk=3)
-    _, url, _ = built.launch(
+    _, url, _ = demo.serve(
+        built,
+        index,
         server_name='127.0.0.1',
-        allowed_paths=[str(index.video_dir)],
         prevent_thread_lock=True,
         quiet=True)
     with playwright.sync_playwright() as started:
@@ -91,7 +95,7 @@ def test_type_a_query_and_watch_what_was_found(page, index):
         video.get_attribute('src') for video in page.tab.locator('video').all()
     ]
     for source, hit in zip(sources, hits):
-        assert source.endswith(f'/{hit.name}')
+        assert source.endswith(quote(f'/{hit.name}'))
     # They really play, from where they are.
     page.tab.wait_for_function("[...document.querySelectorAll('video')]"
                                '.every(v => v.readyState > 0 && v.duration)')
@@ -103,13 +107,15 @@ def test_type_a_query_and_watch_what_was_found(page, index):
 @needs_browser
 def test_a_clip_finds_videos_like_it(page, index):
     page.tab.locator('input[type=file]').first.set_input_files(
-        index.path('2.mp4'))
+        index.path(ODD))
     page.tab.wait_for_function(
         "document.querySelector('#found textarea, #found input').value"
         ".includes('your clip')")
     assert found(page.tab) == 'The 3 best of 5 for your clip:'
     shown = page.tab.locator('body').inner_text()
-    assert '1. 2.mp4 (1.000)' in shown
+    assert f'1. {ODD} (1.000)' in shown
+    page.tab.wait_for_function(
+        "document.querySelector('#players video').duration > 0")
     page.tab.reload()
 
 
@@ -125,6 +131,19 @@ def test_no_other_file_is_served(page, index):
     for path in (index.folder / 'index.json', '/etc/passwd'):
         answer = page.tab.request.get(f'{page.url}gradio_api/file={path}')
         assert answer.status == 403
+
+
+def test_names_need_not_be_text_and_videos_may_be_gone(index):
+    player = load_demo().player
+    name = os.fsdecode(b'caf\xe9.mp4')
+    gone = player(index, 1, Hit(name, .5))
+    assert '1. caf\ufffd.mp4 (0.500): no longer there' in gone
+    assert '<video' not in gone
+    index.path(name).touch()
+    shown = player(index, 2, Hit(name, .5))
+    index.path(name).unlink()
+    shown.encode()
+    assert 'caf%E9.mp4"' in shown and 'no longer' not in shown
 
 
 def test_no_index(monkeypatch, tmp_path):
