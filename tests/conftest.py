@@ -1,6 +1,8 @@
 """Shared by all tests: a small CLIP, and real videos."""
+import importlib.util
 import json
 import logging
+import sys
 from pathlib import Path
 
 import av
@@ -150,6 +152,22 @@ def retrieval_config(tiny_clip, video_folder):
         return config
 
     return make
+
+
+@pytest.fixture
+def run_tool(monkeypatch):
+    """Runs a tool in this process: a new one takes seconds to start."""
+    monkeypatch.setenv('LOCAL_RANK', '0')  # which some tools set
+
+    def run(path, *arguments) -> None:
+        spec = importlib.util.spec_from_file_location(
+            f'{Path(path).stem}_tool', ROOT / path)
+        tool = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(tool)
+        monkeypatch.setattr(sys, 'argv', [path, *map(str, arguments)])
+        tool.main()
+
+    return run
 
 
 @pytest.fixture

@@ -1,5 +1,4 @@
 """The configs of configs/mix: MMAction2's parts and ours in one run."""
-import importlib.util
 import itertools
 import json
 import os
@@ -12,13 +11,14 @@ import mmaction
 import open_clip
 import pytest
 import torch
+from mmaction.apis import inference_recognizer, init_recognizer
 from mmaction.registry import MODELS
 from mmengine.config import Config
 from mmengine.runner import Runner
 
 from projects.vop.datasets.moving_shapes import write_moving_shapes
 from projects.vop.engine import open_config
-from projects.vop.evaluation import evaluate_similarity
+from projects.vop.evaluation import RetrievalMetric, evaluate_similarity
 
 ROOT = Path(__file__).resolve().parents[1]
 MIX = ROOT / 'configs/mix'
@@ -77,7 +77,10 @@ def shrink(config, clip, folder, frames=None):
             ann_file=few if (folder / few).is_file() else lists.name,
             data_prefix=dict(video=Path(data.data_prefix.video).name),
             serialize_data=False)  # which takes a gc.collect
-        for step in data.pipeline:
+    for pipeline in [config.get('test_pipeline', []), *(
+            config[f'{split}_dataloader'].dataset.pipeline
+            for split in ('train', 'val', 'test'))]:
+        for step in pipeline:
             if step.type == 'Resize':
                 step.scale = tuple(min(size, 32) for size in step.scale)
             elif step.type == 'CenterCrop':
@@ -88,9 +91,8 @@ def shrink(config, clip, folder, frames=None):
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path):
+def run(run_tool, monkeypatch, tmp_path):
     """Runs tools/train.py or tools/test.py in this process on a config."""
-    monkeypatch.setenv('LOCAL_RANK', '0')
     # To lay out a config takes longer than to train a few steps.
     monkeypatch.setattr('mmengine.config.config.FormatCode',
                         lambda text, **kwargs: (text, None))
@@ -98,12 +100,7 @@ def run(monkeypatch, tmp_path):
     def start(tool, config, *arguments):
         path = tmp_path / f'config_{next(RUNS)}.py'
         config.dump(path)
-        spec = importlib.util.spec_from_file_location(
-            tool, ROOT / f'tools/{tool}.py')
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr(sys, 'argv', ['', str(path), *map(str, arguments)])
-        module.main()
+        run_tool(f'tools/{tool}.py', path, *arguments)
 
     return start
 
@@ -202,6 +199,9 @@ def test_prompts_learn_with_classes_as_captions(clip, shapes, two_scenes):
     model, losses = train_steps(config, two_scenes[0], 15)
     assert model.cls_head.num_classes == 12
     assert losses[-1] < losses[0] * .7
+    assert 'cls_head.text.prompts.0.tokens' in {
+        name for name, p in model.named_parameters() if p.grad is not None
+    }
 
 
 def test_train_test_and_resume_with_accuracy(clip, shapes, run, tmp_path):
@@ -268,7 +268,8 @@ def kinetics(video_folder, tmp_path_factory):
 
 @pytest.mark.parametrize('name', ['vop_recognizer', 'vop_tsn', 'vop_captions'])
 def test_kinetics_trains_and_is_tested(clip, kinetics, run, tmp_path, name):
-    config = shrink(Config.fromfile(MIX / f'{name}_kinetics400.py'), clip, kinetics)
+    config = shrink(
+        Config.fromfile(MIX / f'{name}_kinetics400.py'), clip, kinetics)
     config.train_cfg.max_epochs = 1
     config.default_hooks.logger.interval = 1
     if name == 'vop_captions':
@@ -280,6 +281,13 @@ def test_kinetics_trains_and_is_tested(clip, kinetics, run, tmp_path, name):
     run('test', config, best, '--work-dir', tmp_path / 'test')
     assert results_of(tmp_path / 'test')['acc/top5'] == \
         logged(tmp_path / 'train', 'acc/top5')[0]
+    state = torch.load(best, weights_only=True)['state_dict']
+    assert ('cls_head.text.prompts.0.tokens' in state) is (
+        name == 'vop_captions')
+    # MMAction2's inference reads the config's `test_pipeline`.
+    model = init_recognizer(config, str(best), device='cpu')
+    sample = inference_recognizer(model, str(kinetics / 'videos_val/0.mp4'))
+    assert sample.pred_score.sum().item() == pytest.approx(1)
 
 
 def test_kinetics_zero_shot(clip, kinetics, run, tmp_path):
@@ -287,8 +295,18 @@ def test_kinetics_zero_shot(clip, kinetics, run, tmp_path):
         Config.fromfile(MIX / 'zero_shot_captions_kinetics400.py'), clip,
         kinetics)
     config.model.cls_head.templates = ['{}']
+    assert not any(p.requires_grad
+                   for p in MODELS.build(config.model).parameters())
     run('test', config, '--work-dir', tmp_path)
     assert 0 <= results_of(tmp_path)['acc/mean1'] <= 1
+
+
+def test_kinetics_has_one_schedule():
+    ours, theirs = (Config.fromfile(MIX / f'{name}_kinetics400.py')
+                    for name in ('vop_recognizer', 'vop_tsn'))
+    assert ours.optim_wrapper.optimizer == theirs.optim_wrapper.optimizer
+    assert ours.train_cfg.max_epochs == theirs.train_cfg.max_epochs
+    assert ours.auto_scale_lr == theirs.auto_scale_lr
 
 
 @pytest.mark.parametrize('path', sorted(MIX.glob('*kinetics400.py')) +
@@ -306,6 +324,12 @@ def test_pixels_are_normalised_as_clip_was_trained(path):
         assert values == pytest.approx([255 * v for v in clips], abs=1e-3)
 
 
+@pytest.mark.parametrize('path', sorted(MIX.glob('[!_]*.py')),
+                         ids=lambda path: path.stem)
+def test_mmaction2s_own_tools_find_this_project(path):
+    assert 'projects.vop' in Config.fromfile(path).custom_imports.imports
+
+
 # MMAction2's temporal adapters
 
 
@@ -319,7 +343,11 @@ def test_an_adapter_trains_and_is_tested(clip, shapes, run, tmp_path):
     work_dir = tmp_path / 'train'
     run('train', config, '--work-dir', work_dir)
     checkpoint = work_dir / 'epoch_1.pth'
-    state = torch.load(checkpoint, weights_only=True)['state_dict']
+    saved = torch.load(checkpoint, weights_only=True)
+    state, rates = saved['state_dict'], {
+        group['initial_lr'] for group in saved['optimizer']['param_groups']
+    }
+    assert max(rates) == pytest.approx(10 * min(rates))
     # The Runner has drawn it before training, with a small deviation.
     assert 0 < state['adapter.positional_embedding'].std() < .05
     assert not any('.backbone.' in name for name in state)
@@ -334,6 +362,9 @@ def test_adapters_are_there_for_every_data_set():
         config = open_config(MIX / f'{name}_didemo.py')
         assert config.model.adapter.type == kind
         assert config.train_dataloader.dataset.data_root == 'data/didemo'
+    shapes = Config.fromfile(MIX / 'vop_transformer_adapter_moving_shapes.py')
+    assert config.optim_wrapper.paramwise_cfg == \
+        shapes.optim_wrapper.paramwise_cfg
 
 
 # MMAction2's CLIP4Clip
@@ -367,7 +398,8 @@ def runner_of(config, work_dir):
 def test_clip4clip_with_our_metric(archive, clip, shapes, tmp_path):
     """MMAction2's model, data set, pipeline and preprocessor."""
     config = shrink(
-        Config.fromfile(MIX / 'clip4clip_with_vop_metric.py'), clip, shapes, frames=4)
+        Config.fromfile(MIX / 'clip4clip_with_vop_metric.py'), clip, shapes,
+        frames=4)
     config.model.clip_arch = archive
     runner = runner_of(config, tmp_path)
     assert type(runner.model).__module__.startswith('mmaction.')
@@ -393,7 +425,8 @@ def test_clip4clip_with_our_metric(archive, clip, shapes, tmp_path):
 
 def test_our_recognizer_on_its_data(clip, shapes, tmp_path):
     config = shrink(
-        Config.fromfile(MIX / 'vop_on_clip4clip_data.py'), clip, shapes, frames=4)
+        Config.fromfile(MIX / 'vop_on_clip4clip_data.py'), clip, shapes,
+        frames=4)
     runner = runner_of(config, tmp_path)
     assert type(runner.train_dataloader.dataset).__module__.startswith(
         'mmaction.')
@@ -420,8 +453,8 @@ def test_a_video_with_several_captions_counts_several_times(
     for kind, tokenize in (('VideoTextDataset', 'CLIPTokenize'),
                            ('vop.VideoTextDataset', 'vop.CLIPTokenize')):
         config = shrink(
-            Config.fromfile(MIX / 'vop_on_clip4clip_data.py'), clip, video_folder,
-            frames=4)
+            Config.fromfile(MIX / 'vop_on_clip4clip_data.py'), clip,
+            video_folder, frames=4)
         config.test_dataloader.dataset.update(
             type=kind, ann_file='test.json', data_prefix=dict(video=''))
         config.test_dataloader.dataset.pipeline[-2].type = tokenize
@@ -430,6 +463,24 @@ def test_a_video_with_several_captions_counts_several_times(
         [metric] = runner.test_evaluator.metrics
         counted.append((len(metric.tested.video), len(metric.tested.text)))
     assert counted == [(15, 15), (5, 15)]
+
+
+def test_nothing_leaks_from_videos_without_names(tmp_path, logged_warnings):
+    """MMAction2's data set gives them none."""
+    samples = [
+        dict(features=dict(video_feature=row, text_feature=row))
+        for row in torch.eye(3)
+    ]
+    bank = str(tmp_path / 'bank.pt')
+    for kwargs in (dict(dump=bank), dict(qb_norm=bank)):
+        metric = RetrievalMetric(**kwargs)
+        metric.process({}, samples)
+        assert metric.evaluate(3)['t2v/R@1'] == 100
+    assert not logged_warnings
+    samples[1]['features']['text_feature'] = torch.full((3, ), torch.nan)
+    metric.process({}, samples)
+    with pytest.raises(ValueError, match='of video number 1 is not finite'):
+        metric.evaluate(3)
 
 
 # Dropped into a checkout of MMAction2

@@ -13,3 +13,4 @@ custom_imports = dict(
 
 val_evaluator = dict(type='vop.RetrievalMetric')
 test_evaluator = val_evaluator
+default_hooks = dict(checkpoint=dict(save_best='t2v/R@1', rule='greater'))

@@ -25,7 +25,8 @@ model = dict(
         std=[68.5005, 66.6322, 70.3232]))
 
 # TSN is tested with 25 frames in ten crops, which are no whole videos of 8.
-test_dataloader = dict(dataset=dict(pipeline=_base_.val_pipeline))
+test_pipeline = _base_.val_pipeline
+test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 
 # Prompts train with AdamW. For 30 epochs; not tuned.
 optim_wrapper = dict(

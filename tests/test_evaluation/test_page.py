@@ -15,16 +15,18 @@ from torch.utils.data import DataLoader
 from projects.vop.evaluation import (DSL, RetrievalMetric,
                                      evaluate_similarity, scores)
 from projects.vop.evaluation.embeddings import Embeddings
+from projects.vop.evaluation.footage import draw_strip
 from projects.vop.evaluation.page import write_page
 from projects.vop.evaluation.retrieved import retrieve
 from projects.vop.registry import DATASETS
 
+LONG = 'a<b & "c" ' * 200
 # Names and colours (RGB) of videos, and their captions: as bad as they come.
 VIDEOS = {
     'a <b>&amp; "c\' .mp4': ((200, 30, 30), [
         '<script>alert("1")</script> & </p>', 'it\'s "red" &lt;', 'red']),
     'green.mp4': ((30, 200, 30), ['عشب أخضر (grass)']),
-    'blue.mp4': ((30, 30, 200), ['🟦👩‍👩‍👧 blue', 'word ' * 400]),
+    'blue.mp4': ((30, 30, 200), ['🟦👩‍👩‍👧 blue', LONG]),
     'n' * 150 + '.mp4': ((200, 200, 30), ['x' * 1000]),
     'cyan.mp4': ((30, 200, 200), ['cyan', 'cyan']),
     'magenta.mp4': ((200, 30, 200), ['\u202eback to front']),
@@ -69,15 +71,19 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def dataset(folder):
+def open_dataset(folder, **changes):
     return DATASETS.build(
         dict(
             type='vop.VideoTextDataset',
             ann_file='test.json',
             data_root=str(folder),
             pipeline=PIPELINE,
-            test_mode=True))
+            test_mode=True) | changes)
+
+
+@pytest.fixture
+def dataset(folder):
+    return open_dataset(folder)
 
 
 def load(dataset):
@@ -174,6 +180,12 @@ def hit_of(element):
             ' tie' in line)
 
 
+def right_of(query):
+    """The best right hit of a query."""
+    return next(
+        (hit for hit in query['top'] if hit[2]), None) or query['below']
+
+
 @pytest.fixture(scope='module')
 def tested():
     samples = embed()
@@ -184,17 +196,11 @@ def tested():
 @pytest.fixture(scope='module')
 def page(tested, folder, tmp_path_factory):
     out = tmp_path_factory.mktemp('page')
-    data = DATASETS.build(
-        dict(
-            type='vop.VideoTextDataset',
-            ann_file='test.json',
-            data_root=str(folder),
-            pipeline=PIPELINE,
-            test_mode=True))
     _, metric, metrics = tested
     write_page(
         str(out), 'A <title> & more', dict(Config='<c>.py'),
-        dict(metrics, **{'t2v/R@1': 77., 'top1': 1.}), metric, load(data), 3)
+        dict(metrics, **{'t2v/R@1': 77., 'top1': 1.}), metric,
+        load(open_dataset(folder)), 3)
     assert [path.name for path in out.iterdir()] == ['index.html']
     return Page(out / 'index.html')
 
@@ -229,6 +235,9 @@ class Naive:
         for place in places:
             result[higher + place] += 1 / len(places)
         return result, tied.count(False)
+
+    def score(self, query):
+        return max(score for _, score, right in self.order(query) if right)
 
     def rank(self, query):
         return float(self.probabilities(query)[0] @ np.arange(
@@ -274,7 +283,9 @@ def test_queries_have_their_ranks(page, tested, way):
     ranks = {}
     for query in naive.queries:
         ranks.setdefault(query[0], []).append(naive.rank(query))
-    order = sorted(rank for some in ranks.values() for rank in some)
+    # Of the same rank, that with the higher score is the better one.
+    order = sorted(
+        (naive.rank(query), -naive.score(query)) for query in naive.queries)
     groups = page.queries(way)
     assert list(groups) == ['worst', 'best', 'random']
     for shown in groups.values():
@@ -282,9 +293,9 @@ def test_queries_have_their_ranks(page, tested, way):
         for query in shown:
             assert any(query['rank'] == pytest.approx(rank)
                        for rank in ranks[query['query']])
-    assert [q['rank'] for q in groups['worst']] == pytest.approx(
-        order[:-4:-1])
-    assert [q['rank'] for q in groups['best']] == pytest.approx(order[:3])
+    for name, wanted in (('worst', order[:-4:-1]), ('best', order[:3])):
+        assert [(q['rank'], -right_of(q)[1])
+                for q in groups[name]] == [pytest.approx(w) for w in wanted]
 
 
 @pytest.mark.parametrize('way', ['t2v', 'v2t'])
@@ -324,7 +335,7 @@ def test_texts_are_shown_as_they_are(page):
               for query in group for hit in query['top']}
     assert shown <= captions
     for caption in (VIDEOS['a <b>&amp; "c\' .mp4'][1][0], 'x' * 1000,
-                    '\u202eback to front', 'word ' * 400):
+                    '\u202eback to front', LONG):
         assert caption in shown
     for e in page.find('text'):
         assert e.get('dir') == 'auto'
@@ -343,6 +354,9 @@ def test_the_page_stands_for_itself(page):
         if 'href' in e.keys():
             name = e.get('href').removeprefix('#')
             assert page.root.find(f".//*[@id='{name}']") is not None
+    policy, = (e.get('content') for e in page.root.iter('meta')
+               if 'http-equiv' in e.keys())
+    assert policy.startswith("default-src 'none'; img-src data:")
     assert 'url(' not in page.text and '@import' not in page.text
     title = 'A <title> & more'
     assert page.root.find('head/title').text == title
@@ -378,6 +392,19 @@ def test_frames_are_those_of_the_video_and_its_window(page):
                               VIDEOS[name][0]).max() < 12
 
 
+def test_a_strip_spans_the_video():
+    for number, shown in ((20, 6), (2, 2)):
+        grey = torch.linspace(0, 240, number)
+        imgs = grey.byte()[:, None, None, None].expand(-1, 3, 32, 32)
+        strip = cv2.imdecode(
+            np.frombuffer(draw_strip(imgs), np.uint8), cv2.IMREAD_GRAYSCALE)
+        middles = [frame[30:-30, 30:-30].mean()
+                   for frame in np.array_split(strip, shown, axis=1)]
+        assert np.allclose(middles, np.linspace(0, 240, shown), atol=8)
+    with pytest.raises(ValueError, match='can be drawn, not .*float32'):
+        draw_strip(imgs.float())
+
+
 def test_only_what_is_shown_is_decoded_and_once(dataset, tmp_path,
                                                 monkeypatch):
     read = []
@@ -406,13 +433,7 @@ def test_a_video_that_cannot_be_read_any_more(tested, folder, tmp_path,
     copy.mkdir()
     for path in folder.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
-    data = DATASETS.build(
-        dict(
-            type='vop.VideoTextDataset',
-            ann_file='test.json',
-            data_root=str(copy),
-            pipeline=PIPELINE,
-            test_mode=True))
+    data = open_dataset(copy)
     (copy / gone).write_bytes(b'nothing')
     _, metric, metrics = tested
     write_page(str(tmp_path), 't', {}, metrics, metric, load(data), 3)
@@ -429,27 +450,27 @@ def test_a_video_that_cannot_be_read_any_more(tested, folder, tmp_path,
 
 def test_a_data_set_that_does_not_know_the_videos(tested, dataset, tmp_path,
                                                   logged_warnings):
-    samples = [dict(s, video_id=f'{i}') for i, s in enumerate(tested[0])]
+    samples = [dict(s, video_id=f'{i}.mp4') for i, s in enumerate(tested[0])]
     metric, metrics = measure(samples)
     write_page(str(tmp_path), 't', {}, metrics, metric, load(dataset), 3)
     page = Page(tmp_path / 'index.html')
     assert page.section('t2v') is None and page.section('ranks') is not None
-    assert any('meta_keys' in message for message in logged_warnings)
+    assert any("video_id='0.mp4'" in message for message in logged_warnings)
 
 
-def test_items_without_video_id_are_known_by_their_order(folder, tmp_path):
+def test_items_without_video_id_are_known_by_their_order(
+        folder, tmp_path, logged_warnings):
     """Those of MMAction2's own data set, where each caption is an item."""
     chosen = {name: VIDEOS[name][1] for name in ('cyan.mp4', 'black.mp4',
                                                  'blue.mp4')}
     ann_file = tmp_path / 'plain.json'
     ann_file.write_text(json.dumps(chosen))
-    data = DATASETS.build(
-        dict(
-            type='VideoTextDataset',
-            ann_file=str(ann_file),
-            data_prefix=dict(video=str(folder)),
-            pipeline=[PIPELINE[0], *PIPELINE[2:]],
-            test_mode=True))
+    data = open_dataset(
+        folder,
+        type='VideoTextDataset',
+        ann_file=str(ann_file),
+        data_prefix=dict(video=''),
+        pipeline=[PIPELINE[0], *PIPELINE[2:]])
     captions = [(name, text) for name, some in chosen.items() for text in some]
     samples = [
         dict(video_feature=row, text_feature=row[None])
@@ -471,6 +492,7 @@ def test_items_without_video_id_are_known_by_their_order(folder, tmp_path):
         data, sampler=DefaultSampler(data, shuffle=True))
     write_page(str(tmp_path), 't', {}, metrics, metric, loader, 5)
     assert Page(tmp_path / 'index.html').section('t2v') is None
+    assert any('meta_keys' in message for message in logged_warnings)
 
 
 def test_a_page_that_cannot_be_written_costs_nothing(tested, dataset,
@@ -492,6 +514,8 @@ def test_tiles_change_nothing(monkeypatch):
     text = video[owner] + torch.randn(60, 8, generator=rng).round()
     tested = Embeddings([str(i) for i in range(20)], video, text, owner)
     whole = retrieve(tested, 4)
+    some = [example.query for example in whole[0].examples['random']]
+    assert len(set(some)) == 4 and max(some) > 4
     monkeypatch.setattr(scores, 'CHUNK', 7)
     for before, after in zip(whole, retrieve(tested, 4)):
         assert before.examples == after.examples

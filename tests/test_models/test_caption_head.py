@@ -140,6 +140,14 @@ def test_captions_that_train_are_embedded_when_they_can_have_changed(
     assert torch.equal(other(volume(frames)), after)
 
 
+def test_what_is_kept_follows_the_model(tiny_clip, frames):
+    head = make(open_towers(tiny_clip)).eval()
+    assert head(volume(frames)).dtype == torch.float32
+    head.double()  # as to another device
+    assert head(volume(frames.double())).dtype == torch.float64
+    assert head.class_embeddings().dtype == torch.float64
+
+
 def test_what_is_kept_is_no_part_of_the_state(towers, frames):
     head = make(towers, text=PROMPTED).eval()
     names = set(head.state_dict())

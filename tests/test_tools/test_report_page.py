@@ -1,11 +1,9 @@
 """``tools/test.py --report``, and tests without retrieval, in this process."""
-import importlib.util
 import itertools
 import json
 import multiprocessing
 import os
 import socket
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,25 +13,6 @@ import torch
 from projects.vop.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
-
-RETRIEVAL = '''
-_base_ = '{root}/configs/moving_shapes/vop.py'
-model = dict(clip=dict(name='{clip}', pretrained=None))
-pipeline = [
-    dict(type='DecordInit'),
-    dict(type='UniformSample', clip_len=4, num_clips=1, test_mode=True),
-    dict(type='DecordDecode'),
-    dict(type='Resize', scale=(32, 32), keep_ratio=False),
-    dict(type='FormatShape', input_format='NCHW'),
-    dict(type='vop.CLIPTokenize'),
-    dict(type='PackActionInputs', collect_keys=('imgs', 'text'),
-         meta_keys=('video_id', ))
-]
-test_dataloader = dict(
-    batch_size=2, num_workers=0, persistent_workers=False,
-    dataset=dict(data_root='{videos}', data_prefix=dict(video=''),
-                 pipeline=pipeline))
-'''
 
 RECOGNITION = '''
 _base_ = '{root}/configs/_base_/runtime.py'
@@ -64,22 +43,21 @@ test_cfg = dict(type='TestLoop')
 '''
 
 
+@pytest.fixture(autouse=True)
+def _no_layout(monkeypatch):
+    """To lay out a config takes longer than a test of five videos."""
+    monkeypatch.setattr('mmengine.config.config.FormatCode',
+                        lambda text, **kwargs: (text, None))
+
+
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tmp_path, run_tool):
     """Runs the tool in this process; gives the metrics that it logged."""
-    spec = importlib.util.spec_from_file_location('test_tool',
-                                                  ROOT / 'tools/test.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
     number = itertools.count()
 
     def run(*arguments):
         work_dir = tmp_path / f'work{next(number)}'
-        monkeypatch.setattr(sys, 'argv', [
-            'tools/test.py', *map(str, arguments), '--work-dir',
-            str(work_dir)
-        ])
-        tool.main()
+        run_tool('tools/test.py', *arguments, '--work-dir', work_dir)
         file, = work_dir.glob('*/*.json')
         return json.loads(file.read_text())
 
@@ -87,10 +65,19 @@ def run(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def retrieval(tmp_path, tiny_clip, video_folder):
+def retrieval(tmp_path, retrieval_config):
     path = tmp_path / f'{tmp_path.name}.py'
-    path.write_text(
-        RETRIEVAL.format(root=ROOT, clip=tiny_clip, videos=video_folder))
+    config = retrieval_config()
+    config.test_dataloader.batch_size = 2
+    config.dump(path)
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path, retrieval_config):
+    path = tmp_path / 'prompts.pth'
+    model = MODELS.build(retrieval_config().model)
+    torch.save(dict(state_dict=model.state_dict()), path)
     return path
 
 
@@ -130,11 +117,13 @@ class Reader(HTMLParser):
         self.texts.append(data.strip())
 
 
-def test_the_page_has_what_was_tested(run, retrieval, video_folder, tmp_path):
+def test_the_page_has_what_was_tested(run, retrieval, checkpoint,
+                                      video_folder, tmp_path):
     (tmp_path / 'page').mkdir()
     (tmp_path / 'page/index.html').write_text('an older page')
-    logged = run(retrieval, '--report', tmp_path / 'page', '--report-queries',
-                 2, '--dsl', '--cfg-options', 'test_dataloader.batch_size=3')
+    logged = run(retrieval, checkpoint, '--report', tmp_path / 'page',
+                 '--report-queries', 2, '--dsl', '--cfg-options',
+                 'test_dataloader.batch_size=3')
     assert [path.name for path in (tmp_path / 'page').iterdir()
             ] == ['index.html']
     page = Reader(tmp_path / 'page/index.html')
@@ -143,7 +132,8 @@ def test_the_page_has_what_was_tested(run, retrieval, video_folder, tmp_path):
         for way in ('t2v', 'v2t')
         for name in ('R@1', 'R@5', 'R@10', 'MdR', 'MnR')
     ]
-    for text in (str(retrieval), 'none', str(video_folder / 'test.json'),
+    for text in (str(retrieval), str(checkpoint),
+                 str(video_folder / 'test.json'),
                  'test_dataloader.batch_size=3', '5 videos, 15 captions',
                  '2 worst of 15 queries', '2 random of 5 queries'):
         assert text in page.texts
@@ -177,6 +167,7 @@ def test_two_processes_write_the_same_page(run, retrieval, tmp_path):
     for process in processes:
         process.join(120)
         assert process.exitcode == 0
+    assert 'none' in Reader(tmp_path / 'one/index.html').texts  # checkpoint
     one, two = ((tmp_path / name / 'index.html').read_text().split('<main')[1]
                 for name in ('one', 'two'))
     assert one == two

@@ -15,13 +15,14 @@ class Embeddings(NamedTuple):
     """Videos and captions as a model embeds them.
 
     Attributes:
-        video_id (list[str]): Names of the n videos.
+        video_id (list[str | None]): Names of the n videos, where they have
+            any.
         video (Tensor): Of shape [n x e].
         text (Tensor): Of shape [m x e].
         owner (Tensor): Index of each caption's video, of shape [m].
         model (str, optional): Fingerprint of the model's weights.
     """
-    video_id: List[str]
+    video_id: List[Optional[str]]
     video: Tensor
     text: Tensor
     owner: Tensor

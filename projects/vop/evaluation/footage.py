@@ -23,10 +23,9 @@ class Footage:
     Each video is decoded at most once, when it is first asked for.
 
     Args:
-        loader (DataLoader): Of the test set. Its items are known by their
-            ``video_id``, in whatever order they were tested; items without
-            one, such as those of MMAction2's ``VideoTextDataset``, by their
-            order.
+        loader (DataLoader): Of the test set. What was tested is known by its
+            ``video_id``, in whatever order; without one, as from MMAction2's
+            ``VideoTextDataset``, by its order.
         tested (Embeddings): What the metric collected.
 
     Attributes:
@@ -41,17 +40,21 @@ class Footage:
         items = [
             self.dataset.get_data_info(i) for i in range(len(self.dataset))
         ]
-        place = {item.get('video_id'): i for i, item in enumerate(items)}
-        if set(place) == {None} and len(items) == len(tested.video_id) \
-                and not getattr(loader.sampler, 'shuffle', False):
+        if None in tested.video_id:
+            if len(items) != len(tested.video_id) or getattr(
+                    loader.sampler, 'shuffle', False):
+                raise ValueError(
+                    "What was tested has no 'video_id' (meta_keys of "
+                    'PackActionInputs), and it is not known by its order '
+                    'either, as the sampler of the test set changes that.')
             self.places = range(len(items))
             self.names = [osp.basename(item['filename']) for item in items]
         else:
+            place = {item.get('video_id'): i for i, item in enumerate(items)}
             unknown = [name for name in tested.video_id if name not in place]
             if unknown:
-                raise ValueError(
-                    f'The test set has no item with video_id={unknown[0]!r}. '
-                    "Does 'video_id' stand in meta_keys of PackActionInputs?")
+                raise ValueError('The test set has no item with '
+                                 f'video_id={unknown[0]!r}.')
             self.places = [place[name] for name in tested.video_id]
             self.names = tested.video_id
         self._strips: Dict[int, Optional[bytes]] = {}

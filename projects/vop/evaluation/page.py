@@ -4,7 +4,6 @@ import os
 import os.path as osp
 import platform
 from datetime import datetime
-from importlib import import_module
 from typing import Dict
 
 import mmaction
@@ -14,6 +13,7 @@ import torch
 from mmengine.logging import print_log
 from torch.utils.data import DataLoader
 
+from .. import __version__
 from . import markup
 from .footage import Footage
 from .markup import Section
@@ -98,17 +98,14 @@ def _metrics_of(metric: RetrievalMetric,
 
 
 def _versions() -> str:
-    ours = import_module(__package__.rpartition('.')[0])
-    modules = dict(
-        VoP=ours,
-        MMAction2=mmaction,
-        MMEngine=mmengine,
-        open_clip=open_clip,
-        torch=torch)
-    return ', '.join([
-        *(f'{name} {module.__version__}' for name, module in modules.items()),
-        f'Python {platform.python_version()}'
-    ])
+    versions = dict(
+        VoP=__version__,
+        MMAction2=mmaction.__version__,
+        MMEngine=mmengine.__version__,
+        open_clip=open_clip.__version__,
+        torch=torch.__version__,
+        Python=platform.python_version())
+    return ', '.join(f'{name} {version}' for name, version in versions.items())
 
 
 def _write(path: str, text: str) -> None:

@@ -21,7 +21,8 @@ class RetrievalMetric(BaseMetric):
     ``RetrievalRecognizer`` predicts it: ``video_feature``, of shape [e], and
     ``text_feature``, of shape [captions x e] or [e]; both may stand in a
     field ``features``, where MMAction2's ``CLIPSimilarity`` puts them.
-    Similarity is their dot product.
+    Similarity is their dot product. A ``video_id`` names the video, where
+    there is one.
 
     Args:
         topk (Sequence[int]): The k of R@k. Defaults to (1, 5, 10).
@@ -119,7 +120,7 @@ class RetrievalMetric(BaseMetric):
                     f'{len(video)}. Make it anew with this model.')
             self.results.append(
                 dict(
-                    name=sample.get('video_id', f'{len(self.results)}'),
+                    name=sample.get('video_id'),
                     video=video,
                     text=text if text.dim() == 2 else text[None]))
 
@@ -136,13 +137,14 @@ class RetrievalMetric(BaseMetric):
             ValueError: If an embedding is NaN; the message names the first
                 video with one.
         """
-        for result in results:
+        for number, result in enumerate(results):
             for what in ('video', 'text'):
                 if not result[what].isfinite().all():
+                    name = result['name'] or f'number {number}'
                     raise ValueError(
-                        f"The {what} embedding of video {result['name']} is "
-                        'not finite, so its scores are NaN. Did training '
-                        'diverge, or overflow in fp16?')
+                        f'The {what} embedding of video {name} is not finite, '
+                        'so its scores are NaN. Did training diverge, or '
+                        'overflow in fp16?')
         self.tested = tested = Embeddings(
             [result['name'] for result in results],
             torch.stack([result['video'] for result in results]),
@@ -175,7 +177,7 @@ class RetrievalMetric(BaseMetric):
                     f'{way.name}/... looks at {way.looks_at}'
                     for way in self.rescoring) + '.', 'current')
         if self.bank:
-            leaked = set(tested.video_id) & set(self.bank.video_id)
+            leaked = set(tested.video_id) & set(self.bank.video_id) - {None}
             if leaked:
                 print_log(
                     f'{len(leaked)} test videos are in the bank '

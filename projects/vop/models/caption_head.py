@@ -27,7 +27,7 @@ class CaptionHead(BaseHead):
     is zero-shot recognition.
 
     Class embeddings are computed once and kept until the model switches
-    between training and testing or loads weights; at each step only in
+    between training and testing, loads weights or moves; at each step only in
     training with a text encoder that trains.
 
     Args:
@@ -95,7 +95,7 @@ class CaptionHead(BaseHead):
         if self.training and any(p.requires_grad
                                  for p in self.text.parameters()):
             return self.embed_classes()
-        if self.kept is None or self.kept.device != self.tokens.device:
+        if self.kept is None:
             with torch.no_grad():
                 self.kept = self.embed_classes()
         return self.kept
@@ -107,6 +107,10 @@ class CaptionHead(BaseHead):
     def _load_from_state_dict(self, *args) -> None:
         self.kept = None
         super()._load_from_state_dict(*args)
+
+    def _apply(self, *args, **kwargs) -> 'CaptionHead':
+        self.kept = None  # the model goes to another device or dtype
+        return super()._apply(*args, **kwargs)
 
     def forward(self,
                 x: Tensor,
