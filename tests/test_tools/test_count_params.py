@@ -1,21 +1,25 @@
 """The parameter counter."""
 import json
-import subprocess
-import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def count(*arguments, ok=True):
-    done = subprocess.run(
-        [sys.executable, 'tools/analysis/count_params.py', *arguments],
-        cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode == 0) == ok, done.stderr
-    return done.stdout if ok else done.stderr
+@pytest.fixture
+def count(run_tool, monkeypatch, capsys):
+    """Runs the tool; gives what it prints."""
+    monkeypatch.chdir(ROOT)
+
+    def count(*arguments):
+        run_tool('tools/analysis/count_params.py', *arguments)
+        return capsys.readouterr().out
+
+    return count
 
 
-def test_json_counts_every_part():
+def test_json_counts_every_part(count):
     counts = json.loads(count('configs/vop_fc_msrvtt.py', '--json'))
     parts = {name: tuple(c.values()) for name, c in counts['parts'].items()}
     assert parts == {
@@ -31,7 +35,21 @@ def test_json_counts_every_part():
     assert counts['frozen'] == 151_277_312
 
 
-def test_the_table_follows_cfg_options():
+def test_recognizers_of_mmaction2_are_counted(count):
+    counts = json.loads(
+        count('configs/mix/vop_recognizer_kinetics400.py', '--json'))
+    parts = {name: tuple(c.values()) for name, c in counts['parts'].items()}
+    assert parts == {
+        'backbone.frame_positional_embedding': (8 * 768, 0),
+        'backbone.backbone': (0, 87_849_216),
+        'backbone.prompts.0': (8 * 4 * 768, 0),
+        'backbone.prompts.1': (8 * 8 * 4 * 768, 0),
+        'backbone.prompts.2': (4 * 8 * 768, 0),
+        'cls_head.fc_cls': (400 * 513, 0)
+    }
+
+
+def test_the_table_follows_cfg_options(count):
     output = count('configs/adapter_ffn_didemo.py', '--cfg-options',
                    'model.text.adapters.0.hidden=1')
     lines = [line.split() for line in output.splitlines()]
@@ -39,7 +57,7 @@ def test_the_table_follows_cfg_options():
     assert ['text.adapters.0', f'{12 * (2 * 512 + 1 + 512):,}', '0'] in lines
 
 
-def test_the_paper_column_is_exact():
+def test_the_paper_column_is_exact(count):
     output = count('--paper')
     rows = {}
     for line in output.splitlines()[2:]:
@@ -54,9 +72,12 @@ def test_the_paper_column_is_exact():
                                '14,278,656')
 
 
-def test_bad_input_is_refused():
-    assert 'no config configs/vop_q.py' in count('configs/vop_q.py', ok=False)
-    assert 'either a config or --paper' in count(ok=False)
-    assert 'no layers 1 to 13' in count(
-        'configs/vop_msrvtt.py', '--cfg-options',
-        'model.text.prompts.0.layers=(1,13)', ok=False)
+def test_bad_input_is_refused(count, capsys):
+    with pytest.raises(SystemExit, match='no config configs/vop_q.py'):
+        count('configs/vop_q.py')
+    with pytest.raises(SystemExit, match='no layers 1 to 13'):
+        count('configs/vop_msrvtt.py', '--cfg-options',
+              'model.text.prompts.0.layers=(1,13)')
+    with pytest.raises(SystemExit):
+        count()
+    assert 'either a config or --paper' in capsys.readouterr().err

@@ -6,6 +6,7 @@ from typing import Dict, NamedTuple
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
+from mmengine.registry import DefaultScope
 from torch import nn
 
 from ..registry import MODELS
@@ -32,17 +33,27 @@ def build_without_weights(cfg: Config) -> nn.Module:
     Returns:
         nn.Module: The model.
     """
-    model = cfg.model.copy()
-    if 'clip' in model:
-        model['clip'] = dict(model['clip'], pretrained=None)
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.ERROR)  # random weights are meant here
+    scope = cfg.get('default_scope', 'mmaction')
     try:
-        with torch.device('meta'):
-            return MODELS.build(model)
+        with torch.device('meta'), \
+                DefaultScope.overwrite_default_scope(scope):
+            return MODELS.build(_without_weights(cfg.model))
     finally:
         logger.setLevel(level)
+
+
+def _without_weights(model: dict) -> dict:
+    """A copy whose CLIPs, wherever they stand, have random weights."""
+    parts = {
+        key: _without_weights(part) if isinstance(part, dict) else part
+        for key, part in model.items()
+    }
+    if 'clip' in parts:
+        parts['clip']['pretrained'] = None
+    return parts
 
 
 def count_by_part(model: nn.Module) -> Dict[str, Count]:
