@@ -1,15 +1,10 @@
 """Curves of a training in MMEngine's visualizer, next to its own file."""
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
-from mmengine.registry import VISUALIZERS
 from tensorboard.backend.event_processing.event_accumulator import \
     EventAccumulator
-
-from projects.vop.engine import open_config
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = 2
@@ -47,15 +42,6 @@ visualizer = dict(vis_backends=[
 
 
 @pytest.fixture
-def tool():
-    spec = importlib.util.spec_from_file_location('train_tool',
-                                                  ROOT / 'tools/train.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
-
-
-@pytest.fixture
 def config(tmp_path, tiny_clip, video_folder):
     """Writes a config; gives its path."""
 
@@ -79,11 +65,8 @@ def curves(folder):
     }
 
 
-def test_tensorboard_beside_the_own_file(tool, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, 'argv', [
-        'tools/train.py', config(BOTH), '--work-dir', str(tmp_path / 'work')
-    ])
-    tool.main()
+def test_tensorboard_beside_the_own_file(run_tool, config, tmp_path):
+    run_tool('tools/train.py', config(BOTH), '--work-dir', tmp_path / 'work')
     folder, = tmp_path.glob('work/*/vis_data')
     records = [
         json.loads(line)
@@ -100,16 +83,13 @@ def test_tensorboard_beside_the_own_file(tool, config, tmp_path, monkeypatch):
         assert values == pytest.approx([value for _, value in expected])
 
 
-def test_another_backend_by_a_word_of_the_command_line(tool, config, tmp_path,
-                                                       monkeypatch):
-    monkeypatch.setattr(sys, 'argv', [
-        'tools/train.py', config(), '--cfg-options',
-        'visualizer.vis_backends.0.type=TensorboardVisBackend'
-    ])
-    args = tool.parse_args()
-    cfg = tool.merge_args(open_config(args.config), args)
-    visualizer = VISUALIZERS.build(
-        dict(cfg.visualizer, name=tmp_path.name, save_dir=str(tmp_path)))
-    visualizer.add_scalars({'t2v/R@1': 12.5}, step=3)
-    visualizer.close()
-    assert curves(tmp_path / 'vis_data') == {'t2v/R@1': [(3, 12.5)]}
+def test_another_backend_by_a_word_of_the_command_line(run_tool, config,
+                                                       tmp_path):
+    run_tool('tools/train.py', config(), '--work-dir', tmp_path / 'work',
+             '--cfg-options', 'train_cfg.max_epochs=1',
+             'visualizer.vis_backends.0.type=TensorboardVisBackend')
+    folder, = tmp_path.glob('work/*/vis_data')
+    assert not (folder / 'scalars.json').exists()
+    shown = curves(folder)
+    assert [step for step, _ in shown['loss']] == [1, 2, 3]
+    assert [step for step, _ in shown['t2v/R@1']] == [1]

@@ -1,8 +1,6 @@
 """The table, the csv and the plot of a reproduction."""
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -37,19 +35,22 @@ def work_dir(tmp_path):
     return write
 
 
-def report(folder, ok=True):
-    done = subprocess.run(
-        [sys.executable, 'tools/analysis/report.py', str(folder)], cwd=ROOT,
-        capture_output=True, text=True)
-    assert (done.returncode == 0) == ok, done.stderr
-    return done.stdout if ok else done.stderr
+@pytest.fixture
+def report(run_tool, capsys):
+    """Runs the tool; gives what it prints."""
+
+    def report(folder):
+        run_tool('tools/analysis/report.py', folder)
+        return capsys.readouterr().out
+
+    return report
 
 
 def cells(line):
     return [cell.strip() for cell in line.strip('|').split('|')]
 
 
-def test_the_best_rate_is_shown_with_the_paper_beside_it(work_dir):
+def test_the_best_rate_is_shown_with_the_paper_beside_it(report, work_dir):
     folder = work_dir([
         ('zero_shot', None, 0, 31.),
         ('vop', 1e-3, 0, 38.), ('vop', 1e-3, 1, 41.),
@@ -82,12 +83,12 @@ def test_the_best_rate_is_shown_with_the_paper_beside_it(work_dir):
     assert picture.shape[0] > 400 and picture.std() > 5
 
 
-def test_other_data_sets_have_no_row_of_the_paper(work_dir):
+def test_other_data_sets_have_no_row_of_the_paper(report, work_dir):
     output = report(work_dir([('vop', 1e-3, 0, 38.)], dataset='didemo'))
     assert 'paper' not in output and '| VoP ' in output
 
 
-def test_runs_that_diverged_are_in_the_csv_alone(work_dir):
+def test_runs_that_diverged_are_in_the_csv_alone(report, work_dir):
     folder = work_dir([('vop', 1e-3, 0, 38.), ('vop', 1e30, 0, 99.)])
     path = folder / 'vop-1e+30-0/result.json'
     result = json.loads(path.read_text())
@@ -99,14 +100,17 @@ def test_runs_that_diverged_are_in_the_csv_alone(work_dir):
         rows = list(csv.DictReader(file))
     assert rows[1]['lr'] == '1e+30' and rows[1]['t2v/R@1'] == ''
     (folder / 'vop-0.001-0/result.json').unlink()
-    assert 'diverged; lower the learning rates' in report(folder, ok=False)
+    with pytest.raises(SystemExit, match='diverged; lower the learning rates'):
+        report(folder)
 
 
-def test_two_data_sets_are_not_mixed(work_dir):
+def test_two_data_sets_are_not_mixed(report, work_dir):
     work_dir([('vop', 1e-3, 0, 38.)], dataset='didemo')
     folder = work_dir([('vop', 1e-3, 1, 38.)])
-    assert '2 data sets (didemo, msrvtt)' in report(folder, ok=False)
+    with pytest.raises(SystemExit, match=r'2 data sets \(didemo, msrvtt\)'):
+        report(folder)
 
 
-def test_nothing_to_report_is_said(tmp_path):
-    assert 'No run' in report(tmp_path, ok=False)
+def test_nothing_to_report_is_said(report, tmp_path):
+    with pytest.raises(SystemExit, match='No run'):
+        report(tmp_path)

@@ -182,7 +182,8 @@ def matmul_rate(args: argparse.Namespace) -> float:
     size = 8192 if args.device == 'cuda' else 2048
     dtype = getattr(torch, args.amp or 'float32')
     a = torch.randn(size, size, device=args.device, dtype=dtype)
-    seconds = measure(dict(matmul=lambda: a @ a), 9, args.device)['matmul']
+    seconds = measure(
+        dict(matmul=lambda: a @ a), args.repeats, args.device)['matmul']
     return 2 * size**3 / statistics.median(seconds)
 
 
