@@ -17,8 +17,10 @@ except ImportError as error:
 from projects.vop.apis import Hit, VideoIndex, VoPInferencer
 
 MOST = 24  # players on the page
-GRID = ('display: grid; gap: 1em; '
-        'grid-template-columns: repeat(auto-fill, minmax(320px, 1fr))')
+GRID = ('display: grid; gap: 1em; align-items: end; overflow-wrap: anywhere; '
+        'grid-template-columns: repeat(auto-fill, minmax(260px, 1fr))')
+# All of one height, however tall the video.
+PLAYER = 'width: 100%; aspect-ratio: 4 / 3; background: black'
 
 
 def player(index: VideoIndex, rank: int, hit: Hit) -> str:
@@ -34,7 +36,7 @@ def player(index: VideoIndex, rank: int, hit: Hit) -> str:
         # Relative, for a page behind a proxy.
         source = f'gradio_api/file={quote(os.fsencode(path))}'
         video = (f'<video src="{source}" controls preload="metadata" '
-                 'style="width: 100%"></video>')
+                 f'style="{PLAYER}"></video>')
     else:
         video, label = '', f'{label}: no longer there'
     # Names need not be text.
@@ -138,14 +140,19 @@ def main() -> None:
     except (ImportError, OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
     inferencer.show_progress = False
+    page = build_page(index, inferencer, args.topk)
     try:
-        serve(
-            build_page(index, inferencer, args.topk),
+        _, url, _ = serve(
+            page,
             index,
             server_name=args.host,
-            server_port=args.port)
+            server_port=args.port,
+            prevent_thread_lock=True,
+            quiet=True)
     except OSError as error:
         raise SystemExit(f'{error} Choose another with --port.') from error
+    print(f'The page is at {url} until you press Ctrl-C.', flush=True)
+    page.block_thread()
 
 
 if __name__ == '__main__':

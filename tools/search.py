@@ -232,7 +232,8 @@ def info(args: argparse.Namespace) -> None:
     failed = args.index / FAILED
     if failed.is_file():
         number = len(json.loads(failed.read_text()))
-        print(f'{number:,} videos could not be read ({failed}).')
+        if number:
+            print(f'{number:,} videos could not be read ({failed}).')
 
 
 def main(argv: Optional[List[str]] = None) -> None:
