@@ -356,6 +356,25 @@ def test_an_adapter_trains_and_is_tested(clip, shapes, run, tmp_path):
     assert metrics['t2v/MnR'] == logged(work_dir, 't2v/MnR')[0]
 
 
+def test_the_simple_mean_trains_and_is_tested(clip, shapes, run, tmp_path):
+    config = shrink(
+        Config.fromfile(MIX / 'vop_simple_mean_msrvtt.py'), clip, shapes,
+        frames=4)
+    config.train_cfg.update(max_epochs=1, val_interval=1)
+    config.default_hooks.logger.interval = 1
+    work_dir = tmp_path / 'train'
+    run('train', config, '--work-dir', work_dir)
+    assert len(logged(work_dir, 'loss')) == 3
+    checkpoint = work_dir / 'epoch_1.pth'
+    state = torch.load(checkpoint, weights_only=True)['state_dict']
+    assert {name for name in state if not name.endswith('_extra_state')} == {
+        'visual.prompts.0.tokens', 'text.prompts.0.tokens'
+    }
+    run('test', config, checkpoint, '--work-dir', tmp_path / 'test')
+    assert results_of(tmp_path / 'test')['t2v/MnR'] == logged(
+        work_dir, 't2v/MnR')[0]
+
+
 def test_adapters_are_there_for_every_data_set():
     for name, kind in (('vop_simple_mean', 'SimpleMeanAdapter'),
                        ('vop_transformer_adapter', 'TransformerAdapter')):

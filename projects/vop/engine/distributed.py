@@ -26,7 +26,7 @@ def use_gloo_without_gpu(cfg: Config) -> None:
     if cfg.launcher != 'pytorch':
         raise ValueError(f"There is no GPU here, and launcher "
                          f"'{cfg.launcher}' needs one; on CPUs use "
-                         "'pytorch' (tools/dist_train.sh).")
+                         "'pytorch' (tools/dist_*.sh).")
     if not dist.is_initialized():
         dist.init_process_group('gloo')
     cfg.setdefault('model_wrapper_cfg', {

@@ -109,7 +109,8 @@ def check_pretrained(clip: dict) -> None:
             not Path(pretrained).is_file():
         raise ValueError(
             f"pretrained='{pretrained}' is neither a file nor a tag of "
-            f"{name}. Its tags are: {', '.join(tags) or '(none)'}.")
+            f'{name}. Let model.clip.pretrained name a file, or one of its '
+            f"tags: {', '.join(tags) or '(none)'}.")
 
 
 def _model_config(name: str) -> dict:
