@@ -370,7 +370,7 @@ class _Update:
                 dict(state_dict={
                     name: value.cpu() for name, value in state.items()
                 }), data)
-            write(self.model_files['model'], data.getbuffer())
+            write(self.model_files['model'], data.getvalue())
 
     def _prepare_parts(self) -> None:
         self.parts.mkdir(parents=True, exist_ok=True)

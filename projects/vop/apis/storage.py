@@ -156,7 +156,7 @@ def check_room(path: Path, needed: int) -> None:
 
 def write(path: Path, data: Any) -> None:
     """Write a file from bytes, or from what JSON can hold."""
-    if not isinstance(data, (bytes, memoryview)):
+    if not isinstance(data, bytes):
         data = json.dumps(data).encode()
     with writing(path, len(data)) as part:
         part.write_bytes(data)
@@ -232,7 +232,7 @@ def write_part(path: Path, videos: List[Tuple[str, Stamp]],
     # All of them will be written as parts, and again as an index.
     needed = 2 * left * (embeddings[0].nbytes + 100)
     with writing(path, needed) as part:
-        part.write_bytes(data.getbuffer())
+        part.write_bytes(data.getvalue())
 
 
 def read_parts(paths: Iterable[Path]
