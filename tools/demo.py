@@ -41,8 +41,8 @@ def player(index: VideoIndex, rank: int, hit: Hit) -> str:
         video, label = '', f'{label}: no longer there'
     # Names need not be text.
     label = os.fsencode(label).decode('utf-8', 'replace')
-    return (f'<figure><figcaption>{html.escape(label)}</figcaption>{video}'
-            '</figure>')
+    return (f'<figure style="margin: 0"><figcaption>{html.escape(label)}'
+            f'</figcaption>{video}</figure>')
 
 
 def build_page(index: VideoIndex, inferencer: VoPInferencer,
