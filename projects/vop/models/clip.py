@@ -237,5 +237,5 @@ def _download(name: str, tag: str, cache_dir: Optional[str]) -> nn.Module:
         raise ConnectionError(
             f"The weights '{tag}' of {name} could not be downloaded ({error})."
             f' Fetch them where there is a network, from {where}, put the '
-            "file anywhere on this machine, and set clip.pretrained to its "
-            'path.') from error
+            'file anywhere on this machine, and name it: --cfg-options '
+            'model.clip.pretrained=FILE, or in the config.') from error
