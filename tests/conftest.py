@@ -3,6 +3,7 @@ import importlib.util
 import json
 import logging
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import av
@@ -13,6 +14,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
+from mmengine.utils import ManagerMixin
 from torch import nn
 
 import projects.vop  # noqa: F401
@@ -154,6 +156,31 @@ def retrieval_config(tiny_clip, video_folder):
     return make
 
 
+@contextmanager
+def fresh_names():
+    """MMEngine's named instances as a new process has them: none.
+
+    It has one logger, message hub, scope and visualizer a name; it names them
+    by the config and the second.
+    """
+    managers = [ManagerMixin]
+    for manager in managers:
+        managers += manager.__subclasses__()
+    instances = [manager._instance_dict for manager in managers]
+    before = [dict(those) for those in instances]
+    for those in instances:
+        those.clear()
+    try:
+        yield
+    finally:
+        for logger in MMLogger._instance_dict.values():
+            for handler in logger.handlers:
+                handler.close()
+        for those, old in zip(instances, before):
+            those.clear()
+            those.update(old)
+
+
 @pytest.fixture
 def run_tool(monkeypatch):
     """Runs a tool in this process: a new one takes seconds to start."""
@@ -165,7 +192,8 @@ def run_tool(monkeypatch):
         tool = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(tool)
         monkeypatch.setattr(sys, 'argv', [path, *map(str, arguments)])
-        tool.main()
+        with fresh_names():
+            tool.main()
 
     return run
 

@@ -23,13 +23,11 @@ from unittest import mock
 
 import pytest
 import torch
-from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
-from mmengine.utils import ManagerMixin
 from open_clip import get_tokenizer
 from torch.distributed.run import get_args_parser
 
-from conftest import TINY_CLIP
+from conftest import TINY_CLIP, fresh_names
 from projects.vop.datasets.moving_shapes import write_moving_shapes
 from projects.vop.engine import open_config
 from projects.vop.engine.parameters import (build_without_weights,
@@ -155,31 +153,15 @@ def rows(page):
 
 @contextmanager
 def new_process(folder, env):
-    """What a process finds that is started in a folder.
-
-    MMEngine has one logger, message hub, scope and visualizer a name; it names
-    them by the config and the second.
-    """
-    managers = [ManagerMixin]
-    for manager in managers:
-        managers += manager.__subclasses__()
-    instances = [manager._instance_dict for manager in managers]
-    before, here = [dict(those) for those in instances], os.getcwd()
-    for those in instances:
-        those.clear()
+    """What a process finds that is started in a folder."""
+    here = os.getcwd()
     os.chdir(folder)
     try:
-        with mock.patch.dict(os.environ, env), mock.patch.object(
-                sys, 'path', list(sys.path)):
+        with fresh_names(), mock.patch.dict(os.environ, env), \
+                mock.patch.object(sys, 'path', list(sys.path)):
             yield
     finally:
         os.chdir(here)
-        for logger in MMLogger._instance_dict.values():
-            for handler in logger.handlers:
-                handler.close()
-        for those, old in zip(instances, before):
-            those.clear()
-            those.update(old)
         for name, module in list(sys.modules.items()):
             if (getattr(module, '__file__', '') or '').startswith(str(folder)):
                 del sys.modules[name]

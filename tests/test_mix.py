@@ -1,5 +1,4 @@
 """The configs of configs/mix: MMAction2's parts and ours in one run."""
-import itertools
 import json
 import os
 import shutil
@@ -23,7 +22,6 @@ from projects.vop.evaluation import RetrievalMetric, evaluate_similarity
 ROOT = Path(__file__).resolve().parents[1]
 MIX = ROOT / 'configs/mix'
 MMACTION2 = Path(mmaction.__file__).parent / '.mim'
-RUNS = itertools.count()  # runs of one name in one second share their logs
 
 
 @pytest.fixture(scope='module')
@@ -98,7 +96,7 @@ def run(run_tool, monkeypatch, tmp_path):
                         lambda text, **kwargs: (text, None))
 
     def start(tool, config, *arguments):
-        path = tmp_path / f'config_{next(RUNS)}.py'
+        path = tmp_path / 'config.py'
         config.dump(path)
         run_tool(f'tools/{tool}.py', path, *arguments)
 

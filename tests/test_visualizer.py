@@ -46,7 +46,7 @@ def config(tmp_path, tiny_clip, video_folder):
     """Writes a config; gives its path."""
 
     def write(extra=''):
-        path = tmp_path / f'{tmp_path.name}.py'
+        path = tmp_path / 'vop.py'
         path.write_text(
             CONFIG.format(
                 root=ROOT, clip=tiny_clip, videos=video_folder, epochs=EPOCHS)
