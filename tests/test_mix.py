@@ -89,11 +89,8 @@ def shrink(config, clip, folder, frames=None):
 
 
 @pytest.fixture
-def run(run_tool, monkeypatch, tmp_path):
+def run(run_tool, tmp_path):
     """Runs tools/train.py or tools/test.py in this process on a config."""
-    # To lay out a config takes longer than to train a few steps.
-    monkeypatch.setattr('mmengine.config.config.FormatCode',
-                        lambda text, **kwargs: (text, None))
 
     def start(tool, config, *arguments):
         path = tmp_path / 'config.py'
