@@ -6,13 +6,13 @@ HERE = Path(__file__).parent
 VERSION = next(
     line.split("'")[1]
     for line in (HERE / 'projects/vop/__init__.py').read_text().splitlines()
-    if line.startswith('__version__'))
+    if line.startswith('__version__')
+)
 
 setup(
     name='mmaction2-vop',
     version=VERSION,
-    description='VoP: text-video co-operative prompt tuning (CVPR 2023) for '
-    'MMAction2',
+    description='VoP: text-video co-operative prompt tuning (CVPR 2023) for MMAction2',
     long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
@@ -41,10 +41,7 @@ setup(
         # Not required, as faiss-gpu will do, too.
         'search': ['faiss-cpu'],
         'demo': ['faiss-cpu', 'gradio>=6'],
-        'test': [
-            'pytest', 'pytest-xdist', 'faiss-cpu', 'gradio>=6', 'playwright',
-            'tensorboard'
-        ],
+        'test': ['pytest', 'pytest-xdist', 'faiss-cpu', 'gradio>=6', 'playwright', 'tensorboard'],
     },
     classifiers=[
         'License :: OSI Approved :: Apache Software License',
@@ -52,4 +49,5 @@ setup(
         'Programming Language :: Python :: 3.10',
         'Programming Language :: Python :: 3.11',
         'Programming Language :: Python :: 3.12',
-    ])
+    ],
+)

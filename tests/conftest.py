@@ -1,4 +1,5 @@
 """Shared by all tests: a small CLIP, and real videos."""
+
 import importlib.util
 import json
 import logging
@@ -28,10 +29,9 @@ SHARED = ROOT.parent / 'shared' / 'data'
 TINY_CLIP = dict(
     embed_dim=32,
     quick_gelu=True,
-    vision_cfg=dict(
-        image_size=32, patch_size=16, layers=3, width=64, head_width=16),
-    text_cfg=dict(
-        context_length=77, vocab_size=49408, width=48, heads=4, layers=3))
+    vision_cfg=dict(image_size=32, patch_size=16, layers=3, width=64, head_width=16),
+    text_cfg=dict(context_length=77, vocab_size=49408, width=48, heads=4, layers=3),
+)
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -92,7 +92,8 @@ def write_video():
 
     def write(path, num_frames, height=50, width=50, **options) -> None:
         noise = np.random.default_rng(0).integers(
-            0, 255, (num_frames, height, width, 3), dtype=np.uint8)
+            0, 255, (num_frames, height, width, 3), dtype=np.uint8
+        )
         with av.open(str(path), 'w', options=options) as container:
             stream = container.add_stream('libx264', rate=8)
             stream.height, stream.width = height, width
@@ -115,11 +116,13 @@ def video_folder(tmp_path_factory, write_video) -> Path:
         write_video(folder / f'{number}.mp4', 20, 48, 64 + 16 * number)
     for split, captions in dict(train=2, test=3).items():
         (folder / f'{split}.json').write_text(
-            json.dumps({
-                f'{number}.mp4':
-                [f'caption {i} of {number}' for i in range(captions)]
-                for number in range(5)
-            }))
+            json.dumps(
+                {
+                    f'{number}.mp4': [f'caption {i} of {number}' for i in range(captions)]
+                    for number in range(5)
+                }
+            )
+        )
     return folder
 
 
@@ -129,8 +132,8 @@ def retrieval_config(tiny_clip, video_folder):
     weights = video_folder / 'tiny-clip.pt'
     torch.manual_seed(0)
     torch.save(
-        open_clip.CustomTextCLIP(
-            **json.loads(Path(tiny_clip).read_text())).state_dict(), weights)
+        open_clip.CustomTextCLIP(**json.loads(Path(tiny_clip).read_text())).state_dict(), weights
+    )
 
     def make(method='vop', **model):
         config = Config.fromfile(ROOT / f'configs/{method}_msrvtt.py')
@@ -139,9 +142,8 @@ def retrieval_config(tiny_clip, video_folder):
         for key, value in model.items():
             config.model[key] = value
         config.test_dataloader.dataset.update(
-            ann_file='test.json',
-            data_root=str(video_folder),
-            data_prefix=dict(video=''))
+            ann_file='test.json', data_root=str(video_folder), data_prefix=dict(video='')
+        )
         for step in config.test_dataloader.dataset.pipeline:
             if step.type == 'UniformSample':
                 step.clip_len = 4
@@ -149,8 +151,7 @@ def retrieval_config(tiny_clip, video_folder):
                 step.scale = (-1, 32)
             elif step.type == 'CenterCrop':
                 step.crop_size = 32
-        config.test_dataloader.update(num_workers=0,
-                                      persistent_workers=False)
+        config.test_dataloader.update(num_workers=0, persistent_workers=False)
         return config
 
     return make
@@ -186,12 +187,10 @@ def run_tool(monkeypatch):
     """Runs a tool in this process: a new one takes seconds to start."""
     monkeypatch.setenv('LOCAL_RANK', '0')  # which some tools set
     # To lay out a config takes longer than to train a few steps.
-    monkeypatch.setattr('mmengine.config.config.FormatCode',
-                        lambda text, **kwargs: (text, None))
+    monkeypatch.setattr('mmengine.config.config.FormatCode', lambda text, **kwargs: (text, None))
 
     def run(path, *arguments) -> None:
-        spec = importlib.util.spec_from_file_location(
-            f'{Path(path).stem}_tool', ROOT / path)
+        spec = importlib.util.spec_from_file_location(f'{Path(path).stem}_tool', ROOT / path)
         tool = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(tool)
         monkeypatch.setattr(sys, 'argv', [path, *map(str, arguments)])

@@ -5,6 +5,7 @@ prompts are concatenated to the tokens, go through the whole layer, and are
 thrown away behind it. Only CLIP's own modules are reused: a block of
 open_clip runs as open_clip wrote it.
 """
+
 import torch
 
 
@@ -17,9 +18,7 @@ def position(prompt, layer, num_frames, cls):
     """(Sec. 3.3.1) P tokens by the frame's position."""
     table = prompt.tokens[layer - prompt.first]
     size = len(table)
-    return [
-        table[int((i + 0.5) / num_frames * size)] for i in range(num_frames)
-    ]
+    return [table[int((i + 0.5) / num_frames * size)] for i in range(num_frames)]
 
 
 def context(prompt, layer, num_frames, cls):
@@ -42,10 +41,12 @@ def cmm_states(cmm, cls):
             states = torch.cat([states, backward], dim=-1)
         return states
     size = len(cmm.positional_embedding)
-    states = torch.stack([
-        cls[i] + cmm.positional_embedding[int((i + 0.5) / num_frames * size)]
-        for i in range(num_frames)
-    ])
+    states = torch.stack(
+        [
+            cls[i] + cmm.positional_embedding[int((i + 0.5) / num_frames * size)]
+            for i in range(num_frames)
+        ]
+    )
     for block in cmm.layers:
         states = transformer_layer(block, states)
     return states
@@ -55,7 +56,8 @@ def lstm(module, inputs, suffix):
     """One direction of an LSTM, step by step."""
     w_in, w_state, b_in, b_state = (
         getattr(module, f'{name}_l0{suffix}')
-        for name in ('weight_ih', 'weight_hh', 'bias_ih', 'bias_hh'))
+        for name in ('weight_ih', 'weight_hh', 'bias_ih', 'bias_hh')
+    )
     hidden = cell = inputs.new_zeros(module.hidden_size)
     outputs = []
     for x in inputs:
@@ -74,15 +76,14 @@ def transformer_layer(layer, x):
     q, k, v = (h @ attn.in_proj_weight.T + attn.in_proj_bias).chunk(3, -1)
     heads = []
     for q_, k_, v_ in zip(*(t.chunk(attn.num_heads, -1) for t in (q, k, v))):
-        scores = q_ @ k_.T / q_.shape[-1]**0.5
+        scores = q_ @ k_.T / q_.shape[-1] ** 0.5
         heads.append(scores.softmax(-1) @ v_)
     x = x + attn.out_proj(torch.cat(heads, -1))
     h = torch.nn.functional.gelu(layer.linear1(layer.norm2(x)))
     return x + layer.linear2(h)
 
 
-KINDS = dict(
-    LearnedPrompt=learned, PositionPrompt=position, ContextPrompt=context)
+KINDS = dict(LearnedPrompt=learned, PositionPrompt=position, ContextPrompt=context)
 
 
 def prompt_tokens(encoder, layer, num_frames, cls):
@@ -90,9 +91,7 @@ def prompt_tokens(encoder, layer, num_frames, cls):
     served = [p for p in encoder.prompts if p.first <= layer <= p.last]
     if not served:
         return [None] * num_frames
-    each = [
-        KINDS[type(p).__name__](p, layer, num_frames, cls) for p in served
-    ]
+    each = [KINDS[type(p).__name__](p, layer, num_frames, cls) for p in served]
     return [torch.cat(tokens) for tokens in zip(*each)]
 
 
@@ -101,11 +100,17 @@ def run_block(encoder, layer, tokens, mask=None):
     if not encoder.adapters:
         return block(tokens[None], attn_mask=mask)[0]
     h = block.ln_1(tokens)
-    tokens = tokens + block.attention(h[None], attn_mask=mask)[0] + sum(
-        adapt(a, layer, h) for a in encoder.adapters if a.beside == 'attn')
+    tokens = (
+        tokens
+        + block.attention(h[None], attn_mask=mask)[0]
+        + sum(adapt(a, layer, h) for a in encoder.adapters if a.beside == 'attn')
+    )
     h = block.ln_2(tokens)
-    return tokens + block.mlp(h) + sum(
-        adapt(a, layer, h) for a in encoder.adapters if a.beside == 'ffn')
+    return (
+        tokens
+        + block.mlp(h)
+        + sum(adapt(a, layer, h) for a in encoder.adapters if a.beside == 'ffn')
+    )
 
 
 def adapt(adapter, layer, x):
@@ -119,9 +124,8 @@ def frame_layer(encoder, layer, tokens, prompts):
     if prompts is None:
         return run_block(encoder, layer, tokens)
     p = len(prompts)
-    out = run_block(encoder, layer,
-                    torch.cat([tokens[:1], prompts, tokens[1:]]))
-    return torch.cat([out[:1], out[1 + p:]])
+    out = run_block(encoder, layer, torch.cat([tokens[:1], prompts, tokens[1:]]))
+    return torch.cat([out[:1], out[1 + p :]])
 
 
 def video_layer(encoder, layer, frames, prompts):
@@ -132,8 +136,8 @@ def video_layer(encoder, layer, frames, prompts):
         parts.append(prompts)
     parts += [frame[1:] for frame in frames]
     out = run_block(encoder, layer, torch.cat(parts))
-    patches = out[f + p:].chunk(f)
-    return [torch.cat([out[i:i + 1], patches[i]]) for i in range(f)]
+    patches = out[f + p :].chunk(f)
+    return [torch.cat([out[i : i + 1], patches[i]]) for i in range(f)]
 
 
 def encode_frames(encoder, video):
@@ -147,23 +151,16 @@ def encode_frames(encoder, video):
     for layer in range(1, clip.transformer.layers + 1):
         if layer == encoder.tower.frame_layers + 1:
             table = encoder.frame_positional_embedding
-            tokens = [
-                x + table[int((i + 0.5) / f * len(table))]
-                for i, x in enumerate(tokens)
-            ]
+            tokens = [x + table[int((i + 0.5) / f * len(table))] for i, x in enumerate(tokens)]
         cls = torch.stack([x[0] for x in tokens])
         if encoder.cls_update and layer <= encoder.tower.frame_layers:
-            cls = cls + linear(encoder.cls_update.fc,
-                               cmm_states(encoder.cls_update.cmm, cls))
+            cls = cls + linear(encoder.cls_update.fc, cmm_states(encoder.cls_update.cmm, cls))
             tokens = [torch.cat([c[None], x[1:]]) for c, x in zip(cls, tokens)]
         prompts = prompt_tokens(encoder, layer, f, cls)
         if layer == 1:
             prompts = [None if p is None else clip.ln_pre(p) for p in prompts]
         if layer <= encoder.tower.frame_layers:
-            tokens = [
-                frame_layer(encoder, layer, x, p)
-                for x, p in zip(tokens, prompts)
-            ]
+            tokens = [frame_layer(encoder, layer, x, p) for x, p in zip(tokens, prompts)]
         else:
             tokens = video_layer(encoder, layer, tokens, prompts[0])
     return torch.stack([clip.ln_post(x)[0] @ clip.proj for x in tokens])
@@ -177,7 +174,7 @@ def encode_caption(encoder, ids):
     slots = clip.context_length - p
     end = int(ids.argmax())
     if end >= slots:  # cut, and closed with [EOT] in the last slot
-        ids = torch.cat([ids[:slots - 1], ids[end:end + 1]])
+        ids = torch.cat([ids[: slots - 1], ids[end : end + 1]])
         end = slots - 1
     ids = ids[:slots]
     words = clip.token_embedding.weight[ids]
@@ -187,9 +184,9 @@ def encode_caption(encoder, ids):
             prompts = words[:0]
         x = torch.cat([words[:1], prompts, words[1:]])
         if layer == 1:
-            x = x + clip.positional_embedding[:len(x)]
+            x = x + clip.positional_embedding[: len(x)]
         n = len(x)
         mask = torch.full((n, n), float('-inf')).triu(1)
         x = run_block(encoder, layer, x, mask)
-        words = torch.cat([x[:1], x[1 + len(prompts):]])
+        words = torch.cat([x[:1], x[1 + len(prompts) :]])
     return clip.ln_final(words)[end] @ clip.text_projection

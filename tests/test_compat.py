@@ -2,6 +2,7 @@
 
 Without that of DRN, nothing of this project can be imported.
 """
+
 import importlib.util
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ def wheel_has_drn():
 @pytest.mark.skipif(wheel_has_drn(), reason='this MMAction2 has DRN')
 def test_drn_says_that_it_is_missing():
     from mmaction.models.localizers import DRN
+
     with pytest.raises(RuntimeError, match='DRN is missing .* from source'):
         DRN(vocab_size=1)
 
@@ -67,7 +69,7 @@ def test_configs_inherit_from_other_packages(tmp_path):
 def hub(request):
     hub = MessageHub(f'hub of {request.node.name}')
     for step in range(5):
-        hub.update_scalar('train/loss', 2. / (step + 1), count=step + 1)
+        hub.update_scalar('train/loss', 2.0 / (step + 1), count=step + 1)
     hub.update_scalar('train/time', 0.1, resumed=False)
     hub.update_info('iter', 5)
     return hub
@@ -77,8 +79,7 @@ def reload(hub, path):
     """Through a checkpoint file into a new hub."""
     torch.save(dict(message_hub=hub.state_dict()), path)
     new = MessageHub(f'reloaded {hub.instance_name}')
-    new.load_state_dict(
-        torch.load(path, weights_only=True)['message_hub'])
+    new.load_state_dict(torch.load(path, weights_only=True)['message_hub'])
     return new
 
 

@@ -4,6 +4,7 @@ Every command in it is run, in the order of its page and as it stands there, in
 a copy of configs/ and tools/ whose CLIP is a tiny one and whose data sets are
 small copies in their owners' formats. Python runs in this process.
 """
+
 import ast
 import copy
 import gc
@@ -30,8 +31,7 @@ from torch.distributed.run import get_args_parser
 from conftest import TINY_CLIP, fresh_names
 from projects.vop.datasets.moving_shapes import write_moving_shapes
 from projects.vop.engine import open_config
-from projects.vop.engine.parameters import (build_without_weights,
-                                            count_by_part)
+from projects.vop.engine.parameters import build_without_weights, count_by_part
 from projects.vop.models import open_towers
 from projects.vop.paper import TABLE_1
 from projects.vop.registry import MODELS
@@ -45,10 +45,8 @@ PAGES = [
 # Pages that make the data sets themselves; on others they are there.
 FROM_DOWNLOADS = ('README.md', 'docs/data.md')
 
-TRAINS_A_CLIP = ('tests/test_tools/test_quickstart.py',
-                 'test_the_quickstart_compares_four_methods')
-DEMO = ('tests/test_tools/test_demo.py',
-        'test_type_a_query_and_watch_what_was_found')
+TRAINS_A_CLIP = ('tests/test_tools/test_quickstart.py', 'test_the_quickstart_compares_four_methods')
+DEMO = ('tests/test_tools/test_demo.py', 'test_type_a_query_and_watch_what_was_found')
 SLURM = ('tests/test_tools/test_train_and_test.py', 'test_slurm_scripts')
 # What is not run here, by its first words, and the test that does.
 ELSEWHERE = {
@@ -56,8 +54,7 @@ ELSEWHERE = {
     'python tools/data/moving_shapes.py': TRAINS_A_CLIP,
     'tools/slurm_train.sh': SLURM,
     'tools/slurm_test.sh': SLURM,
-    'tools/slurm_search.sh': ('tests/test_tools/test_search.py',
-                              'test_slurm_script'),
+    'tools/slurm_search.sh': ('tests/test_tools/test_search.py', 'test_slurm_script'),
     'python tools/demo.py': DEMO,  # it serves until it is stopped
     # These come before any test: continuous integration begins with them.
     'bash tools/run_tests.sh': ('.ci/run', 'bash tools/run_tests.sh'),
@@ -65,7 +62,8 @@ ELSEWHERE = {
 }
 # Messages in the documentation that are not of this project.
 OF_OTHERS = {
-    "No module named 'projects'", "No module named 'mmcv'",
+    "No module named 'projects'",
+    "No module named 'mmcv'",
     "No module named 'pkg_resources'",
     "No module named 'importlib_metadata'",
     "No module named 'mmaction.models.localizers.drn'",
@@ -73,9 +71,11 @@ OF_OTHERS = {
     'operator torchvision::nms does not exist',
     'libGL.so.1: cannot open shared object file',
     'persistent_workers option needs num_workers > 0',
-    'No space left on device', 'address already in use',
+    'No space left on device',
+    'address already in use',
     'cannot find video stream with wanted index: -1',
-    'Weights only load failed', 'Cannot find empty port',
+    'Weights only load failed',
+    'Cannot find empty port',
 }
 # What makes a command light, in place of its own words.
 LIGHTER = {
@@ -97,18 +97,17 @@ def read(page):
 
 def blocks(page, language):
     """Code blocks of a language, without the margin of a list."""
-    found = re.findall(r'^( *)```(\w*)\n(.*?)^ *```$', read(page),
-                       re.MULTILINE | re.DOTALL)
+    found = re.findall(r'^( *)```(\w*)\n(.*?)^ *```$', read(page), re.MULTILINE | re.DOTALL)
     return [
         re.sub(f'^{margin}', '', text, flags=re.MULTILINE)
-        for margin, name, text in found if name == language
+        for margin, name, text in found
+        if name == language
     ]
 
 
 def prose(page):
     """A page without its code blocks."""
-    return re.sub(r'^ *```.*?^ *```$', '', read(page),
-                  flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r'^ *```.*?^ *```$', '', read(page), flags=re.MULTILINE | re.DOTALL)
 
 
 def commands(page):
@@ -118,8 +117,7 @@ def commands(page):
 
 
 def elsewhere(command):
-    return next((test for words, test in ELSEWHERE.items()
-                 if command.startswith(words)), None)
+    return next((test for words, test in ELSEWHERE.items() if command.startswith(words)), None)
 
 
 def anchors(page):
@@ -141,10 +139,13 @@ def links(page):
 def rows(page):
     """Rows of the tables of a page, as dicts, links and code as text."""
     for table in re.findall(r'(?:^\|.*\n)+', prose(page), re.MULTILINE):
-        head, _, *lines = [[
-            re.sub(r'\[(.*?)\]\(.*?\)', r'\1', cell).strip(' `')
-            for cell in line.strip().strip('|').split('|')
-        ] for line in table.splitlines()]
+        head, _, *lines = [
+            [
+                re.sub(r'\[(.*?)\]\(.*?\)', r'\1', cell).strip(' `')
+                for cell in line.strip().strip('|').split('|')
+            ]
+            for line in table.splitlines()
+        ]
         yield from ((head, cells) for cells in lines)
 
 
@@ -157,8 +158,11 @@ def new_process(folder, env):
     here = os.getcwd()
     os.chdir(folder)
     try:
-        with fresh_names(), mock.patch.dict(os.environ, env), \
-                mock.patch.object(sys, 'path', list(sys.path)):
+        with (
+            fresh_names(),
+            mock.patch.dict(os.environ, env),
+            mock.patch.object(sys, 'path', list(sys.path)),
+        ):
             yield
     finally:
         os.chdir(here)
@@ -197,8 +201,12 @@ class Shell:
         Two of them are tests/test_tools/test_train_and_test.py's.
         """
         done = subprocess.run(
-            words, cwd=self.folder, capture_output=True, text=True,
-            env=dict(os.environ, **env, PATH=self.path()))
+            words,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            env=dict(os.environ, **env, PATH=self.path()),
+        )
         assert done.returncode == 0, done.stderr
         module, *arguments = done.stdout.splitlines()[1:]
         assert module == 'torch.distributed.run'
@@ -209,14 +217,21 @@ class Shell:
         try:
             self.run_python(
                 [asked.training_script, *asked.training_script_args],
-                dict(env, RANK='0', LOCAL_RANK='0', WORLD_SIZE='1',
-                     MASTER_ADDR=asked.master_addr, MASTER_PORT=port))
+                dict(
+                    env,
+                    RANK='0',
+                    LOCAL_RANK='0',
+                    WORLD_SIZE='1',
+                    MASTER_ADDR=asked.master_addr,
+                    MASTER_PORT=port,
+                ),
+            )
         finally:
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
 
     def path(self):
-        return f"{self.folder}/bin:{os.environ['PATH']}"
+        return f'{self.folder}/bin:{os.environ["PATH"]}'
 
     def run_python(self, words, env):
         script = self.folder / words[0]
@@ -226,7 +241,7 @@ class Shell:
                 try:
                     runpy.run_path(str(script), run_name='__main__')
                 except SystemExit as stop:
-                    assert not stop.code, f"{' '.join(words)}: {stop.code}"
+                    assert not stop.code, f'{" ".join(words)}: {stop.code}'
 
 
 def write(path, text):
@@ -240,9 +255,11 @@ def write_weights(config, path):
     torch.save(
         {
             **towers.visual.state_dict(prefix='visual.'),
-            **towers.text.state_dict(prefix='text.'), 'logit_scale':
-            towers.logit_scale
-        }, path)
+            **towers.text.state_dict(prefix='text.'),
+            'logit_scale': towers.logit_scale,
+        },
+        path,
+    )
 
 
 def write_clip(folder):
@@ -262,10 +279,8 @@ def write_few_moving_shapes(home):
         lines = (folder / f'{split}_directions.txt').read_text().splitlines()
         write(folder / f'{split}_directions.txt', '\n'.join(lines[:4]))
         captions = json.loads((folder / f'{split}.json').read_text())
-        write(folder / f'{split}.json',
-              json.dumps(dict(list(captions.items())[:4])))
-    write_weights(home / 'configs/moving_shapes/moving-shapes-clip.json',
-                  folder / 'clip.pt')
+        write(folder / f'{split}.json', json.dumps(dict(list(captions.items())[:4])))
+    write_weights(home / 'configs/moving_shapes/moving-shapes-clip.json', folder / 'clip.pt')
 
 
 def replace(path, **words):
@@ -277,16 +292,18 @@ def replace(path, **words):
 
 
 MSRVTT = {
-    'MSRVTT_data.json': json.dumps({
-        'sentences': [
-            dict(video_id=f'video{i}', caption=f'{i} says {j}')
-            for i in range(4) for j in range(2)
-        ]
-    }),
+    'MSRVTT_data.json': json.dumps(
+        {
+            'sentences': [
+                dict(video_id=f'video{i}', caption=f'{i} says {j}')
+                for i in range(4)
+                for j in range(2)
+            ]
+        }
+    ),
     'MSRVTT_train.9k.csv': 'video_id\nvideo0\nvideo1\n',
     'MSRVTT_train.7k.csv': 'video_id\nvideo0\n',
-    'MSRVTT_JSFUSION_test.csv':
-    'key,vid_key,video_id,sentence\n'
+    'MSRVTT_JSFUSION_test.csv': 'key,vid_key,video_id,sentence\n'
     'ret0,msr2,video2,a man\nret1,msr3,video3,a dog\n',
 }
 
@@ -297,8 +314,7 @@ def _what_takes_time():
     gc.freeze()  # data sets collect garbage, among all that was imported
     with pytest.MonkeyPatch.context() as patch:
         # Nothing depends on the layout of the configs that are logged.
-        patch.setattr('mmengine.config.config.FormatCode',
-                      lambda text, **kwargs: (text, True))
+        patch.setattr('mmengine.config.config.FormatCode', lambda text, **kwargs: (text, True))
         patch.setattr('open_clip.get_tokenizer', cache(get_tokenizer))
         yield
     gc.unfreeze()
@@ -318,42 +334,61 @@ def home(tmp_path_factory, write_video):
         for file, text in files.items():
             write(home / 'downloads' / name / file, text)
     write_clip(home)
-    replace(home / 'configs/_base_/models/zero_shot.py', **{
-        "'ViT-B-32-quickgelu'": repr(str(home / 'tiny-clip.json')),
-        "'openai'": repr(str(home / 'downloads/ViT-B-32.pt'))})
-    replace(home / 'configs/_base_/datasets/_video_text.py', **{
-        '224': '32', 'num_workers=8': 'num_workers=0',
-        'persistent_workers=True': 'persistent_workers=False'})
+    replace(
+        home / 'configs/_base_/models/zero_shot.py',
+        **{
+            "'ViT-B-32-quickgelu'": repr(str(home / 'tiny-clip.json')),
+            "'openai'": repr(str(home / 'downloads/ViT-B-32.pt')),
+        },
+    )
+    replace(
+        home / 'configs/_base_/datasets/_video_text.py',
+        **{
+            '224': '32',
+            'num_workers=8': 'num_workers=0',
+            'persistent_workers=True': 'persistent_workers=False',
+        },
+    )
 
     write_video(home / 'video.mp4', 16, 48, 64)
-    names = {name: [v if Path(v).suffix else f'{v}.mp4'
-                    for split in splits.values() for v in split]
-             for name, splits in WANTED.items()}
+    names = {
+        name: [v if Path(v).suffix else f'{v}.mp4' for split in splits.values() for v in split]
+        for name, splits in WANTED.items()
+    }
     names['msrvtt'] = [f'video{i}.mp4' for i in range(4)]
-    videos = [home / 'data' / name / 'videos' / video
-              for name, those in names.items() for video in those]
+    videos = [
+        home / 'data' / name / 'videos' / video for name, those in names.items() for video in those
+    ]
     videos += [home / f'my_videos/pet{i}.mp4' for i in range(3)]
     videos.append(home / 'clip.mp4')
     for path in videos:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.symlink_to(home / 'video.mp4')
-    write(home / 'my_captions.csv', 'video,caption\n' + ''.join(
-        f'pet{i}.mp4,pet {i}\n' for i in range(3)))
+    write(
+        home / 'my_captions.csv',
+        'video,caption\n' + ''.join(f'pet{i}.mp4,pet {i}\n' for i in range(3)),
+    )
     for name in names:
-        Shell(home).run(f'python tools/data/{name}.py downloads/{name} '
-                        f'--videos data/{name}/videos')
-    shutil.copytree(home / 'data/msrvtt', home / 'data/msrvtt_small',
-                    symlinks=True)
+        Shell(home).run(f'python tools/data/{name}.py downloads/{name} --videos data/{name}/videos')
+    shutil.copytree(home / 'data/msrvtt', home / 'data/msrvtt_small', symlinks=True)
     write_few_moving_shapes(home)
-    replace(home / 'configs/mix/_kinetics400_.py', **{
-        'persistent_workers=True': 'persistent_workers=False'})
-    replace(home / 'configs/mix/_moving_shapes_.py', **{
-        'num_workers=2': 'num_workers=0', 'max_epochs=96': 'max_epochs=1',
-        'interval=24': 'interval=1'})
-    replace(home / 'configs/moving_shapes/_data_.py', **{
-        'num_workers=2': 'num_workers=0'})
-    replace(home / 'configs/moving_shapes/_base_.py', **{
-        'max_epochs=192': 'max_epochs=1', 'interval=48': 'interval=1'})
+    replace(
+        home / 'configs/mix/_kinetics400_.py',
+        **{'persistent_workers=True': 'persistent_workers=False'},
+    )
+    replace(
+        home / 'configs/mix/_moving_shapes_.py',
+        **{
+            'num_workers=2': 'num_workers=0',
+            'max_epochs=96': 'max_epochs=1',
+            'interval=24': 'interval=1',
+        },
+    )
+    replace(home / 'configs/moving_shapes/_data_.py', **{'num_workers=2': 'num_workers=0'})
+    replace(
+        home / 'configs/moving_shapes/_base_.py',
+        **{'max_epochs=192': 'max_epochs=1', 'interval=48': 'interval=1'},
+    )
     return home
 
 
@@ -364,9 +399,7 @@ def released(home):
         init_default_scope('mmaction')
         tool = runpy.run_path('tools/convert_modelscope.py')
         cfg = open_config('configs/vop_msrvtt_released.py')
-        torch.save(
-            dict(state_dict=tool['layout'](MODELS.build(cfg.model))),
-            'VoP_msrvtt9k.pth')
+        torch.save(dict(state_dict=tool['layout'](MODELS.build(cfg.model))), 'VoP_msrvtt9k.pth')
 
 
 @pytest.fixture
@@ -391,11 +424,11 @@ def train_what_is_named(text, home, folder):
             continue
         if not (home / f'work_dirs/{name}').exists():
             Shell(home).run(f'python tools/train.py configs/{name}.py')
-        shutil.copytree(home / f'work_dirs/{name}',
-                        folder / f'work_dirs/{name}')
+        shutil.copytree(home / f'work_dirs/{name}', folder / f'work_dirs/{name}')
 
 
 # Tests
+
 
 @pytest.mark.parametrize('page', [page for page in PAGES if commands(page)])
 def test_commands_run(page, home, place):
@@ -422,8 +455,9 @@ def test_code_says_its_language(page):
     languages = re.findall(r'^ *```(.*)\n', read(page), re.MULTILINE)
     assert set(languages[::2]) <= {'shell', 'python', 'json', 'bibtex', ''}
     assert set(languages[1::2]) <= {''}
-    assert not re.search(r'^ *(python|bash|pip|tools/\S+\.sh) ',
-                         ''.join(blocks(page, '')), re.MULTILINE)
+    assert not re.search(
+        r'^ *(python|bash|pip|tools/\S+\.sh) ', ''.join(blocks(page, '')), re.MULTILINE
+    )
 
 
 @pytest.mark.parametrize('page', [p for p in PAGES if blocks(p, 'python')])
@@ -438,8 +472,9 @@ def test_python_runs(page, home, place):
             if re.search('^_base_ = ', code, re.MULTILINE):
                 init_default_scope('mmaction')
                 cfg = open_config(path)
-                assert build_without_weights(cfg) if 'clip' in cfg.model \
-                    else MODELS.build(cfg.model)
+                assert (
+                    build_without_weights(cfg) if 'clip' in cfg.model else MODELS.build(cfg.model)
+                )
             else:
                 exec(compile(code, path, 'exec'), names)
 
@@ -463,8 +498,7 @@ def test_every_page_is_linked_from_the_first():
     found = ['README.md']
     for page in found:
         found += {
-            str(path.resolve().relative_to(ROOT))
-            for path, _ in links(page) if path.suffix == '.md'
+            str(path.resolve().relative_to(ROOT)) for path, _ in links(page) if path.suffix == '.md'
         } - set(found)
     assert set(found) == set(PAGES)
 
@@ -472,39 +506,38 @@ def test_every_page_is_linked_from_the_first():
 @pytest.mark.parametrize('page', PAGES)
 def test_paths_and_options_exist(page):
     code = ' '.join(re.findall(r'`([^`]+)`', prose(page)))
-    for name in re.findall(
-            r'(?<![\w/])(?:configs|tools|projects|tests|docs)/[\w./-]+', code):
+    for name in re.findall(r'(?<![\w/])(?:configs|tools|projects|tests|docs)/[\w./-]+', code):
         if re.search(r'METHOD|DATASET|NAME|pets', name):
             continue  # which are for the reader to fill in, or made
         path = ROOT / name
         assert path.exists() or name.endswith('.py') and open_config(path)
-    known = ''.join(path.read_text() for path in (ROOT / 'tools').rglob('*')
-                    if path.suffix in ('.py', '.sh'))
+    known = ''.join(
+        path.read_text() for path in (ROOT / 'tools').rglob('*') if path.suffix in ('.py', '.sh')
+    )
     for option in re.findall(r'(?<![\w-])--[a-z][\w-]+', code):
-        assert f"'{option}'" in known or option in ('--shm-size', ), option
+        assert f"'{option}'" in known or option in ('--shm-size',), option
 
 
 def literals(folder):
-    """Texts in the code below a folder, with a line for each inserted value.
-    """
+    """Texts in the code below a folder, with a line for each inserted value."""
     for path in (ROOT / folder).rglob('*.py'):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
-                yield ''.join(getattr(part, 'value', '\n') if isinstance(
-                    part, ast.Constant) else '\n' for part in node.values)
-            elif isinstance(node, ast.Constant) and isinstance(
-                    node.value, str):
+                yield ''.join(
+                    getattr(part, 'value', '\n') if isinstance(part, ast.Constant) else '\n'
+                    for part in node.values
+                )
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield node.value
 
 
 def test_messages_are_those_of_the_code():
     text = prose('docs/troubleshooting.md').replace('\n  ', ' ')
-    said = '\n\n'.join(
-        text for folder in ('projects', 'tools') for text in literals(folder))
+    said = '\n\n'.join(text for folder in ('projects', 'tools') for text in literals(folder))
     messages = {
-        message for message in re.findall(r'`([^`]+)`', text)
-        if len(message.split()) > 3
-        and not re.match(r'(pip|apt-get|docker|PORT=|--)', message)
+        message
+        for message in re.findall(r'`([^`]+)`', text)
+        if len(message.split()) > 3 and not re.match(r'(pip|apt-get|docker|PORT=|--)', message)
     }
     assert OF_OTHERS <= messages
     for message in messages - OF_OTHERS:
@@ -527,27 +560,25 @@ def test_figures_of_the_paper_are_its_table():
             if head[:2] == ['config', 'trained']:
                 methods.append(method)
                 row = TABLE_1[method]
-                assert figures(numbers) == [*(row.t2v or ()),
-                                            *(row.v2t or ())], method
+                assert figures(numbers) == [*(row.t2v or ()), *(row.v2t or ())], method
                 assert trained == trained_by(method)
     assert sorted(methods) == sorted(TABLE_1)
 
 
 @cache
 def trained_by(method):
-    parts = count_by_part(build_without_weights(
-        open_config(ROOT / f'configs/{method}_msrvtt.py')))
+    parts = count_by_part(build_without_weights(open_config(ROOT / f'configs/{method}_msrvtt.py')))
     return f'{sum(part.trained for part in parts.values()):,}'
 
 
 def test_the_table_of_methods_is_right():
-    table = {cells[1]: cells for head, cells in rows('README.md')
-             if head[:2] == ['method', 'METHOD']}
+    table = {
+        cells[1]: cells for head, cells in rows('README.md') if head[:2] == ['method', 'METHOD']
+    }
     assert list(table) == list(TABLE_1)
     for method, (name, _, trained, r1) in table.items():
         row = TABLE_1[method]
-        assert (name, trained, float(r1)) == (row.name, trained_by(method),
-                                              row.t2v[0])
+        assert (name, trained, float(r1)) == (row.name, trained_by(method), row.t2v[0])
 
 
 def test_figures_of_moving_shapes_are_those_of_its_page():

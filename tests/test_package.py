@@ -1,4 +1,5 @@
 """The package beside others, and its registries."""
+
 import os
 import subprocess
 import sys
@@ -20,11 +21,10 @@ def test_it_lives_beside_another_projects_folder(tmp_path, ours_first):
     done = subprocess.run(
         [sys.executable, '-c', code],
         cwd=tmp_path,
-        env=dict(
-            os.environ,
-            PYTHONPATH=os.pathsep.join(paths if ours_first else paths[::-1])),
+        env=dict(os.environ, PYTHONPATH=os.pathsep.join(paths if ours_first else paths[::-1])),
         capture_output=True,
-        text=True)
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert not (ROOT / 'projects' / '__init__.py').exists()
 
@@ -32,16 +32,15 @@ def test_it_lives_beside_another_projects_folder(tmp_path, ours_first):
 def test_its_names_do_not_collide_with_mmaction2s():
     import mmaction.datasets
     import mmaction.evaluation  # noqa: F401
-    assert METRICS.get('vop.RetrievalMetric') is not METRICS.get(
-        'mmaction.RetrievalMetric')
-    assert DATASETS.get('vop.VideoTextDataset') is not DATASETS.get(
-        'mmaction.VideoTextDataset')
-    assert TRANSFORMS.get('vop.CLIPTokenize') is not TRANSFORMS.get(
-        'mmaction.CLIPTokenize')
+
+    assert METRICS.get('vop.RetrievalMetric') is not METRICS.get('mmaction.RetrievalMetric')
+    assert DATASETS.get('vop.VideoTextDataset') is not DATASETS.get('mmaction.VideoTextDataset')
+    assert TRANSFORMS.get('vop.CLIPTokenize') is not TRANSFORMS.get('mmaction.CLIPTokenize')
     assert MODELS.get('vop.RetrievalRecognizer') is not None
 
 
 def test_mmaction2s_registries_build_its_parts():
     from mmaction.registry import TRANSFORMS as MMACTION_TRANSFORMS
+
     transform = MMACTION_TRANSFORMS.build(dict(type='vop.CLIPTokenize'))
-    assert transform(dict(text='a dog'))['text'].shape == (77, )
+    assert transform(dict(text='a dog'))['text'].shape == (77,)

@@ -12,6 +12,7 @@ and, with --reverse, such a file of a checkpoint that was trained here:
 The released file holds its CLIP, a checkpoint of ours only a fingerprint of
 it. Everything is checked before anything is written.
 """
+
 import argparse
 import os
 import re
@@ -27,9 +28,13 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor
 
 from projects.vop.engine import check_fit, load_safely, open_config
-from projects.vop.models import (LearnedPrompt, ReleasedTextEncoder,
-                                 RetrievalDataPreprocessor,
-                                 RetrievalRecognizer, VideoEncoder)
+from projects.vop.models import (
+    LearnedPrompt,
+    ReleasedTextEncoder,
+    RetrievalDataPreprocessor,
+    RetrievalRecognizer,
+    VideoEncoder,
+)
 from projects.vop.models.encoder import fingerprint
 from projects.vop.registry import MODELS
 
@@ -37,25 +42,34 @@ VISUAL = 'visual_prompt_learner.visual_prompts'
 TEXT = 'text_prompt_learner.text_prompts'
 # The names in OpenAI's towers, with 0 for the number of a layer.
 BLOCK = {
-    f'transformer.resblocks.0.{name}'
-    for name in ('attn.in_proj_weight', 'attn.in_proj_bias')
+    f'transformer.resblocks.0.{name}' for name in ('attn.in_proj_weight', 'attn.in_proj_bias')
 } | {
     f'transformer.resblocks.0.{module}.{kind}'
     for module in ('ln_1', 'attn.out_proj', 'ln_2', 'mlp.c_fc', 'mlp.c_proj')
     for kind in ('weight', 'bias')
 }
 OPENAI = dict(
-    visual=BLOCK | {
-        'class_embedding', 'positional_embedding', 'proj', 'conv1.weight',
-        'ln_pre.weight', 'ln_pre.bias', 'ln_post.weight', 'ln_post.bias'
+    visual=BLOCK
+    | {
+        'class_embedding',
+        'positional_embedding',
+        'proj',
+        'conv1.weight',
+        'ln_pre.weight',
+        'ln_pre.bias',
+        'ln_post.weight',
+        'ln_post.bias',
     },
-    text=BLOCK | {
-        'token_embedding.weight', 'positional_embedding', 'text_projection',
-        'ln_final.weight', 'ln_final.bias'
-    })
-TRAINED = {
-    'visual.prompts.0.tokens', 'text.prompts.0.tokens', 'text.prompts.1.tokens'
-}
+    text=BLOCK
+    | {
+        'token_embedding.weight',
+        'positional_embedding',
+        'text_projection',
+        'ln_final.weight',
+        'ln_final.bias',
+    },
+)
+TRAINED = {'visual.prompts.0.tokens', 'text.prompts.0.tokens', 'text.prompts.1.tokens'}
 
 
 class BadInput(Exception):
@@ -70,14 +84,14 @@ def layout(model: RetrievalRecognizer) -> Dict[str, Tensor]:
         prompts share memory with the model.
     """
     weights = {'clip.logit_scale': model.logit_scale}
-    for encoder, *prefixes in ((model.visual, 'clip.visual.',
-                                'image_encoder.'),
-                               (model.text, 'clip.', 'text_encoder.')):
+    for encoder, *prefixes in (
+        (model.visual, 'clip.visual.', 'image_encoder.'),
+        (model.text, 'clip.', 'text_encoder.'),
+    ):
         for name, value in encoder.backbone.state_dict().items():
             weights.update({prefix + name: value for prefix in prefixes})
     weights[VISUAL] = model.visual.prompts[0].tokens.detach()[:, None]
-    weights[TEXT] = torch.cat(
-        [prompt.tokens.detach() for prompt in model.text.prompts], dim=1)
+    weights[TEXT] = torch.cat([prompt.tokens.detach() for prompt in model.text.prompts], dim=1)
     return weights
 
 
@@ -94,50 +108,64 @@ def check_config(model: RetrievalRecognizer, config: str) -> None:
     """
     visual, text = model.visual, model.text
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
-    towers = {
-        name: getattr(model, name).backbone for name in ('visual', 'text')
-    }
+    towers = {name: getattr(model, name).backbone for name in ('visual', 'text')}
     strange = {
         f'{name}.backbone.{key}'
-        for name, tower in towers.items() for key in OPENAI[name]
-        ^ {re.sub(r'(?<=resblocks\.)\d+', '0', key)
-           for key in tower.state_dict()}
+        for name, tower in towers.items()
+        for key in OPENAI[name]
+        ^ {re.sub(r'(?<=resblocks\.)\d+', '0', key) for key in tower.state_dict()}
     }
     blocks = [b for t in towers.values() for b in t.transformer.resblocks]
     pixels = RetrievalDataPreprocessor(OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
     for holds, reason in (
-        (type(text) is ReleasedTextEncoder,
-         f'its text encoder is {type(text).__name__}, not '
-         'ReleasedTextEncoder with a prefix and a suffix'),
-        (type(visual) is VideoEncoder,
-         f'its visual encoder is {type(visual).__name__}, not VideoEncoder'),
+        (
+            type(text) is ReleasedTextEncoder,
+            f'its text encoder is {type(text).__name__}, not '
+            'ReleasedTextEncoder with a prefix and a suffix',
+        ),
+        (
+            type(visual) is VideoEncoder,
+            f'its visual encoder is {type(visual).__name__}, not VideoEncoder',
+        ),
         (not model.normalize_video, 'it has normalize_video=True'),
-        ([(type(p), p.first, p.last) for p in visual.prompts] == [
-            (LearnedPrompt, 1, visual.tower.layers)
-        ], 'its visual prompts are not one LearnedPrompt in every layer'),
-        ({type(p) for p in text.prompts} == {LearnedPrompt},
-         'its text prompts are not LearnedPrompt'),
-        (trained == TRAINED,
-         'it trains not just the prompts, but also '
-         f'{names(trained - TRAINED)}'),
-        (not strange, "its CLIP is not built as OpenAI's, which differs in "
-         f'{names(strange)}'),
-        (all(type(b.mlp.gelu) is QuickGELU for b in blocks),
-         "its CLIP has no QuickGELU; open_clip's models of OpenAI's have it "
-         "with '-quickgelu' behind their name"),
-        (all(b.attn.head_dim == 64 for b in blocks),
-         'the attention heads of its CLIP are not 64 wide'),
-        (towers['text'].context_length == 77
-         and towers['text'].pool_type == 'argmax',
-         'its CLIP does not read captions of 77 tokens, at the highest id'),
-        (torch.equal(model.data_preprocessor.mean, pixels.mean)
-         and torch.equal(model.data_preprocessor.std, pixels.std),
-         "its frames are not normalised with OpenAI's mean and deviation"),
+        (
+            [(type(p), p.first, p.last) for p in visual.prompts]
+            == [(LearnedPrompt, 1, visual.tower.layers)],
+            'its visual prompts are not one LearnedPrompt in every layer',
+        ),
+        (
+            {type(p) for p in text.prompts} == {LearnedPrompt},
+            'its text prompts are not LearnedPrompt',
+        ),
+        (
+            trained == TRAINED,
+            f'it trains not just the prompts, but also {names(trained - TRAINED)}',
+        ),
+        (not strange, f"its CLIP is not built as OpenAI's, which differs in {names(strange)}"),
+        (
+            all(type(b.mlp.gelu) is QuickGELU for b in blocks),
+            "its CLIP has no QuickGELU; open_clip's models of OpenAI's have it "
+            "with '-quickgelu' behind their name",
+        ),
+        (
+            all(b.attn.head_dim == 64 for b in blocks),
+            'the attention heads of its CLIP are not 64 wide',
+        ),
+        (
+            towers['text'].context_length == 77 and towers['text'].pool_type == 'argmax',
+            'its CLIP does not read captions of 77 tokens, at the highest id',
+        ),
+        (
+            torch.equal(model.data_preprocessor.mean, pixels.mean)
+            and torch.equal(model.data_preprocessor.std, pixels.std),
+            "its frames are not normalised with OpenAI's mean and deviation",
+        ),
     ):
         if not holds:
             raise BadInput(
                 f'The released code cannot run the model of {config}: '
-                f'{reason}. Start from configs/vop_msrvtt_released.py.')
+                f'{reason}. Start from configs/vop_msrvtt_released.py.'
+            )
 
 
 def check_finite(weights: Dict[str, Tensor], file: Path) -> None:
@@ -146,11 +174,11 @@ def check_finite(weights: Dict[str, Tensor], file: Path) -> None:
         if not value.isfinite().all():
             raise BadInput(
                 f'{key} in {file} has values that are infinite or no numbers. '
-                'The file is damaged, or its training failed; get it again.')
+                'The file is damaged, or its training failed; get it again.'
+            )
 
 
-def read_released(file: Path, ours: Dict[str, Tensor],
-                  config: str) -> Dict[str, Tensor]:
+def read_released(file: Path, ours: Dict[str, Tensor], config: str) -> Dict[str, Tensor]:
     """Open a released file and check its layout.
 
     Args:
@@ -165,48 +193,59 @@ def read_released(file: Path, ours: Dict[str, Tensor],
         BadInput: If it is another file; the message names the key.
     """
     checkpoint = load_safely(str(file), map_location='cpu')
-    raw = checkpoint.get('state_dict') if isinstance(checkpoint,
-                                                     dict) else None
+    raw = checkpoint.get('state_dict') if isinstance(checkpoint, dict) else None
     if not isinstance(raw, dict):
-        raise BadInput(f"{file} has no 'state_dict', and VoP_msrvtt9k.pth of "
-                       'damo/cv_vit-b32_retrieval_vop has. Is it that file?')
+        raise BadInput(
+            f"{file} has no 'state_dict', and VoP_msrvtt9k.pth of "
+            'damo/cv_vit-b32_retrieval_vop has. Is it that file?'
+        )
     state = {str(key).removeprefix('module.'): raw[key] for key in raw}
     if len(state) < len(raw):
-        raise BadInput(f'{file} has keys both with and without the prefix '
-                       "'module.'. Keep the ones that are meant.")
-    for what, keys in (('lacks', ours.keys() - state.keys()),
-                       ('also has', state.keys() - ours.keys())):
+        raise BadInput(
+            f'{file} has keys both with and without the prefix '
+            "'module.'. Keep the ones that are meant."
+        )
+    for what, keys in (
+        ('lacks', ours.keys() - state.keys()),
+        ('also has', state.keys() - ours.keys()),
+    ):
         if keys:
             raise BadInput(
                 f'{file} {what} {names(keys)} ({len(keys)} in all), against '
                 f'the model of {config}. Is it VoP_msrvtt9k.pth of '
                 'damo/cv_vit-b32_retrieval_vop? A checkpoint that was trained '
                 'here takes --reverse; another CLIP, --cfg-options '
-                'model.clip.name=NAME.')
+                'model.clip.name=NAME.'
+            )
     for key, value in state.items():
         dtype = getattr(value, 'dtype', type(value).__name__)
         if dtype not in (torch.float16, torch.bfloat16, torch.float32):
-            raise BadInput(f'{key} in {file} holds {dtype}, not 16- or 32-bit '
-                           'floating point. Convert it first.')
+            raise BadInput(
+                f'{key} in {file} holds {dtype}, not 16- or 32-bit '
+                'floating point. Convert it first.'
+            )
         if value.shape != ours[key].shape:
             raise BadInput(
                 f'{key} is {list(value.shape)} in {file}, but '
-                f'{list(ours[key].shape)} in the model of {config}. ' +
-                ('Write the lengths of its prompts into a copy of this config '
-                 'and pass it as --config.' if key in (VISUAL, TEXT) else
-                 'Set the CLIP that the file was trained on, with '
-                 '--cfg-options model.clip.name=NAME.'))
+                f'{list(ours[key].shape)} in the model of {config}. '
+                + (
+                    'Write the lengths of its prompts into a copy of this config '
+                    'and pass it as --config.'
+                    if key in (VISUAL, TEXT)
+                    else 'Set the CLIP that the file was trained on, with '
+                    '--cfg-options model.clip.name=NAME.'
+                )
+            )
     check_finite(state, file)
-    for copy, clip in (('image_encoder.', 'clip.visual.'),
-                       ('text_encoder.', 'clip.')):
+    for copy, clip in (('image_encoder.', 'clip.visual.'), ('text_encoder.', 'clip.')):
         for key in state:
             other = clip + key.removeprefix(copy)
-            if key.startswith(copy) and not state[key].float().equal(
-                    state[other].float()):
+            if key.startswith(copy) and not state[key].float().equal(state[other].float()):
                 raise BadInput(
                     f'{key} and {other} differ in {file}, so it is unclear '
                     'which CLIP its prompts were trained on. Save the model '
-                    'again with one CLIP for both.')
+                    'again with one CLIP for both.'
+                )
     return state
 
 
@@ -215,13 +254,14 @@ def describe(model: RetrievalRecognizer, file: Path) -> None:
     weights = layout(model)
     prefix, suffix = (prompt.length for prompt in model.text.prompts)
     trained = weights[VISUAL].numel() + weights[TEXT].numel()
-    print(f'{file}: {trained:,} trained parameters\n'
-          f'  {VISUAL} {list(weights[VISUAL].shape)}\n'
-          f'  {TEXT} {list(weights[TEXT].shape)}, {prefix} in front of the '
-          f'words and {suffix} behind')
+    print(
+        f'{file}: {trained:,} trained parameters\n'
+        f'  {VISUAL} {list(weights[VISUAL].shape)}\n'
+        f'  {TEXT} {list(weights[TEXT].shape)}, {prefix} in front of the '
+        f'words and {suffix} behind'
+    )
     for name in ('visual', 'text'):
-        print(f'  fingerprint of its CLIP, {name}: '
-              f'{fingerprint(getattr(model, name).frozen())}')
+        print(f'  fingerprint of its CLIP, {name}: {fingerprint(getattr(model, name).frozen())}')
 
 
 def save(contents: dict, file: Path) -> None:
@@ -248,15 +288,13 @@ def from_released(args: argparse.Namespace, cfg: Config) -> None:
         for key, value in ours.items():
             value.copy_(state[key])
         lengths = [prompt.length for prompt in model.text.prompts]
-        for prompt, tokens in zip(model.text.prompts,
-                                  state[TEXT].split(lengths, dim=1)):
+        for prompt, tokens in zip(model.text.prompts, state[TEXT].split(lengths, dim=1)):
             prompt.tokens.copy_(tokens)
     for encoder in (model.visual, model.text):
         encoder.clip_name = f'of {args.source.name}'
     describe(model, args.source)
     clip = {
-        key.removeprefix('clip.'): value
-        for key, value in ours.items() if key.startswith('clip.')
+        key.removeprefix('clip.'): value for key, value in ours.items() if key.startswith('clip.')
     }
     if args.clip_out:
         save(clip, args.clip_out)
@@ -267,8 +305,9 @@ def from_released(args: argparse.Namespace, cfg: Config) -> None:
         command += f' --cfg-options model.clip.pretrained={args.clip_out}'
     print(f'Test it with\n  {command}')
     if not args.clip_out:
-        print("This needs OpenAI's weights of the CLIP; --clip-out writes "
-              'those in the released file.')
+        print(
+            "This needs OpenAI's weights of the CLIP; --clip-out writes those in the released file."
+        )
 
 
 def to_released(args: argparse.Namespace, cfg: Config) -> None:
@@ -283,39 +322,44 @@ def to_released(args: argparse.Namespace, cfg: Config) -> None:
     describe(model, args.source)
     save(dict(state_dict=weights), args.out)
     prefix, suffix = (prompt.length for prompt in model.text.prompts)
-    print('The released code needs in its configuration.json:\n'
-          f'  num_frames {model.visual.tower.num_frames}, vp_token_num '
-          f'{model.visual.prompts[0].length}, tp_prefix_token_num {prefix}, '
-          f'tp_suffix_token_num {suffix}')
+    print(
+        'The released code needs in its configuration.json:\n'
+        f'  num_frames {model.visual.tower.num_frames}, vp_token_num '
+        f'{model.visual.prompts[0].length}, tp_prefix_token_num {prefix}, '
+        f'tp_suffix_token_num {suffix}'
+    )
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('source', type=Path, help='file to read')
     parser.add_argument('out', type=Path, help='file to write')
     parser.add_argument(
         '--reverse',
         action='store_true',
-        help='make a released file of a checkpoint that was trained here')
+        help='make a released file of a checkpoint that was trained here',
+    )
     parser.add_argument(
         '--clip-out',
         type=Path,
         metavar='FILE',
-        help='also write the CLIP of the released file, for '
-        'model.clip.pretrained=FILE')
+        help='also write the CLIP of the released file, for model.clip.pretrained=FILE',
+    )
     parser.add_argument(
         '--config',
         default='configs/vop_msrvtt_released.py',
-        help='config of the model (default: %(default)s)')
+        help='config of the model (default: %(default)s)',
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
         metavar='KEY=VALUE',
-        help="change the config, such as model.clip.pretrained=FILE, the "
-        'CLIP that --reverse takes up')
+        help='change the config, such as model.clip.pretrained=FILE, the '
+        'CLIP that --reverse takes up',
+    )
     args = parser.parse_args()
     if args.reverse and args.clip_out:
         parser.error('--clip-out goes without --reverse')

@@ -1,4 +1,5 @@
 """A web page to search an index of videos and watch what was found."""
+
 import argparse
 import html
 import os
@@ -11,14 +12,15 @@ os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
 try:
     import gradio as gr
 except ImportError as error:
-    raise SystemExit(
-        "The page needs Gradio: pip install -e '.[demo]'") from error
+    raise SystemExit("The page needs Gradio: pip install -e '.[demo]'") from error
 
 from projects.vop.apis import Hit, VideoIndex, VoPInferencer
 
 MOST = 24  # players on the page
-GRID = ('display: grid; gap: 1em; align-items: end; overflow-wrap: anywhere; '
-        'grid-template-columns: repeat(auto-fill, minmax(260px, 1fr))')
+GRID = (
+    'display: grid; gap: 1em; align-items: end; overflow-wrap: anywhere; '
+    'grid-template-columns: repeat(auto-fill, minmax(260px, 1fr))'
+)
 # All of one height, however tall the video.
 PLAYER = 'width: 100%; aspect-ratio: 4 / 3; background: black'
 
@@ -35,18 +37,17 @@ def player(index: VideoIndex, rank: int, hit: Hit) -> str:
     if path.is_file():
         # Relative, for a page behind a proxy.
         source = f'gradio_api/file={quote(os.fsencode(path))}'
-        video = (f'<video src="{source}" controls preload="metadata" '
-                 f'style="{PLAYER}"></video>')
+        video = f'<video src="{source}" controls preload="metadata" style="{PLAYER}"></video>'
     else:
         video, label = '', f'{label}: no longer there'
     # Names need not be text.
     label = os.fsencode(label).decode('utf-8', 'replace')
-    return (f'<figure style="margin: 0"><figcaption>{html.escape(label)}'
-            f'</figcaption>{video}</figure>')
+    return (
+        f'<figure style="margin: 0"><figcaption>{html.escape(label)}</figcaption>{video}</figure>'
+    )
 
 
-def build_page(index: VideoIndex, inferencer: VoPInferencer,
-               topk: int) -> gr.Blocks:
+def build_page(index: VideoIndex, inferencer: VoPInferencer, topk: int) -> gr.Blocks:
     """Make the page.
 
     Args:
@@ -58,14 +59,12 @@ def build_page(index: VideoIndex, inferencer: VoPInferencer,
         gr.Blocks: The page, to be launched.
     """
 
-    def search(text: str, clip: Optional[str],
-               count: int) -> Tuple[str, str]:
+    def search(text: str, clip: Optional[str], count: int) -> Tuple[str, str]:
         if clip:
             # A worker reads it, so that no upload can end the server.
             encoded = inferencer.encode_videos([clip], num_workers=1)
             if encoded.failed:
-                raise gr.Error(f'The clip cannot be read: '
-                               f'{encoded.failed[clip]}')
+                raise gr.Error(f'The clip cannot be read: {encoded.failed[clip]}')
             query, asked = encoded.embeddings, 'your clip'
         elif text and text.strip():
             query, asked = inferencer.encode_texts([text]), f'"{text.strip()}"'
@@ -73,13 +72,11 @@ def build_page(index: VideoIndex, inferencer: VoPInferencer,
             raise gr.Error('Type what you look for, or give a clip.')
         hits = index.search(query, int(count))[0]
         found = f'The {len(hits)} best of {len(index):,} for {asked}:'
-        players = ''.join(
-            player(index, rank, hit) for rank, hit in enumerate(hits, start=1))
+        players = ''.join(player(index, rank, hit) for rank, hit in enumerate(hits, start=1))
         return found, f'<div style="{GRID}">{players}</div>'
 
     day = 24 * 3600  # after which uploads are deleted
-    with gr.Blocks(title='Video search', analytics_enabled=False,
-                   delete_cache=(day, day)) as page:
+    with gr.Blocks(title='Video search', analytics_enabled=False, delete_cache=(day, day)) as page:
         gr.Markdown(f'# Video search\n{len(index):,} videos')
         with gr.Row():
             with gr.Column(scale=3):
@@ -87,26 +84,25 @@ def build_page(index: VideoIndex, inferencer: VoPInferencer,
                     label='What do you look for?',
                     placeholder='a man cleans a pool',
                     autofocus=True,
-                    elem_id='query')
+                    elem_id='query',
+                )
                 count = gr.Slider(
                     1,
                     min(MOST, max(2, len(index))),
                     value=min(topk, len(index)),
                     step=1,
-                    label='Videos to show')
+                    label='Videos to show',
+                )
                 button = gr.Button('Search', variant='primary')
             clip = gr.Video(
-                label='or a clip, to find videos like it',
-                sources=['upload'],
-                height=220,
-                scale=1)
+                label='or a clip, to find videos like it', sources=['upload'], height=220, scale=1
+            )
         # Plain text: a query is not Markdown.
-        found = gr.Textbox(
-            show_label=False, container=False, interactive=False,
-            elem_id='found')
+        found = gr.Textbox(show_label=False, container=False, interactive=False, elem_id='found')
         players = gr.HTML(elem_id='players')
-        gr.on([button.click, text.submit, clip.upload], search,
-              [text, clip, count], [found, players])
+        gr.on(
+            [button.click, text.submit, clip.upload], search, [text, clip, count], [found, players]
+        )
     return page
 
 
@@ -116,20 +112,20 @@ def serve(page: gr.Blocks, index: VideoIndex, **kwargs) -> Tuple:
         allowed_paths=[str(index.video_dir)],
         footer_links=[],
         theme=gr.themes.Default(
-            font=['system-ui', 'sans-serif'],
-            font_mono=['ui-monospace', 'monospace']),
-        **kwargs)
+            font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace']
+        ),
+        **kwargs,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('index', help='made by `tools/search.py index`')
-    parser.add_argument('--device', help='a GPU where there is one, if not '
-                        'given')
-    parser.add_argument('--topk', type=int, default=6,
-                        help=f'videos to show at first, {MOST} at most')
-    parser.add_argument('--host', default='127.0.0.1',
-                        help='0.0.0.0 lets other machines in')
+    parser.add_argument('--device', help='a GPU where there is one, if not given')
+    parser.add_argument(
+        '--topk', type=int, default=6, help=f'videos to show at first, {MOST} at most'
+    )
+    parser.add_argument('--host', default='127.0.0.1', help='0.0.0.0 lets other machines in')
     parser.add_argument('--port', type=int, default=7860)
     args = parser.parse_args()
     if not 1 <= args.topk <= MOST:
@@ -148,7 +144,8 @@ def main() -> None:
             server_name=args.host,
             server_port=args.port,
             prevent_thread_lock=True,
-            quiet=True)
+            quiet=True,
+        )
     except OSError as error:
         raise SystemExit(f'{error} Choose another with --port.') from error
     print(f'The page is at {url} until you press Ctrl-C.', flush=True)

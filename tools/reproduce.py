@@ -9,6 +9,7 @@ at any time. Runs go side by side over the GPUs of this machine, or as Slurm
 jobs. WORK_DIR then holds results.md, a table with the paper's numbers beside
 ours; results.csv, every run; and results.png, R@1 against trained parameters.
 """
+
 import argparse
 import difflib
 import fcntl
@@ -32,17 +33,23 @@ from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 
 from projects.vop.engine import check_data, open_config, use_amp
-from projects.vop.engine.parameters import (build_without_weights,
-                                            count_as_paper, count_by_part)
+from projects.vop.engine.parameters import build_without_weights, count_as_paper, count_by_part
 from projects.vop.models.clip import check_pretrained
 from projects.vop.paper import TABLE_1
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-TRAINING = ('train_cfg', 'train_dataloader', 'optim_wrapper',
-            'param_scheduler', 'auto_scale_lr', 'val_cfg', 'val_dataloader',
-            'val_evaluator')
+TRAINING = (
+    'train_cfg',
+    'train_dataloader',
+    'optim_wrapper',
+    'param_scheduler',
+    'auto_scale_lr',
+    'val_cfg',
+    'val_dataloader',
+    'val_evaluator',
+)
 
 
 class Refused(Exception):
@@ -67,6 +74,7 @@ class Run:
         trained (int): Number of parameters that train.
         as_paper (int): The same as the paper counts it.
     """
+
     method: str
     setting: str
     lr: Optional[float]
@@ -92,8 +100,7 @@ def config_path(method: str, dataset: str) -> Path:
         path = configs / dataset / f'{method}.py'
         if not path.is_file():
             known = sorted(file.stem for file in path.parent.glob('[!_]*.py'))
-            raise Refused(f"There is no method {method} for {dataset}, but "
-                          f"{', '.join(known)}.")
+            raise Refused(f'There is no method {method} for {dataset}, but {", ".join(known)}.')
         return path
     if (configs / 'ablations' / f'{method}_msrvtt.py').is_file():
         configs = configs / 'ablations'
@@ -138,8 +145,7 @@ def plan(args: argparse.Namespace) -> List[Run]:
     return runs
 
 
-def runs_of(method: str, setting: str, cfg: Config,
-            args: argparse.Namespace) -> Iterator[Run]:
+def runs_of(method: str, setting: str, cfg: Config, args: argparse.Namespace) -> Iterator[Run]:
     """The runs of one config."""
     # A grid of Full would fill a disk; the last checkpoint is enough here.
     cfg.merge_from_dict({'default_hooks.checkpoint.max_keep_ckpts': 1})
@@ -149,7 +155,8 @@ def runs_of(method: str, setting: str, cfg: Config,
     model = build_without_weights(cfg)
     counts = dict(
         trained=sum(part.trained for part in count_by_part(model).values()),
-        as_paper=count_as_paper(model))
+        as_paper=count_as_paper(model),
+    )
     folder = args.work_dir / method / setting
     if not counts['trained']:
         for key in TRAINING:  # no setting of a run that only tests
@@ -163,8 +170,7 @@ def runs_of(method: str, setting: str, cfg: Config,
         one = Config(cfg.to_dict())
         one.optim_wrapper.optimizer.lr = lr
         one.randomness = dict(cfg.get('randomness', {}), seed=seed)
-        yield Run(method, setting, lr, seed,
-                  folder / f'lr={lr:g}' / f'seed={seed}', one, **counts)
+        yield Run(method, setting, lr, seed, folder / f'lr={lr:g}' / f'seed={seed}', one, **counts)
 
 
 def settings_file(run: Run) -> Path:
@@ -180,15 +186,15 @@ def check_settings(run: Run) -> None:
     theirs = Config.fromfile(file, import_custom_modules=False)
     if theirs.to_dict() != run.cfg.to_dict():
         lines = difflib.unified_diff(
-            theirs.pretty_text.splitlines(), run.cfg.pretty_text.splitlines(),
-            lineterm='', n=0)
-        difference = [line for line in lines
-                      if not line.startswith(('---', '+++', '@@'))]
+            theirs.pretty_text.splitlines(), run.cfg.pretty_text.splitlines(), lineterm='', n=0
+        )
+        difference = [line for line in lines if not line.startswith(('---', '+++', '@@'))]
         raise Refused(
-            f'{run.folder} holds a run with other settings:\n' +
-            '\n'.join(difference[:8]) +
-            '\nChoose another --work-dir, or remove that folder and its '
-            f'{file.name}.')
+            f'{run.folder} holds a run with other settings:\n'
+            + '\n'.join(difference[:8])
+            + '\nChoose another --work-dir, or remove that folder and its '
+            f'{file.name}.'
+        )
 
 
 def check_dataset(args: argparse.Namespace) -> None:
@@ -196,8 +202,7 @@ def check_dataset(args: argparse.Namespace) -> None:
     for path in args.work_dir.rglob('result.json'):
         other = json.loads(path.read_text())['dataset']
         if other != args.dataset:
-            raise Refused(f'{args.work_dir} holds runs on {other}. Choose '
-                          'another --work-dir.')
+            raise Refused(f'{args.work_dir} holds runs on {other}. Choose another --work-dir.')
 
 
 @contextmanager
@@ -226,7 +231,8 @@ def evaluations(folder: Path) -> List[dict]:
     """What every evaluation in a folder logged, oldest first."""
     files = sorted(
         set(folder.rglob('*.json')) - {folder / 'result.json'},
-        key=lambda file: file.stat().st_mtime)
+        key=lambda file: file.stat().st_mtime,
+    )
     records = []
     for file in files:
         for line in file.read_text().splitlines():
@@ -241,12 +247,12 @@ def evaluations(folder: Path) -> List[dict]:
 
 def last_epoch(folder: Path, epochs: int) -> Optional[dict]:
     """What the evaluation behind the last epoch logged, if it ran."""
-    return next((record for record in reversed(evaluations(folder))
-                 if record.get('step') == epochs), None)
+    return next(
+        (record for record in reversed(evaluations(folder)) if record.get('step') == epochs), None
+    )
 
 
-def execute(run: Run, args: argparse.Namespace, env: dict,
-            lock: TextIO) -> dict:
+def execute(run: Run, args: argparse.Namespace, env: dict, lock: TextIO) -> dict:
     """Bring a run to its end, from wherever it stands; give its result."""
     settings = settings_file(run)
     if not settings.is_file():
@@ -256,9 +262,19 @@ def execute(run: Run, args: argparse.Namespace, env: dict,
         log = run.folder / 'log.txt'
         with log.open('a') as file:
             code = subprocess.run(
-                [sys.executable, ROOT / 'tools' / tool, settings, *arguments,
-                 '--work-dir', run.folder], env=env, stdout=file,
-                stderr=subprocess.STDOUT, pass_fds=[lock.fileno()]).returncode
+                [
+                    sys.executable,
+                    ROOT / 'tools' / tool,
+                    settings,
+                    *arguments,
+                    '--work-dir',
+                    run.folder,
+                ],
+                env=env,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                pass_fds=[lock.fileno()],
+            ).returncode
         if code:
             tail = '\n'.join(log.read_text().splitlines()[-8:])
             # What RetrievalMetric says of embeddings that are NaN.
@@ -276,7 +292,8 @@ def execute(run: Run, args: argparse.Namespace, env: dict,
         seed=run.seed,
         trained=run.trained,
         as_paper=run.as_paper,
-        **{key: value for key, value in metrics.items() if '2' in key})
+        **{key: value for key, value in metrics.items() if '2' in key},
+    )
     write(run.folder / 'result.json', json.dumps(result, indent=1))
     return result
 
@@ -320,11 +337,10 @@ def environments(jobs: Optional[int]) -> List[Dict[str, str]]:
     gpus = [str(i) for i in range(torch.cuda.device_count())]
     visible = os.environ.get('CUDA_VISIBLE_DEVICES')
     if gpus and visible:
-        gpus = visible.split(',')[:len(gpus)]
+        gpus = visible.split(',')[: len(gpus)]
     jobs = jobs or len(gpus) or 1
     if gpus:
-        return [dict(base, CUDA_VISIBLE_DEVICES=gpus[i % len(gpus)])
-                for i in range(jobs)]
+        return [dict(base, CUDA_VISIBLE_DEVICES=gpus[i % len(gpus)]) for i in range(jobs)]
     threads = max(1, (os.cpu_count() or 1) // jobs)
     base.setdefault('OMP_NUM_THREADS', str(threads))
     return [base] * jobs
@@ -350,21 +366,17 @@ def run_here(runs: Sequence[Run], args: argparse.Namespace) -> List[str]:
                     return
                 check_settings(run)
                 result = execute(run, args, env, lock)
-            found = (f"t2v R@1 {result['t2v/R@1']:.1f}"
-                     if 't2v/R@1' in result else 'diverged')
-            print(f'{label}: {found} ({time.time() - start:.0f} s)',
-                  flush=True)
+            found = f't2v R@1 {result["t2v/R@1"]:.1f}' if 't2v/R@1' in result else 'diverged'
+            print(f'{label}: {found} ({time.time() - start:.0f} s)', flush=True)
         except Exception as error:
             failed.append(run.name)
-            print(f'{label} failed; its output is in {run.folder}/log.txt:\n'
-                  f'{error}', flush=True)
+            print(f'{label} failed; its output is in {run.folder}/log.txt:\n{error}', flush=True)
         finally:
             free.put(env)
 
     pool = ThreadPoolExecutor(len(slots))
     try:
-        for future in [pool.submit(one, *item)
-                       for item in enumerate(runs, start=1)]:
+        for future in [pool.submit(one, *item) for item in enumerate(runs, start=1)]:
             future.result()
     except KeyboardInterrupt:
         pool.shutdown(cancel_futures=True)
@@ -375,15 +387,24 @@ def run_here(runs: Sequence[Run], args: argparse.Namespace) -> List[str]:
 def submit(runs: Sequence[Run], args: argparse.Namespace) -> None:
     """Give each run to Slurm as a job of this very program."""
     if shutil.which('sbatch') is None:
-        raise SystemExit('There is no sbatch here. Give this command where '
-                         'jobs are submitted to Slurm.')
+        raise SystemExit(
+            'There is no sbatch here. Give this command where jobs are submitted to Slurm.'
+        )
     options = shlex.split(os.environ.get('SBATCH_ARGS', ''))
     for run in runs:
         run.folder.mkdir(parents=True, exist_ok=True)
         command = [
-            sys.executable, '-u', str(ROOT / 'tools/reproduce.py'),
-            args.dataset, '--methods', run.method, '--work-dir',
-            str(args.work_dir), '--no-report', '--jobs', '1'
+            sys.executable,
+            '-u',
+            str(ROOT / 'tools/reproduce.py'),
+            args.dataset,
+            '--methods',
+            run.method,
+            '--work-dir',
+            str(args.work_dir),
+            '--no-report',
+            '--jobs',
+            '1',
         ]
         if run.lr is not None:
             command += ['--lr', repr(run.lr), '--seeds', str(run.seed)]
@@ -393,68 +414,98 @@ def submit(runs: Sequence[Run], args: argparse.Namespace) -> None:
             command.append('--amp')
         if args.cfg_options:
             command.append('--cfg-options')
-            command += [f'{key}={value}'.replace(' ', '')
-                        for key, value in args.cfg_options.items()]
-        subprocess.run([
-            'sbatch', f'--partition={args.slurm}', f'--job-name={run.name}',
-            '--gres=gpu:1', '--cpus-per-task=8', f'--chdir={Path.cwd()}',
-            f'--output={run.folder}/slurm.txt', *options, '--wrap',
-            shlex.join(command)
-        ], check=True, env=environment())
-    print(f'{len(runs)} jobs were given to Slurm. When they are done, the '
-          'same command without --slurm collects what they found.')
+            command += [
+                f'{key}={value}'.replace(' ', '') for key, value in args.cfg_options.items()
+            ]
+        subprocess.run(
+            [
+                'sbatch',
+                f'--partition={args.slurm}',
+                f'--job-name={run.name}',
+                '--gres=gpu:1',
+                '--cpus-per-task=8',
+                f'--chdir={Path.cwd()}',
+                f'--output={run.folder}/slurm.txt',
+                *options,
+                '--wrap',
+                shlex.join(command),
+            ],
+            check=True,
+            env=environment(),
+        )
+    print(
+        f'{len(runs)} jobs were given to Slurm. When they are done, the '
+        'same command without --slurm collects what they found.'
+    )
 
 
 def log_grid(text: Sequence[str]) -> List[float]:
     """MIN MAX N of the command line as N rates, evenly spaced in log."""
     low, high, count = float(text[0]), float(text[1]), int(text[2])
     if not 0 < low <= high or count < 2:
-        raise Refused(f"--lr-grid takes MIN MAX N with 0 < MIN <= MAX and N "
-                      f"at least 2, got {' '.join(text)}.")
-    step = (high / low)**(1 / (count - 1))
+        raise Refused(
+            f'--lr-grid takes MIN MAX N with 0 < MIN <= MAX and N at least 2, got {" ".join(text)}.'
+        )
+    step = (high / low) ** (1 / (count - 1))
     # Few digits, for folders that can be read.
     return [float(f'{low * step**i:.3g}') for i in range(count)]
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        'dataset', help='msrvtt, moving_shapes, or one of '
-        'configs/_base_/datasets, such as didemo')
+        'dataset', help='msrvtt, moving_shapes, or one of configs/_base_/datasets, such as didemo'
+    )
     parser.add_argument(
-        '--methods', nargs='+', default=list(TABLE_1), metavar='METHOD',
+        '--methods',
+        nargs='+',
+        default=list(TABLE_1),
+        metavar='METHOD',
         help='configs by the name before _msrvtt, those of configs/ablations '
-        f"too (default: {' '.join(TABLE_1)})")
+        f'too (default: {" ".join(TABLE_1)})',
+    )
     rates = parser.add_mutually_exclusive_group()
     rates.add_argument(
-        '--lr', type=float, nargs='+', default=[],
-        help="learning rates (default: the one of each method's config)")
+        '--lr',
+        type=float,
+        nargs='+',
+        default=[],
+        help="learning rates (default: the one of each method's config)",
+    )
     rates.add_argument(
-        '--lr-grid', nargs=3, metavar=('MIN', 'MAX', 'N'),
-        help='N learning rates, evenly spaced in log')
+        '--lr-grid',
+        nargs=3,
+        metavar=('MIN', 'MAX', 'N'),
+        help='N learning rates, evenly spaced in log',
+    )
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
     parser.add_argument(
-        '--vary', default='', metavar='NAME=V1,V2,...',
-        help='values of a variable of an ablation, such as DEPTH=1-6,7-12')
+        '--vary',
+        default='',
+        metavar='NAME=V1,V2,...',
+        help='values of a variable of an ablation, such as DEPTH=1-6,7-12',
+    )
+    parser.add_argument('--work-dir', type=Path, help='default: work_dirs/reproduce/DATASET')
     parser.add_argument(
-        '--work-dir', type=Path,
-        help='default: work_dirs/reproduce/DATASET')
+        '--jobs', type=int, help='runs that go at a time (default: one a GPU; one on CPUs)'
+    )
     parser.add_argument(
-        '--jobs', type=int,
-        help='runs that go at a time (default: one a GPU; one on CPUs)')
+        '--slurm',
+        metavar='PARTITION',
+        help='submit each run as a job with one GPU; SBATCH_ARGS holds further arguments of sbatch',
+    )
+    parser.add_argument('--amp', action='store_true', help='mixed precision (needs a GPU)')
+    parser.add_argument('--no-report', action='store_true', help='only run')
     parser.add_argument(
-        '--slurm', metavar='PARTITION',
-        help='submit each run as a job with one GPU; SBATCH_ARGS holds '
-        'further arguments of sbatch')
-    parser.add_argument(
-        '--amp', action='store_true', help='mixed precision (needs a GPU)')
-    parser.add_argument(
-        '--no-report', action='store_true', help='only run')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-        default={}, help='change the config of every run')
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        default={},
+        help='change the config of every run',
+    )
     args = parser.parse_args()
     if args.work_dir is None:
         args.work_dir = Path('work_dirs/reproduce', args.dataset)
@@ -466,8 +517,7 @@ def parse_args() -> argparse.Namespace:
     if args.amp and not args.slurm and get_device() == 'cpu':
         parser.error('--amp needs a GPU')
     name, _, values = args.vary.partition('=')
-    args.vary = [f'{name}={value}' if name else ''
-                 for value in values.split(',')]
+    args.vary = [f'{name}={value}' if name else '' for value in values.split(',')]
     return args
 
 
@@ -481,18 +531,19 @@ def main() -> None:
     except (Refused, FileNotFoundError, ValueError) as error:
         raise SystemExit(f'{error}\nNothing was run.') from error
     todo = [run for run in runs if not finished(run)]
-    print(f'{len(runs)} runs, of which {len(runs) - len(todo)} are done.',
-          flush=True)
+    print(f'{len(runs)} runs, of which {len(runs) - len(todo)} are done.', flush=True)
     if args.slurm:
         submit(todo, args)
         return
     failed = run_here(todo, args)
     if not args.no_report:
-        subprocess.run([sys.executable, ROOT / 'tools/analysis/report.py',
-                        args.work_dir], env=environment())
+        subprocess.run(
+            [sys.executable, ROOT / 'tools/analysis/report.py', args.work_dir], env=environment()
+        )
     if failed:
-        raise SystemExit(f"{len(failed)} runs failed: {', '.join(failed)}. "
-                         'The same command tries them again.')
+        raise SystemExit(
+            f'{len(failed)} runs failed: {", ".join(failed)}. The same command tries them again.'
+        )
 
 
 if __name__ == '__main__':

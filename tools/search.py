@@ -17,6 +17,7 @@ goes on.
 
 `info` says what an index holds.
 """
+
 import argparse
 import json
 import os
@@ -32,8 +33,7 @@ from mmengine.logging import MMLogger
 
 from projects.vop.apis import VoPInferencer
 from projects.vop.apis.index import FAILED, VideoIndex
-from projects.vop.apis.indexing import (IndexingError, Summary, model_files,
-                                        update_index)
+from projects.vop.apis.indexing import IndexingError, Summary, model_files, update_index
 from projects.vop.engine import open_config, use_gloo_without_gpu
 
 
@@ -44,70 +44,78 @@ def at_least_one(text: str) -> int:
 
 
 def add_model(parser: argparse.ArgumentParser, why: str) -> None:
+    parser.add_argument('--config', help=f'config file, or METHOD_DATASET.py of one; {why}')
     parser.add_argument(
-        '--config', help=f'config file, or METHOD_DATASET.py of one; {why}')
-    parser.add_argument('--checkpoint', help='checkpoint file of that config; '
-                        'without it, the model as the config makes it')
+        '--checkpoint',
+        help='checkpoint file of that config; without it, the model as the config makes it',
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
         metavar='KEY=VALUE',
-        help='change the config, such as model.clip.pretrained=ViT-B-32.pt')
-    parser.add_argument(
-        '--device', help='where to compute; a GPU, where there is one')
+        help='change the config, such as model.clip.pretrained=ViT-B-32.pt',
+    )
+    parser.add_argument('--device', help='where to compute; a GPU, where there is one')
 
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest='command', required=True)
 
-    index = commands.add_parser(
-        'index', help='make or update the index of a folder of videos')
+    index = commands.add_parser('index', help='make or update the index of a folder of videos')
     index.add_argument('video_dir', type=Path, metavar='VIDEO_DIR')
     index.add_argument('index', type=Path, metavar='INDEX')
     add_model(index, "needed once; then the index's own serves")
     index.add_argument(
-        '--batch-size', type=at_least_one, default=8,
-        help='videos encoded at a time (default: %(default)s)')
+        '--batch-size',
+        type=at_least_one,
+        default=8,
+        help='videos encoded at a time (default: %(default)s)',
+    )
     index.add_argument(
-        '--num-workers', type=int,
-        help='processes that read videos (default: one a core, 8 at most)')
+        '--num-workers',
+        type=int,
+        help='processes that read videos (default: one a core, 8 at most)',
+    )
     index.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
-        help='how the processes of this run were started')
+        help='how the processes of this run were started',
+    )
     index.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
     query = commands.add_parser(
-        'query', help='find videos for texts or for a video',
+        'query',
+        help='find videos for texts or for a video',
         description='Texts alone find videos for each text; --video alone '
-        'finds videos like it; both together rank the texts for that video.')
+        'finds videos like it; both together rank the texts for that video.',
+    )
     query.add_argument('index', type=Path, metavar='INDEX')
     query.add_argument('texts', nargs='*', metavar='TEXT')
     query.add_argument('--video', metavar='CLIP', help='a video file')
     query.add_argument(
-        '--topk', type=at_least_one, default=5,
-        help='how many to find (default: %(default)s)')
+        '--topk', type=at_least_one, default=5, help='how many to find (default: %(default)s)'
+    )
     query.add_argument(
-        '--exact', action='store_true',
-        help='compare with every video, also where the index is approximate')
-    query.add_argument(
-        '--json', action='store_true', help='print JSON, for machines')
+        '--exact',
+        action='store_true',
+        help='compare with every video, also where the index is approximate',
+    )
+    query.add_argument('--json', action='store_true', help='print JSON, for machines')
     add_model(query, "by default the index's own model; another is refused")
 
     info = commands.add_parser('info', help='say what an index holds')
     info.add_argument('index', type=Path, metavar='INDEX')
 
     args, more = parser.parse_known_args(argv)
-    if args.command == 'query' and not any(
-            each.startswith('-') for each in more):
+    if args.command == 'query' and not any(each.startswith('-') for each in more):
         args.texts += more  # those behind an option
     elif more:
-        parser.error(f"unrecognized arguments: {' '.join(more)}")
+        parser.error(f'unrecognized arguments: {" ".join(more)}')
     if args.command == 'query':
         if not args.texts and args.video is None:
             query.error('say what to find: a text, or --video CLIP')
@@ -142,8 +150,7 @@ def open_model(args: argparse.Namespace, show_progress: bool) -> VoPInferencer:
     try:
         cfg = open_config(config)
     except SyntaxError as error:
-        raise ValueError(
-            f'{config} is damaged, or no config: {error}') from error
+        raise ValueError(f'{config} is damaged, or no config: {error}') from error
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     return VoPInferencer(cfg, checkpoint, args.device, show_progress)
@@ -154,8 +161,9 @@ def index(args: argparse.Namespace) -> None:
     first = not dist.is_initialized() or dist.get_rank() == 0
     inferencer = open_model(args, show_progress=first)
     try:
-        summary = update_index(inferencer, args.video_dir, args.index,
-                               args.batch_size, args.num_workers)
+        summary = update_index(
+            inferencer, args.video_dir, args.index, args.batch_size, args.num_workers
+        )
     except KeyboardInterrupt:
         print('Stopped. What was encoded is saved; the same command goes on.')
         raise SystemExit(130)
@@ -164,14 +172,15 @@ def index(args: argparse.Namespace) -> None:
 
 
 def report(summary: Summary, path: Path) -> None:
-    print(f'{summary.added:,} videos added, {summary.changed:,} encoded '
-          f'again, {summary.removed:,} removed, {summary.kept:,} kept, '
-          f'{len(summary.failed):,} unreadable.')
+    print(
+        f'{summary.added:,} videos added, {summary.changed:,} encoded '
+        f'again, {summary.removed:,} removed, {summary.kept:,} kept, '
+        f'{len(summary.failed):,} unreadable.'
+    )
     for name, reason in list(summary.failed.items())[:10]:
         print(f'  {shown(name)}: {shown(reason)}')
     if summary.failed:
-        print(f'{path / FAILED} lists what cannot be read; it is tried again '
-              'by each run.')
+        print(f'{path / FAILED} lists what cannot be read; it is tried again by each run.')
     print(f'{shown(str(path))}: {shown(str(VideoIndex.open(path)))}')
 
 
@@ -190,21 +199,24 @@ def query(args: argparse.Namespace) -> None:
         asked = [dict(video=args.video)]
         encoded = inferencer.encode_videos([args.video])
         if encoded.failed:
-            raise SystemExit(f'{shown(args.video)} cannot be read: '
-                             f'{shown(encoded.failed[args.video])}')
+            raise SystemExit(
+                f'{shown(args.video)} cannot be read: {shown(encoded.failed[args.video])}'
+            )
         embeddings = encoded.embeddings
     if args.video is not None and args.texts:
         scores = (embeddings @ inferencer.encode_texts(args.texts).T)[0]
         best = scores.topk(min(args.topk, len(scores)))
-        found = [[
-            dict(text=args.texts[number], score=score)
-            for score, number in zip(*map(torch.Tensor.tolist, best))
-        ]]
+        found = [
+            [
+                dict(text=args.texts[number], score=score)
+                for score, number in zip(*map(torch.Tensor.tolist, best))
+            ]
+        ]
     else:
-        found = [[
-            dict(video=hit.name, path=str(index.path(hit.name)),
-                 score=hit.score) for hit in hits
-        ] for hits in index.search(embeddings, args.topk, args.exact)]
+        found = [
+            [dict(video=hit.name, path=str(index.path(hit.name)), score=hit.score) for hit in hits]
+            for hits in index.search(embeddings, args.topk, args.exact)
+        ]
         if index.ivf and not args.exact:
             print(index.ivf.settings, file=sys.stderr)
     answers = [dict(query, hits=hits) for query, hits in zip(asked, found)]
@@ -219,16 +231,18 @@ def show(answers: List[Dict[str, Any]]) -> None:
         print(shown(answer.get('text') or answer['video']))
         for place, hit in enumerate(answer['hits'], 1):
             what = shown(hit.get('video') or hit['text'])
-            print(f"{place:4}  {hit['score']:7.4f}  {what}")
+            print(f'{place:4}  {hit["score"]:7.4f}  {what}')
 
 
 def info(args: argparse.Namespace) -> None:
     index = VideoIndex.open(args.index)
     size = sum(path.stat().st_size for path in index.files.values())
     print(shown(str(index)))
-    print(f'{index.embeddings.shape[1]} numbers an embedding, '
-          f'{size / 1e6:,.1f} MB, generation {index.generation}, model '
-          f'{index.fingerprint[:12]}.')
+    print(
+        f'{index.embeddings.shape[1]} numbers an embedding, '
+        f'{size / 1e6:,.1f} MB, generation {index.generation}, model '
+        f'{index.fingerprint[:12]}.'
+    )
     failed = args.index / FAILED
     if failed.is_file():
         number = len(json.loads(failed.read_text()))

@@ -1,4 +1,5 @@
 """Test a checkpoint with a config."""
+
 import argparse
 import os
 import os.path as osp
@@ -12,8 +13,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from projects.vop.engine import (check_data, check_fit, open_config,
-                                 pin_memory, use_gloo_without_gpu)
+from projects.vop.engine import check_data, check_fit, open_config, pin_memory, use_gloo_without_gpu
 from projects.vop.evaluation import RetrievalMetric
 from projects.vop.evaluation.files import check_writable
 from projects.vop.evaluation.page import PAGE, write_page
@@ -23,64 +23,67 @@ from projects.vop.registry import METRICS
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        'config',
-        help='config file; configs/METHOD_DATASET.py need not be a file')
+    parser.add_argument('config', help='config file; configs/METHOD_DATASET.py need not be a file')
     parser.add_argument(
         'checkpoint',
         nargs='?',
         help='checkpoint file; without it, the model as the config makes it '
-        '(zero-shot CLIP, for a config without prompts)')
+        '(zero-shot CLIP, for a config without prompts)',
+    )
     parser.add_argument(
-        '--work-dir',
-        help='folder of the log and the metrics; work_dirs/CONFIG if not '
-        'given')
+        '--work-dir', help='folder of the log and the metrics; work_dirs/CONFIG if not given'
+    )
     parser.add_argument(
-        '--dump',
-        metavar='FILE.pkl',
-        help='write all predictions (embeddings) to a pickle file')
+        '--dump', metavar='FILE.pkl', help='write all predictions (embeddings) to a pickle file'
+    )
     parser.add_argument(
         '--dump-embeddings',
         metavar='FILE.pt',
-        help='write the embeddings to a file of tensors, which can be the '
-        'bank of --qb-norm')
+        help='write the embeddings to a file of tensors, which can be the bank of --qb-norm',
+    )
     parser.add_argument(
         '--dsl',
         nargs='?',
         type=float,
-        const=100.,
+        const=100.0,
         metavar='LAMBDA',
         help='rank by dual softmax, too, which looks at all queries of the '
-        'test set at once (LAMBDA is 100 if not given)')
+        'test set at once (LAMBDA is 100 if not given)',
+    )
     parser.add_argument(
         '--qb-norm',
         metavar='BANK.pt',
         help='rank by QB-Norm, too, with a bank of training queries, which '
         '--dump-embeddings writes with --cfg-options '
-        'test_dataloader.dataset.ann_file=TRAIN.json')
+        'test_dataloader.dataset.ann_file=TRAIN.json',
+    )
     parser.add_argument(
         '--report',
         metavar='DIR',
         help='write DIR/index.html, a page with the metrics, the ranks, and '
-        'queries with what they find')
+        'queries with what they find',
+    )
     parser.add_argument(
         '--report-queries',
         type=int,
         default=5,
         metavar='N',
         help='queries in the report: N of the worst, N of the best and N at '
-        'random, from text to video and from video to text (default: 5)')
+        'random, from text to video and from video to text (default: 5)',
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
         metavar='KEY=VALUE',
-        help='change the config, such as test_dataloader.batch_size=8')
+        help='change the config, such as test_dataloader.batch_size=8',
+    )
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
-        help='how the processes of this run were started')
+        help='how the processes of this run were started',
+    )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     args = parser.parse_args()
     if args.dump and not args.dump.endswith(('.pkl', '.pickle')):
@@ -108,28 +111,23 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     evaluators = cfg.test_evaluator
     if not isinstance(evaluators, (list, tuple)):
         evaluators = [evaluators]
-    fields = dict(
-        dsl=args.dsl, qb_norm=args.qb_norm, dump=args.dump_embeddings)
+    fields = dict(dsl=args.dsl, qb_norm=args.qb_norm, dump=args.dump_embeddings)
     fields = {k: v for k, v in fields.items() if v is not None}
     if fields or args.report is not None:
-        ours = [
-            e for e in evaluators if e.get('type') == 'vop.RetrievalMetric'
-        ]
+        ours = [e for e in evaluators if e.get('type') == 'vop.RetrievalMetric']
         if len(ours) != 1:
             raise ValueError(
                 '--dsl, --qb-norm, --dump-embeddings and --report need one '
                 'vop.RetrievalMetric in test_evaluator of the config, which '
-                f'has {len(ours)}.')
+                f'has {len(ours)}.'
+            )
         ours[0].update(fields)
         # What is wrong is said before CLIP is opened.
         METRICS.build(dict(ours[0], device='cpu'))
     if args.report is not None:
         check_writable(osp.join(args.report, PAGE))
     if args.dump:
-        cfg.test_evaluator = [
-            *evaluators,
-            dict(type='DumpResults', out_file_path=args.dump)
-        ]
+        cfg.test_evaluator = [*evaluators, dict(type='DumpResults', out_file_path=args.dump)]
     return cfg
 
 
@@ -148,8 +146,7 @@ class NameModel(Hook):
                     raise SystemExit(str(error)) from error
 
 
-def report(args: argparse.Namespace, runner: Runner,
-           metrics: Dict[str, float]) -> None:
+def report(args: argparse.Namespace, runner: Runner, metrics: Dict[str, float]) -> None:
     """Write the page that ``--report`` asks for."""
     loader = runner.test_dataloader
     changed = args.cfg_options or {}
@@ -157,15 +154,21 @@ def report(args: argparse.Namespace, runner: Runner,
         'Config': args.config,
         'Changed': ', '.join(f'{k}={v}' for k, v in changed.items()),
         'Checkpoint': runner.cfg.load_from or 'none',
-        'Data set': getattr(loader.dataset, 'ann_file',
-                            type(loader.dataset).__name__),
+        'Data set': getattr(loader.dataset, 'ann_file', type(loader.dataset).__name__),
     }
-    metric = next(metric for metric in runner.test_evaluator.metrics
-                  if isinstance(metric, RetrievalMetric))
+    metric = next(
+        metric for metric in runner.test_evaluator.metrics if isinstance(metric, RetrievalMetric)
+    )
     name = osp.splitext(osp.basename(args.config))[0]
-    write_page(args.report, f'Text-video retrieval: {name}',
-               {k: v for k, v in facts.items() if v}, metrics, metric,
-               loader, args.report_queries)
+    write_page(
+        args.report,
+        f'Text-video retrieval: {name}',
+        {k: v for k, v in facts.items() if v},
+        metrics,
+        metric,
+        loader,
+        args.report_queries,
+    )
 
 
 def main() -> None:
@@ -177,8 +180,7 @@ def main() -> None:
         pin_memory(cfg)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from error
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else \
-        Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if cfg.load_from is not None and osp.isfile(cfg.load_from):
         check_fit(runner.model, cfg.load_from)
     runner.register_hook(NameModel())

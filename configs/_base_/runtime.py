@@ -13,17 +13,19 @@ default_hooks = dict(
         interval=1,
         save_best='t2v/R@1',
         rule='greater',
-        published_keys=['meta', 'state_dict']),
-    sampler_seed=dict(type='DistSamplerSeedHook'))
+        published_keys=['meta', 'state_dict'],
+    ),
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+)
 
 env_cfg = dict(
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'))
+    dist_cfg=dict(backend='nccl'),
+)
 
 log_processor = dict(type='LogProcessor', window_size=20, by_epoch=True)
-visualizer = dict(
-    type='ActionVisualizer', vis_backends=[dict(type='LocalVisBackend')])
+visualizer = dict(type='ActionVisualizer', vis_backends=[dict(type='LocalVisBackend')])
 log_level = 'INFO'
 load_from = None
 resume = False

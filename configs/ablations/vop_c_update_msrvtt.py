@@ -1,4 +1,6 @@
 _base_ = [
-    '../_base_/models/vop_c_update.py', '../_base_/datasets/msrvtt_9k.py',
-    '../_base_/schedules/adamw_5e.py', '../_base_/runtime.py'
+    '../_base_/models/vop_c_update.py',
+    '../_base_/datasets/msrvtt_9k.py',
+    '../_base_/schedules/adamw_5e.py',
+    '../_base_/runtime.py',
 ]

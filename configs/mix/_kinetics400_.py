@@ -13,34 +13,27 @@ data_preprocessor = dict(
     type='ActionDataPreprocessor',
     mean=[122.7709, 116.7460, 104.0937],
     std=[68.5005, 66.6322, 70.3232],
-    format_shape='NCTHW')
+    format_shape='NCTHW',
+)
 
 train_pipeline = [
     dict(type='DecordInit'),
     dict(type='UniformSample', clip_len=num_frames, num_clips=1),
     dict(type='DecordDecode'),
     dict(type='RandomResizedCrop', area_range=(0.5, 1.0)),
-    dict(
-        type='Resize',
-        scale=(224, 224),
-        keep_ratio=False,
-        interpolation='bicubic'),
+    dict(type='Resize', scale=(224, 224), keep_ratio=False, interpolation='bicubic'),
     dict(type='Flip', flip_ratio=0.5),
     dict(type='FormatShape', input_format='NCTHW'),
-    dict(type='PackActionInputs')
+    dict(type='PackActionInputs'),
 ]
 test_pipeline = [
     dict(type='DecordInit'),
-    dict(
-        type='UniformSample',
-        clip_len=num_frames,
-        num_clips=1,
-        test_mode=True),
+    dict(type='UniformSample', clip_len=num_frames, num_clips=1, test_mode=True),
     dict(type='DecordDecode'),
     dict(type='Resize', scale=(-1, 224), interpolation='bicubic'),
     dict(type='CenterCrop', crop_size=224),
     dict(type='FormatShape', input_format='NCTHW'),
-    dict(type='PackActionInputs')
+    dict(type='PackActionInputs'),
 ]
 
 train_dataloader = dict(
@@ -53,7 +46,9 @@ train_dataloader = dict(
         ann_file='kinetics400_train_list_videos.txt',
         data_root=data_root,
         data_prefix=dict(video='videos_train'),
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=32,
     num_workers=8,
@@ -65,7 +60,9 @@ val_dataloader = dict(
         data_root=data_root,
         data_prefix=dict(video='videos_val'),
         pipeline=test_pipeline,
-        test_mode=True))
+        test_mode=True,
+    ),
+)
 test_dataloader = val_dataloader
 
 val_evaluator = dict(type='AccMetric')
@@ -74,5 +71,4 @@ test_evaluator = val_evaluator
 # 8 GPUs with 32 videos each; not tuned.
 train_cfg = dict(max_epochs=30)
 auto_scale_lr = dict(base_batch_size=256)
-default_hooks = dict(
-    logger=dict(interval=100), checkpoint=dict(save_best='acc/top1'))
+default_hooks = dict(logger=dict(interval=100), checkpoint=dict(save_best='acc/top1'))

@@ -4,9 +4,7 @@
 _base_ = '_kinetics400_.py'
 
 data_root = 'data/moving_shapes'
-clip = dict(
-    name='configs/moving_shapes/moving-shapes-clip.json',
-    pretrained=f'{data_root}/clip.pt')
+clip = dict(name='configs/moving_shapes/moving-shapes-clip.json', pretrained=f'{data_root}/clip.pt')
 
 train_pipeline = [
     dict(type='DecordInit'),
@@ -14,7 +12,7 @@ train_pipeline = [
     dict(type='DecordDecode'),
     dict(type='Resize', scale=(32, 32), interpolation='bicubic'),
     dict(type='FormatShape', input_format='NCTHW'),
-    dict(type='PackActionInputs')
+    dict(type='PackActionInputs'),
 ]
 test_pipeline = [dict(step) for step in train_pipeline]
 test_pipeline[1]['test_mode'] = True
@@ -25,18 +23,21 @@ train_dataloader = dict(
         ann_file='train_directions.txt',
         data_root=data_root,
         data_prefix=dict(video='videos'),
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     num_workers=2,
     dataset=dict(
         ann_file='test_directions.txt',
         data_root=data_root,
         data_prefix=dict(video='videos'),
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 
 # 96 training clips: 3 steps an epoch.
 train_cfg = dict(max_epochs=96, val_interval=24)
 optim_wrapper = dict(optimizer=dict(lr=1e-2))
-default_hooks = dict(
-    logger=dict(interval=3), checkpoint=dict(interval=24))
+default_hooks = dict(logger=dict(interval=3), checkpoint=dict(interval=24))

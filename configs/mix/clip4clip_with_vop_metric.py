@@ -8,8 +8,8 @@ _base_ = [
 
 # The second is a stand-in for OpenAI's package `clip`, if that is missing.
 custom_imports = dict(
-    imports=['projects.vop', 'projects.vop.openai_clip'],
-    allow_failed_imports=False)
+    imports=['projects.vop', 'projects.vop.openai_clip'], allow_failed_imports=False
+)
 
 val_evaluator = dict(type='vop.RetrievalMetric')
 test_evaluator = val_evaluator

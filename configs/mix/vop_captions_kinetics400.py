@@ -9,4 +9,6 @@ model = dict(
         classes=f'{_base_.data_root}/label_map_k400.txt',
         templates=['a video of {}', 'a person {}', 'people {}'],
         clip=_base_.model.backbone.clip,
-        text=dict(prompts=[dict(type='vop.LearnedPrompt', length=8)])))
+        text=dict(prompts=[dict(type='vop.LearnedPrompt', length=8)]),
+    )
+)

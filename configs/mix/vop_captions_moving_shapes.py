@@ -8,4 +8,6 @@ model = dict(
         classes=f'{_base_.data_root}/directions.txt',
         templates=['a square moves {}', 'a cross moves {}'],
         clip=_base_.clip,
-        text=dict(prompts=[dict(type='vop.LearnedPrompt', length=8)])))
+        text=dict(prompts=[dict(type='vop.LearnedPrompt', length=8)]),
+    )
+)

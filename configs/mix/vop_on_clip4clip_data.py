@@ -11,5 +11,6 @@ model = dict(
     type='vop.RetrievalRecognizer',
     clip=dict(name='ViT-B-32-quickgelu', pretrained='openai'),
     visual=dict(prompts=[dict(type='vop.LearnedPrompt', length=8)]),
-    text=dict(prompts=[dict(type='vop.LearnedPrompt', length=8)]))
+    text=dict(prompts=[dict(type='vop.LearnedPrompt', length=8)]),
+)
 optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=0.2))

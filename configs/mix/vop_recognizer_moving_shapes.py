@@ -5,15 +5,14 @@ model = dict(
     _delete_=True,
     type='Recognizer3D',
     backbone={
-        **_base_.model.visual, 'type': 'vop.VideoBackbone',
+        **_base_.model.visual,
+        'type': 'vop.VideoBackbone',
         'clip': _base_.clip,
         'num_frames': _base_.num_frames,
-        'temporal_layers': 3
+        'temporal_layers': 3,
     },
     cls_head=dict(
-        type='I3DHead',
-        num_classes=12,
-        in_channels=128,
-        dropout_ratio=0.5,
-        average_clips='prob'),
-    data_preprocessor=_base_.data_preprocessor)
+        type='I3DHead', num_classes=12, in_channels=128, dropout_ratio=0.5, average_clips='prob'
+    ),
+    data_preprocessor=_base_.data_preprocessor,
+)

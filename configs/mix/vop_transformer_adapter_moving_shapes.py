@@ -8,6 +8,7 @@ model = dict(
         num_segs=8,
         transformer_width=128,
         transformer_heads=4,
-        transformer_layers=2))
-optim_wrapper = dict(
-    paramwise_cfg=dict(custom_keys=dict(adapter=dict(lr_mult=0.1))))
+        transformer_layers=2,
+    )
+)
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(adapter=dict(lr_mult=0.1))))

@@ -9,6 +9,7 @@ model = dict(
         num_segs=12,
         transformer_width=512,
         transformer_heads=8,
-        transformer_layers=4))
-optim_wrapper = dict(
-    paramwise_cfg=dict(custom_keys=dict(adapter=dict(lr_mult=0.1))))
+        transformer_layers=4,
+    )
+)
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(adapter=dict(lr_mult=0.1))))

@@ -2,9 +2,8 @@
 _base_ = 'vop_recognizer_moving_shapes.py'
 
 model = dict(
-    type='Recognizer2D',
-    cls_head=dict(type='TSNHead'),
-    data_preprocessor=dict(format_shape='NCHW'))
+    type='Recognizer2D', cls_head=dict(type='TSNHead'), data_preprocessor=dict(format_shape='NCHW')
+)
 
 train_pipeline = [dict(step) for step in _base_.train_pipeline]
 train_pipeline[4]['input_format'] = 'NCHW'

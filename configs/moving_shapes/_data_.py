@@ -12,20 +12,15 @@ train_pipeline = [
     dict(type='Resize', scale=(32, 32), interpolation='bicubic'),
     dict(type='FormatShape', input_format='NCHW'),
     dict(type='vop.CLIPTokenize'),
-    dict(
-        type='PackActionInputs',
-        collect_keys=('imgs', 'text'),
-        meta_keys=('video_id', ))
+    dict(type='PackActionInputs', collect_keys=('imgs', 'text'), meta_keys=('video_id',)),
 ]
 test_pipeline = [dict(step) for step in train_pipeline]
 test_pipeline[1]['test_mode'] = True
 
 train_dataloader = dict(
-    num_workers=2,
-    dataset=dict(
-        ann_file='train.json', data_root=data_root, pipeline=train_pipeline))
+    num_workers=2, dataset=dict(ann_file='train.json', data_root=data_root, pipeline=train_pipeline)
+)
 val_dataloader = dict(
-    num_workers=2,
-    dataset=dict(
-        ann_file='test.json', data_root=data_root, pipeline=test_pipeline))
+    num_workers=2, dataset=dict(ann_file='test.json', data_root=data_root, pipeline=test_pipeline)
+)
 test_dataloader = val_dataloader

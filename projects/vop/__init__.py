@@ -6,6 +6,7 @@ Importing this package registers everything it has under the MMEngine scope
     custom_imports = dict(
         imports=['projects.vop'], allow_failed_imports=False)
 """
+
 from . import compat
 
 compat.apply()

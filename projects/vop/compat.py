@@ -3,6 +3,7 @@
 Each repair says what is broken, looks whether it still is, and does nothing
 where it is not. :func:`apply` runs before anything of MMAction2 is imported.
 """
+
 import importlib.util
 import sys
 from collections import OrderedDict
@@ -53,7 +54,8 @@ def supply_missing_drn() -> None:
         def __init__(self, *args, **kwargs) -> None:
             raise RuntimeError(
                 'DRN is missing from the MMAction2 1.2.0 wheel; install '
-                'MMAction2 from source to use it.')
+                'MMAction2 from source to use it.'
+            )
 
     package, module = ModuleType(name), ModuleType(f'{name}.drn')
     package.__path__ = []
@@ -100,27 +102,28 @@ def keep_message_hub_plain() -> None:
     """
     if getattr(MessageHub, '_vop_plain_state', False):
         return
-    state_dict, load_state_dict = (MessageHub.state_dict,
-                                   MessageHub.load_state_dict)
+    state_dict, load_state_dict = (MessageHub.state_dict, MessageHub.load_state_dict)
 
     def plain_state_dict(self) -> dict:
         state = state_dict(self)
         state['log_scalars'] = OrderedDict(
             (key, [values[-HISTORY_KEPT:].tolist() for values in buffer.data])
-            for key, buffer in state['log_scalars'].items())
+            for key, buffer in state['log_scalars'].items()
+        )
         state['runtime_info'] = utils.apply_to(
             state['runtime_info'],
             lambda value: isinstance(value, (np.generic, np.ndarray)),
-            lambda value: value.tolist())
+            lambda value: value.tolist(),
+        )
         return state
 
     def load_plain_state_dict(self, state) -> None:
         if isinstance(state, dict) and 'log_scalars' in state:
             state = dict(state)
             state['log_scalars'] = OrderedDict(
-                (key, HistoryBuffer(*value) if isinstance(value, list)
-                 else value)
-                for key, value in state['log_scalars'].items())
+                (key, HistoryBuffer(*value) if isinstance(value, list) else value)
+                for key, value in state['log_scalars'].items()
+            )
         load_state_dict(self, state)
 
     MessageHub.state_dict = plain_state_dict

@@ -8,6 +8,7 @@ open_clip; where it is, nothing changes. A config asks for it by::
         imports=['projects.vop', 'projects.vop.openai_clip'],
         allow_failed_imports=False)
 """
+
 import importlib.util
 import sys
 from pathlib import Path
@@ -16,14 +17,13 @@ from typing import Callable, List, Optional, Tuple, Union
 import open_clip
 import torch
 from open_clip.model import build_model_from_openai_state_dict
-from open_clip.pretrained import (download_pretrained_from_url,
-                                  get_pretrained_url)
+from open_clip.pretrained import download_pretrained_from_url, get_pretrained_url
 from torch import Tensor, nn
 
 
-def load(name: str,
-         device: Union[str, torch.device] = 'cpu',
-         download_root: Optional[str] = None) -> Tuple[nn.Module, Callable]:
+def load(
+    name: str, device: Union[str, torch.device] = 'cpu', download_root: Optional[str] = None
+) -> Tuple[nn.Module, Callable]:
     """Open one of OpenAI's CLIPs, with OpenAI's names of parameters.
 
     Args:
@@ -44,11 +44,11 @@ def load(name: str,
     """
     path = name
     if not Path(name).is_file():
-        url = get_pretrained_url(
-            name.replace('/', '-').replace('@336px', '-336'), 'openai')
+        url = get_pretrained_url(name.replace('/', '-').replace('@336px', '-336'), 'openai')
         if not url:
-            raise ValueError(f"'{name}' is neither a CLIP of OpenAI's, such "
-                             "as 'ViT-B/32', nor a file.")
+            raise ValueError(
+                f"'{name}' is neither a CLIP of OpenAI's, such as 'ViT-B/32', nor a file."
+            )
         try:
             path = download_pretrained_from_url(url, cache_dir=download_root)
         except OSError as error:
@@ -58,19 +58,16 @@ def load(name: str,
             ) from error
     try:
         state = torch.jit.load(path, map_location='cpu').state_dict()
-        model = build_model_from_openai_state_dict(
-            state, cast_dtype=torch.float32)
+        model = build_model_from_openai_state_dict(state, cast_dtype=torch.float32)
     except Exception as error:
-        raise ValueError(
-            f"{path} is no archive of OpenAI's: {error}") from error
+        raise ValueError(f"{path} is no archive of OpenAI's: {error}") from error
     size = model.visual.image_size
-    return (model.float().to(device),
-            open_clip.image_transform(size, is_train=False))
+    return (model.float().to(device), open_clip.image_transform(size, is_train=False))
 
 
-def tokenize(texts: Union[str, List[str]],
-             context_length: int = 77,
-             truncate: bool = False) -> Tensor:
+def tokenize(
+    texts: Union[str, List[str]], context_length: int = 77, truncate: bool = False
+) -> Tensor:
     """Turn captions into token ids.
 
     Args:
@@ -88,8 +85,9 @@ def tokenize(texts: Union[str, List[str]],
     longer = open_clip.tokenize(texts, context_length + 1)
     too_long = longer[:, context_length].nonzero().flatten().tolist()
     if too_long and not truncate:
-        raise RuntimeError(f'Input {texts[too_long[0]]} is too long for '
-                           f'context length {context_length}')
+        raise RuntimeError(
+            f'Input {texts[too_long[0]]} is too long for context length {context_length}'
+        )
     return open_clip.tokenize(texts, context_length).int()
 
 

@@ -4,6 +4,7 @@ They are children of MMEngine's root registries, so every MMEngine or
 MMAction2 config can name a part of this package as ``type='vop.X'`` without
 touching MMAction2's own classes of the same name.
 """
+
 from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS
 from mmengine.registry import DATASETS as ROOT_DATASETS
 from mmengine.registry import INFERENCERS as ROOT_INFERENCERS
@@ -16,11 +17,7 @@ from mmengine.registry import Registry
 
 
 def _child(name: str, parent: Registry, subpackage: str) -> Registry:
-    return Registry(
-        name,
-        parent=parent,
-        scope='vop',
-        locations=[f'projects.vop.{subpackage}'])
+    return Registry(name, parent=parent, scope='vop', locations=[f'projects.vop.{subpackage}'])
 
 
 MODELS = _child('vop model', ROOT_MODELS, 'models')

@@ -1,4 +1,5 @@
 """Indexes of folders of videos: making, updating and searching them."""
+
 import inspect
 import json
 import os
@@ -14,8 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from projects.vop.apis import (EncodedVideos, VideoIndex, VoPInferencer,
-                               indexing, update_index)
+from projects.vop.apis import EncodedVideos, VideoIndex, VoPInferencer, indexing, update_index
 from projects.vop.apis.indexing import model_files
 from projects.vop.apis.nearest import IVF, search_exactly
 from projects.vop.apis.storage import IndexingError, scan, write, writing
@@ -32,9 +32,7 @@ class Recording(VoPInferencer):
         for number, batch in enumerate(batches):
             if number == self.stop_after:
                 raise KeyboardInterrupt
-            self.encoded.extend(
-                os.path.basename(path)
-                for path in [*batch.paths, *batch.failed])
+            self.encoded.extend(os.path.basename(path) for path in [*batch.paths, *batch.failed])
             yield batch
 
 
@@ -83,8 +81,7 @@ def folder(video_folder, tmp_path):
     """Five videos, two of one name, among other files."""
     folder = tmp_path / 'videos'
     (folder / 'cats').mkdir(parents=True)
-    for number, name in enumerate(
-            ['0.mp4', '1.MP4', '2.mp4', 'cats/0.mp4', 'cats/4.mp4']):
+    for number, name in enumerate(['0.mp4', '1.MP4', '2.mp4', 'cats/0.mp4', 'cats/4.mp4']):
         shutil.copy2(video_folder / f'{number}.mp4', folder / name)
     for name in ('notes.txt', '.hidden.mp4', 'half.mp4.part'):
         (folder / name).write_text('no video')
@@ -97,8 +94,8 @@ NAMES = ['0.mp4', '1.MP4', '2.mp4', 'cats/0.mp4', 'cats/4.mp4']
 def update(inferencer, folder, **kwargs):
     """Index next to the folder; give the summary."""
     return update_index(
-        inferencer, folder, folder.parent / 'index', batch_size=2,
-        num_workers=0, **kwargs)
+        inferencer, folder, folder.parent / 'index', batch_size=2, num_workers=0, **kwargs
+    )
 
 
 def opened(folder):
@@ -110,8 +107,8 @@ def contents(folder):
     index = folder.parent / 'index'
     return {
         str(path.relative_to(index)): path.read_bytes()
-        for path in index.rglob('*') if path.is_file()
-        and path.name != '.lock'
+        for path in index.rglob('*')
+        if path.is_file() and path.name != '.lock'
     }
 
 
@@ -132,35 +129,34 @@ def test_it_finds_what_comparing_all_finds(inferencer, folder):
     assert np.allclose(index.embeddings, encoded.embeddings, atol=1e-6)
     texts = ['a dog', 'a red square']
     queries = torch.cat([inferencer.encode_texts(texts), encoded.embeddings])
-    for hits, scores in zip(
-            index.search(queries, 3), queries @ encoded.embeddings.T):
+    for hits, scores in zip(index.search(queries, 3), queries @ encoded.embeddings.T):
         best = scores.topk(3)
         assert [hit.name for hit in hits] == [NAMES[i] for i in best.indices]
-        assert [hit.score for hit in hits] == pytest.approx(
-            best.values.tolist(), abs=1e-6)
+        assert [hit.score for hit in hits] == pytest.approx(best.values.tolist(), abs=1e-6)
     assert {hit.name for hit in index.search(queries, 99)[0]} == set(NAMES)
     assert 'exact' in str(index)
 
 
-def test_it_holds_what_a_query_needs(config, inferencer, folder, tmp_path,
-                                     monkeypatch):
+def test_it_holds_what_a_query_needs(config, inferencer, folder, tmp_path, monkeypatch):
     update(inferencer, folder)
     moved = shutil.move(folder.parent / 'index', tmp_path / 'elsewhere')
     monkeypatch.chdir(tmp_path)
     index = VideoIndex.open(moved)
     again = index.load_inferencer('cpu', show_progress=False)
-    assert torch.equal(
-        again.encode_texts(['a dog']), inferencer.encode_texts(['a dog']))
+    assert torch.equal(again.encode_texts(['a dog']), inferencer.encode_texts(['a dog']))
     assert index.state_file.stat().st_size < 1e6
     assert model_files(moved) == (index.config_file, index.state_file)
 
 
-@pytest.mark.parametrize('queries, topk, message', [
-    (torch.zeros(1, 31), 1, r'must be of shape \[q x 32\], got \[1, 31\]'),
-    (torch.zeros(32), 1, r'got \[32\]'),
-    (torch.full((1, 32), torch.nan), 1, 'query is not finite'),
-    (torch.zeros(1, 32), 0, 'topk must be 1 or more'),
-])
+@pytest.mark.parametrize(
+    'queries, topk, message',
+    [
+        (torch.zeros(1, 31), 1, r'must be of shape \[q x 32\], got \[1, 31\]'),
+        (torch.zeros(32), 1, r'got \[32\]'),
+        (torch.full((1, 32), torch.nan), 1, 'query is not finite'),
+        (torch.zeros(1, 32), 0, 'topk must be 1 or more'),
+    ],
+)
 def test_bad_queries_are_refused(indexed, queries, topk, message):
     with pytest.raises(ValueError, match=message):
         VideoIndex.open(indexed).search(queries, topk)
@@ -169,8 +165,7 @@ def test_bad_queries_are_refused(indexed, queries, topk, message):
 # Updating
 
 
-def test_an_update_encodes_what_is_new_or_changed(inferencer, folder,
-                                                  video_folder):
+def test_an_update_encodes_what_is_new_or_changed(inferencer, folder, video_folder):
     update(inferencer, folder)
     before = vectors(opened(folder))
     inferencer.encoded.clear()
@@ -182,8 +177,7 @@ def test_an_update_encodes_what_is_new_or_changed(inferencer, folder,
     assert sorted(inferencer.encoded) == ['0.mp4', '2.mp4', 'new.mkv']
     index = opened(folder)
     after = vectors(index)
-    assert after.keys() == {
-        '0.mp4', '1.MP4', '2.mp4', 'cats/0.mp4', 'cats/new.mkv'}
+    assert after.keys() == {'0.mp4', '1.MP4', '2.mp4', 'cats/0.mp4', 'cats/new.mkv'}
     for name in ('1.MP4', 'cats/0.mp4'):
         assert after[name] == before[name]
     assert after['0.mp4'] == pytest.approx(before['cats/0.mp4'], abs=1e-6)
@@ -205,15 +199,13 @@ def test_an_open_index_stays_what_it_was(inferencer, folder):
     assert vectors(index) == before and len(opened(folder)) == 4
 
 
-def test_what_cannot_be_read_is_reported_and_tried_again(
-        inferencer, folder, video_folder):
+def test_what_cannot_be_read_is_reported_and_tried_again(inferencer, folder, video_folder):
     (folder / 'torn.mp4').write_bytes(b'no video')
     (folder / 'gone.mp4').symlink_to('nowhere.mp4')
     summary = update(inferencer, folder)
     assert summary[:4] == (5, 0, 0, 0)
     failed = json.loads((folder.parent / 'index/failed.json').read_text())
-    assert failed == summary.failed and failed.keys() == {
-        'torn.mp4', 'gone.mp4'}
+    assert failed == summary.failed and failed.keys() == {'torn.mp4', 'gone.mp4'}
     assert 'No such file' in failed['gone.mp4']
 
     # A changed video that cannot be read any more leaves the index.
@@ -230,8 +222,7 @@ def test_an_index_is_never_emptied(inferencer, folder, tmp_path):
     files = contents(folder)
     for path in folder.rglob('*.[mM][pP]4'):
         path.rename(tmp_path / f'{path.parent.name}-{path.name}')
-    with pytest.raises(FileNotFoundError,
-                       match='it holds 2 files such as half.mp4.part'):
+    with pytest.raises(FileNotFoundError, match='it holds 2 files such as half.mp4.part'):
         update(inferencer, folder)
     shutil.rmtree(folder)
     with pytest.raises(FileNotFoundError, match='no folder'):
@@ -249,8 +240,7 @@ def test_an_index_is_never_emptied(inferencer, folder, tmp_path):
     assert len(opened(folder)) == 5
 
 
-def test_folders_are_not_mixed_up(inferencer, folder, video_folder,
-                                  tmp_path):
+def test_folders_are_not_mixed_up(inferencer, folder, video_folder, tmp_path):
     with pytest.raises(ValueError, match='holds .* and is no index'):
         update_index(inferencer, folder, folder)
     with pytest.raises(ValueError, match='notes.txt is not a folder'):
@@ -318,8 +308,7 @@ def test_names_need_not_be_text(inferencer, video_folder, tmp_path):
 # Other models, other versions, damage
 
 
-def test_another_model_is_refused_and_can_take_over(inferencer, other,
-                                                    folder, logged_warnings):
+def test_another_model_is_refused_and_can_take_over(inferencer, other, folder, logged_warnings):
     update(inferencer, folder)
     old = opened(folder)
     old.check_model(inferencer.fingerprint)
@@ -347,8 +336,7 @@ def test_another_version_is_refused(inferencer, folder):
         opened(folder)
 
 
-def test_an_index_that_is_updated_as_it_is_opened(indexed, tmp_path,
-                                                  monkeypatch):
+def test_an_index_that_is_updated_as_it_is_opened(indexed, tmp_path, monkeypatch):
     folder = shutil.copytree(indexed, tmp_path / 'index')
     open_ivf = VideoIndex.open_ivf
 
@@ -364,7 +352,7 @@ def test_an_index_that_is_updated_as_it_is_opened(indexed, tmp_path,
 
 
 def cut(path):
-    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def scribble(path):
@@ -372,8 +360,9 @@ def scribble(path):
 
 
 @pytest.mark.parametrize('damage', [cut, scribble, Path.unlink])
-@pytest.mark.parametrize('what', [
-    'index', 'config', 'model', 'embeddings', 'names', 'stamps', 'ivf'])
+@pytest.mark.parametrize(
+    'what', ['index', 'config', 'model', 'embeddings', 'names', 'stamps', 'ivf']
+)
 def test_damaged_files_are_named(indexed, tmp_path, what, damage):
     folder = shutil.copytree(indexed, tmp_path / 'index')
     path = next(folder.glob(f'{what}[-.]*'))
@@ -394,9 +383,9 @@ def test_files_of_another_size_are_damaged(indexed, tmp_path, what):
     size = path.stat().st_size
     for another in (size - 1, size + 1):
         os.truncate(path, another)
-        with pytest.raises(ValueError, match=(
-                f'{path.name} .* damaged: it has {another:,} bytes, not '
-                f'{size:,}')):
+        with pytest.raises(
+            ValueError, match=(f'{path.name} .* damaged: it has {another:,} bytes, not {size:,}')
+        ):
             VideoIndex.open(folder)
 
 
@@ -426,13 +415,15 @@ def test_what_to_install_is_said(inferencer, folder, monkeypatch):
 # Being stopped
 
 
-def test_what_was_saved_is_not_encoded_again(inferencer, folder, tmp_path,
-                                             video_folder, logged_warnings):
+def test_what_was_saved_is_not_encoded_again(
+    inferencer, folder, tmp_path, video_folder, logged_warnings
+):
     inferencer.stop_after = 1
     with pytest.raises(KeyboardInterrupt):
         update(inferencer, folder)
-    with pytest.raises(FileNotFoundError, match=(
-            'not finished: 2 of 5 videos are saved.*give the same command')):
+    with pytest.raises(
+        FileNotFoundError, match=('not finished: 2 of 5 videos are saved.*give the same command')
+    ):
         opened(folder)
     # It goes on without being told with which model.
     config, state = model_files(folder.parent / 'index')
@@ -441,28 +432,29 @@ def test_what_was_saved_is_not_encoded_again(inferencer, folder, tmp_path,
     again.encoded = []
     # One of those that were saved has changed since.
     changed = inferencer.encoded[0]
-    path, = [path for path in folder.rglob('*.[mM][pP]4')
-             if os.stat(path).st_size == os.stat(video_folder / '4.mp4'
-                                                 ).st_size]
+    (path,) = [
+        path
+        for path in folder.rglob('*.[mM][pP]4')
+        if os.stat(path).st_size == os.stat(video_folder / '4.mp4').st_size
+    ]
     os.utime(path, ns=(1, 1))
     assert update(again, folder) == (5, 0, 0, 0, {})
     assert sorted(inferencer.encoded + again.encoded) == sorted(
-        [*map(os.path.basename, NAMES), changed])
+        [*map(os.path.basename, NAMES), changed]
+    )
     whole = shutil.copytree(folder, tmp_path / 'whole' / 'videos')
     inferencer.stop_after = None
     update(inferencer, whole)
     assert list(opened(whole).names) == list(opened(folder).names)
-    assert np.allclose(opened(whole).embeddings, opened(folder).embeddings,
-                       atol=1e-6)
+    assert np.allclose(opened(whole).embeddings, opened(folder).embeddings, atol=1e-6)
     assert not list((folder.parent / 'index').glob('parts*'))
 
 
-def test_what_was_saved_of_a_video_before_it_changed_does_not_serve(
-        inferencer, folder):
+def test_what_was_saved_of_a_video_before_it_changed_does_not_serve(inferencer, folder):
     inferencer.stop_after = 1  # batch, of the two largest
     with pytest.raises(KeyboardInterrupt):
         update(inferencer, folder)
-    before, = folder.parent.glob('index/parts/*/*.npz')
+    (before,) = folder.parent.glob('index/parts/*/*.npz')
     before.rename(before.with_name('z.npz'))  # it is read last
     assert sorted(inferencer.encoded) == ['0.mp4', '4.mp4']
     shutil.copyfile(folder / 'cats' / '4.mp4', folder / 'cats' / '0.mp4')
@@ -475,8 +467,7 @@ def test_what_was_saved_of_a_video_before_it_changed_does_not_serve(
     assert found['cats/0.mp4'] == pytest.approx(found['cats/4.mp4'], abs=1e-6)
 
 
-def test_an_update_that_is_stopped_leaves_the_index(inferencer, other,
-                                                    folder):
+def test_an_update_that_is_stopped_leaves_the_index(inferencer, other, folder):
     update(inferencer, folder)
     before = contents(folder)
     for path in folder.rglob('*.mp4'):
@@ -492,8 +483,9 @@ def test_an_update_that_is_stopped_leaves_the_index(inferencer, other,
     assert len(inferencer.encoded) == 2
 
 
-def test_parts_that_do_not_serve_are_left_out(inferencer, other, folder,
-                                              logged_warnings, monkeypatch):
+def test_parts_that_do_not_serve_are_left_out(
+    inferencer, other, folder, logged_warnings, monkeypatch
+):
     monkeypatch.setattr(indexing, 'SAVE_VIDEOS', 1)
     inferencer.stop_after = 2
     with pytest.raises(KeyboardInterrupt):
@@ -507,8 +499,7 @@ def test_parts_that_do_not_serve_are_left_out(inferencer, other, folder,
     monkeypatch.undo()
     assert update(inferencer, folder).added == 5
     assert len(inferencer.encoded) == 3
-    assert any(f'{torn} is damaged and left out' in text
-               for text in logged_warnings)
+    assert any(f'{torn} is damaged and left out' in text for text in logged_warnings)
     embeddings = opened(folder).embeddings
 
     shutil.rmtree(folder.parent / 'index')
@@ -516,8 +507,7 @@ def test_parts_that_do_not_serve_are_left_out(inferencer, other, folder,
     with pytest.raises(KeyboardInterrupt):
         update(inferencer, folder)
     update(other, folder)
-    assert any('encoded with another model: they are left out' in text
-               for text in logged_warnings)
+    assert any('encoded with another model: they are left out' in text for text in logged_warnings)
     assert not np.allclose(opened(folder).embeddings, embeddings)
     opened(folder).check_model(other.fingerprint)
     assert not (folder.parent / 'index' / 'parts').exists()
@@ -548,10 +538,10 @@ def test_a_file_is_replaced_when_the_new_one_is_whole(tmp_path):
     assert json.loads(path.read_text()) == ['new']
 
 
-@pytest.mark.parametrize('limit, where', [
-    (600, 'parts/'), (1500, 'embeddings-2.npy'), (2700, 'ivf-2.faiss')])
-def test_a_full_disk_costs_nothing(inferencer, folder, video_folder,
-                                   monkeypatch, limit, where):
+@pytest.mark.parametrize(
+    'limit, where', [(600, 'parts/'), (1500, 'embeddings-2.npy'), (2700, 'ivf-2.faiss')]
+)
+def test_a_full_disk_costs_nothing(inferencer, folder, video_folder, monkeypatch, limit, where):
     """A limit on the size of files fails in the middle of one, too."""
     monkeypatch.setattr(indexing, 'SAVE_VIDEOS', 1)
     update(inferencer, folder)
@@ -559,13 +549,19 @@ def test_a_full_disk_costs_nothing(inferencer, folder, video_folder,
     for number in range(14):
         os.link(folder / '0.mp4', folder / f'more{number}.mp4')
     inferencer.encoded.clear()
-    with files_up_to(limit), pytest.raises(IndexingError, match=(
-            f'{where}.* cannot be written: .* MB are free.*same command')):
+    with (
+        files_up_to(limit),
+        pytest.raises(
+            IndexingError, match=(f'{where}.* cannot be written: .* MB are free.*same command')
+        ),
+    ):
         update(inferencer, folder, exact_below=10)
     during = contents(folder)
     assert before.items() <= during.items()
-    assert all(name.startswith('parts/') and not name.endswith('.part')
-               for name in during.keys() - before.keys())
+    assert all(
+        name.startswith('parts/') and not name.endswith('.part')
+        for name in during.keys() - before.keys()
+    )
     assert len(opened(folder)) == 5
     inferencer.encoded.clear()
     assert update(inferencer, folder, exact_below=10)[:4] == (14, 0, 0, 5)
@@ -577,30 +573,30 @@ def test_too_little_room_is_said_before(inferencer, folder, monkeypatch):
     before = contents(folder)
     (folder / '0.mp4').unlink()
     usage = shutil.disk_usage(folder)
-    monkeypatch.setattr(shutil, 'disk_usage',
-                        lambda path: usage._replace(free=100))
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage._replace(free=100))
     with pytest.raises(IndexingError, match='No space left .* 0.0 MB are fre'):
         update(inferencer, folder)
     during = contents(folder)
     assert before.items() <= during.items()
 
 
-def test_what_a_killed_run_left_takes_no_room(inferencer, folder,
-                                              monkeypatch):
+def test_what_a_killed_run_left_takes_no_room(inferencer, folder, monkeypatch):
     update(inferencer, folder)
     (folder / '0.mp4').unlink()
     index, usage = folder.parent / 'index', shutil.disk_usage(folder)
-    left = [index / name for name in (
-        'names-2.json', 'embeddings-2.npy', 'embeddings-2.npy.part')]
+    left = [index / name for name in ('names-2.json', 'embeddings-2.npy', 'embeddings-2.npy.part')]
     for path in left:
         path.touch()
-    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage._replace(
-        free=0 if any(map(Path.exists, left)) else 1 << 40))
+    monkeypatch.setattr(
+        shutil,
+        'disk_usage',
+        lambda path: usage._replace(free=0 if any(map(Path.exists, left)) else 1 << 40),
+    )
     assert update(inferencer, folder).removed == 1
     assert len(opened(folder)) == 4 and not left[-1].exists()
 
 
-LOCK_IT = '''
+LOCK_IT = """
 import fcntl, sys
 file = open(sys.argv[1], 'a+')
 try:
@@ -610,7 +606,7 @@ except OSError:
 else:
     print('free', flush=True)
 sys.stdin.read()
-'''
+"""
 
 
 def test_two_runs_at_once_are_refused(inferencer, folder, monkeypatch):
@@ -619,7 +615,10 @@ def test_two_runs_at_once_are_refused(inferencer, folder, monkeypatch):
     def lock():
         return subprocess.Popen(
             [sys.executable, '-c', LOCK_IT, folder.parent / 'index/.lock'],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
     def encode(*args):
         said.append(lock().communicate()[0])
@@ -663,43 +662,39 @@ def touch(folder, numbers):
 
 def recall(index, queries):
     """The part of the exact top 10 that is found, and the scores."""
-    found, exact = (
-        index.search(queries, 10, exact=exact) for exact in (False, True))
-    scores = dict(
-        (hit.name, hit.score) for hits in exact for hit in hits)
-    for hits, (query, ) in zip(found, queries[:, None]):
-        assert [hit.score for hit in hits] == sorted(
-            (hit.score for hit in hits), reverse=True)
+    found, exact = (index.search(queries, 10, exact=exact) for exact in (False, True))
+    scores = dict((hit.name, hit.score) for hits in exact for hit in hits)
+    for hits, (query,) in zip(found, queries[:, None]):
+        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
         for hit in hits:
             row = index.names.index(hit.name)
-            assert hit.score == pytest.approx(
-                float(query @ index.embeddings[row]), abs=1e-5)
+            assert hit.score == pytest.approx(float(query @ index.embeddings[row]), abs=1e-5)
     assert scores
-    return np.mean([
-        len({hit.name for hit in a} & {hit.name for hit in b}) / 10
-        for a, b in zip(found, exact)
-    ])
+    return np.mean(
+        [len({hit.name for hit in a} & {hit.name for hit in b}) / 10 for a, b in zip(found, exact)]
+    )
 
 
 def test_a_large_index_finds_as_much_as_it_says(indexed):
     index = VideoIndex.open(indexed)
     settings = index.ivf.settings
-    assert settings.lists == round(4 * 2000**.5)
+    assert settings.lists == round(4 * 2000**0.5)
     assert 1 <= settings.read < settings.lists / 2
     assert settings.trained_for == 2000
-    assert min(settings.recall.values()) >= .95
+    assert min(settings.recall.values()) >= 0.95
     assert settings.recall.keys() == {'videos', 'texts'}
     assert re.search(
         f'approximate: IVF with {settings.lists} lists, of which '
         f'{settings.read} are read; .* % for videos, .* % for texts',
-        str(index))
+        str(index),
+    )
     queries = np.array(index.embeddings[::7])
-    assert recall(index, queries) == pytest.approx(
-        settings.recall['videos'], abs=.04)
+    assert recall(index, queries) == pytest.approx(settings.recall['videos'], abs=0.04)
     # Less than the embeddings: some lists are read, and no file.
     assert len(index.search(queries[:2], 5000)[1]) == 2000
     assert [hit.name for hit in index.search(queries[:1], 1500)[0]] == [
-        hit.name for hit in index.search(queries[:1], 1500, exact=True)[0]]
+        hit.name for hit in index.search(queries[:1], 1500, exact=True)[0]
+    ]
 
 
 def test_search_is_exact_below_100000_videos():
@@ -711,13 +706,12 @@ def test_fewer_lists_find_less(indexed):
     index = VideoIndex.open(indexed)
     queries = np.array(index.embeddings[::7])
     index.ivf.index.nprobe = 1
-    assert recall(index, queries) < .9
+    assert recall(index, queries) < 0.9
     index.ivf.index.nprobe = index.ivf.settings.lists
     assert recall(index, queries) == 1
 
 
-def test_an_updated_large_index_is_as_good_as_a_new_one(drawn, indexed,
-                                                        tmp_path):
+def test_an_updated_large_index_is_as_good_as_a_new_one(drawn, indexed, tmp_path):
     folder = tmp_path / 'videos'
     shutil.copytree(indexed, tmp_path / 'index')
     touch(folder, range(2000))
@@ -743,8 +737,8 @@ def test_an_updated_large_index_is_as_good_as_a_new_one(drawn, indexed,
     ids = new.search(queries, 10)[1]
     exact = search_exactly(queries, index.embeddings, 10)[1]
     rebuilt = np.mean([len({*a} & {*b}) / 10 for a, b in zip(ids, exact)])
-    assert recall(index, queries) >= rebuilt - .02
-    assert min(index.ivf.settings.recall.values()) >= .95
+    assert recall(index, queries) >= rebuilt - 0.02
+    assert min(index.ivf.settings.recall.values()) >= 0.95
 
     # Twice as many as the lists were made for: they are made again.
     touch(folder, range(3700, 5000))

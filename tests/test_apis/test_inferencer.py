@@ -1,4 +1,5 @@
 """Embedding videos and texts outside the Runner."""
+
 import json
 import os
 import shutil
@@ -50,8 +51,7 @@ def checkpoint(retrieval_config, save):
 
 @pytest.fixture(scope='module')
 def inferencer(retrieval_config, checkpoint):
-    return VoPInferencer(retrieval_config(), checkpoint, 'cpu',
-                         show_progress=False)
+    return VoPInferencer(retrieval_config(), checkpoint, 'cpu', show_progress=False)
 
 
 @pytest.fixture(scope='module')
@@ -64,8 +64,9 @@ def test_it_is_an_inferencer_of_mmengine(inferencer):
     assert INFERENCERS.get('vop.VoPInferencer') is VoPInferencer
 
 
-def test_embeddings_are_those_of_testing(retrieval_config, checkpoint,
-                                         inferencer, videos, tmp_path):
+def test_embeddings_are_those_of_testing(
+    retrieval_config, checkpoint, inferencer, videos, tmp_path
+):
     config = retrieval_config()
     config.work_dir = str(tmp_path)
     config.load_from = checkpoint
@@ -84,13 +85,13 @@ def test_embeddings_are_those_of_testing(retrieval_config, checkpoint,
     scores = inferencer.similarity(captions, videos, num_workers=0)
     assert torch.allclose(scores, texts @ encoded.embeddings.T, atol=1e-6)
     for same in (encoded, encoded.embeddings):
-        assert torch.equal(inferencer.similarity(texts, same),
-                           texts @ encoded.embeddings.T)
+        assert torch.equal(inferencer.similarity(texts, same), texts @ encoded.embeddings.T)
 
 
 @pytest.mark.parametrize('num_workers', [0, 2])
-def test_bad_videos_are_reported_and_not_fatal(inferencer, videos, tmp_path,
-                                               num_workers, logged_warnings):
+def test_bad_videos_are_reported_and_not_fatal(
+    inferencer, videos, tmp_path, num_workers, logged_warnings
+):
     broken, missing = tmp_path / 'broken.mp4', tmp_path / 'missing.mp4'
     broken.write_bytes(b'no video')
     given = [videos[0], str(broken), videos[1], str(missing), videos[0]]
@@ -111,12 +112,11 @@ def test_nothing_but_bad_videos(inferencer, tmp_path):
     assert inferencer.encode_videos([]).embeddings.shape == (0, 32)
 
 
-def test_a_video_that_kills_its_reader_is_reported(retrieval_config,
-                                                   checkpoint, inferencer,
-                                                   videos, tmp_path):
+def test_a_video_that_kills_its_reader_is_reported(
+    retrieval_config, checkpoint, inferencer, videos, tmp_path
+):
     config = retrieval_config()
-    config.test_dataloader.dataset.pipeline.insert(
-        0, dict(type='vop.KillOn', word='killer'))
+    config.test_dataloader.dataset.pipeline.insert(0, dict(type='vop.KillOn', word='killer'))
     killer = VoPInferencer(config, checkpoint, 'cpu', show_progress=False)
     paths = []
     for number in range(12):
@@ -126,24 +126,22 @@ def test_a_video_that_kills_its_reader_is_reported(retrieval_config,
     encoded = killer.encode_videos(paths, batch_size=2, num_workers=2)
     assert encoded.failed.keys() == {paths[3], paths[7]}
     assert encoded.paths == [p for p in paths if 'good' in p]
-    expected = inferencer.encode_videos(
-        [videos[n % 5] for n in range(12) if n not in (3, 7)])
-    assert torch.allclose(
-        encoded.embeddings, expected.embeddings, atol=1e-6)
+    expected = inferencer.encode_videos([videos[n % 5] for n in range(12) if n not in (3, 7)])
+    assert torch.allclose(encoded.embeddings, expected.embeddings, atol=1e-6)
 
 
 def test_predictions(inferencer, videos, tmp_path):
-    result = inferencer([videos[1], str(tmp_path / 'missing.mp4')],
-                        texts=['a dog', 'a cat', 'a fish'])
+    result = inferencer(
+        [videos[1], str(tmp_path / 'missing.mp4')], texts=['a dog', 'a cat', 'a fish']
+    )
     assert result['visualization'] is None
     good, bad = result['predictions']
-    scores = inferencer.similarity(['a dog', 'a cat', 'a fish'],
-                                   [videos[1]])[:, 0]
+    scores = inferencer.similarity(['a dog', 'a cat', 'a fish'], [videos[1]])[:, 0]
     order = scores.argsort(descending=True).tolist()
     assert good['texts'] == [['a dog', 'a cat', 'a fish'][i] for i in order]
     assert good['scores'] == pytest.approx(scores[order].tolist())
     assert bad.keys() == {'video', 'error'}
-    prediction, = inferencer(videos[2])['predictions']
+    (prediction,) = inferencer(videos[2])['predictions']
     assert torch.tensor(prediction['embedding']).norm() == pytest.approx(1)
     json.dumps(result)
 
@@ -160,10 +158,10 @@ def test_a_text_of_2000_words_is_cut_and_said(inferencer, logged_warnings):
     assert f'longer than the {slots - 2} tokens' in logged_warnings[0]
 
 
-@pytest.mark.parametrize('texts, error', [
-    ('a text', TypeError), ([], ValueError), (['a dog', ' '], ValueError),
-    ([3], ValueError)
-])
+@pytest.mark.parametrize(
+    'texts, error',
+    [('a text', TypeError), ([], ValueError), (['a dog', ' '], ValueError), ([3], ValueError)],
+)
 def test_texts_that_are_none(inferencer, texts, error):
     with pytest.raises(error, match='text'):
         inferencer.encode_texts(texts)
@@ -174,8 +172,7 @@ def test_a_path_is_not_a_list_of_videos(inferencer, videos):
         inferencer.encode_videos(videos[0])
 
 
-def test_several_prompt_sets_share_one_clip(retrieval_config, save, inferencer,
-                                            videos):
+def test_several_prompt_sets_share_one_clip(retrieval_config, save, inferencer, videos):
     config = retrieval_config('vop_p')
     other = save(config, seed=2)
     alone = VoPInferencer(config, other, 'cpu', show_progress=False)
@@ -183,24 +180,19 @@ def test_several_prompt_sets_share_one_clip(retrieval_config, save, inferencer,
     shared = inferencer.share(retrieval_config('vop_p'), other)
     ours = {p.data_ptr() for p in inferencer.model.parameters()}
     own = [p for p in shared.model.parameters() if p.data_ptr() not in ours]
-    prompts = [
-        *shared.model.visual.prompts.parameters(),
-        *shared.model.text.prompts.parameters()
-    ]
+    prompts = [*shared.model.visual.prompts.parameters(), *shared.model.text.prompts.parameters()]
     assert sorted(map(id, own)) == sorted(map(id, prompts))
     texts = ['a dog', 'a cat']
     assert torch.allclose(
-        shared.similarity(texts, videos),
-        alone.similarity(texts, videos),
-        atol=1e-6)
+        shared.similarity(texts, videos), alone.similarity(texts, videos), atol=1e-6
+    )
     after = inferencer.encode_videos(videos).embeddings
     assert torch.equal(before, after)
     assert not torch.allclose(before, shared.encode_videos(videos).embeddings)
     assert shared.fingerprint == alone.fingerprint != inferencer.fingerprint
 
 
-def test_a_clip_that_is_not_shared(retrieval_config, save, inferencer,
-                                   tiny_clip):
+def test_a_clip_that_is_not_shared(retrieval_config, save, inferencer, tiny_clip):
     with pytest.raises(ValueError, match='trains CLIP itself'):
         inferencer.share(retrieval_config('bias'))
     bias = VoPInferencer(retrieval_config('bias'), device='cpu')
@@ -215,7 +207,8 @@ def test_a_clip_that_is_not_shared(retrieval_config, save, inferencer,
 
 
 def test_the_fingerprint_is_of_all_that_makes_embeddings(
-        retrieval_config, checkpoint, save, inferencer, tmp_path):
+    retrieval_config, checkpoint, save, inferencer, tmp_path
+):
 
     def of(config, weights=checkpoint):
         return VoPInferencer(config, weights, 'cpu').fingerprint
@@ -229,8 +222,7 @@ def test_the_fingerprint_is_of_all_that_makes_embeddings(
     config.test_dataloader.dataset.pipeline[2].clip_len = 3
     assert of(config) != inferencer.fingerprint
     # The same weights with GELU in place of QuickGELU, or with other heads.
-    for change in (dict(quick_gelu=False),
-                   dict(text_cfg=dict(TINY_CLIP['text_cfg'], heads=2))):
+    for change in (dict(quick_gelu=False), dict(text_cfg=dict(TINY_CLIP['text_cfg'], heads=2))):
         path = tmp_path / 'another.json'
         path.write_text(json.dumps(TINY_CLIP | change))
         config = retrieval_config()
@@ -243,9 +235,9 @@ def test_the_fingerprint_is_of_all_that_makes_embeddings(
     assert of(config) == inferencer.fingerprint
 
 
-def test_its_config_opens_it_again_from_anywhere(retrieval_config, checkpoint,
-                                                 inferencer, tmp_path,
-                                                 monkeypatch):
+def test_its_config_opens_it_again_from_anywhere(
+    retrieval_config, checkpoint, inferencer, tmp_path, monkeypatch
+):
     config = retrieval_config()
     monkeypatch.chdir(os.path.dirname(config.model.clip.pretrained))
     config.model.clip.pretrained = 'tiny-clip.pt'
@@ -256,13 +248,10 @@ def test_its_config_opens_it_again_from_anywhere(retrieval_config, checkpoint,
     assert again.fingerprint == inferencer.fingerprint
 
 
-@pytest.mark.parametrize('method, said', [
-    ('vop', True), ('zero_shot', False)])
-def test_untrained_prompts_are_said(retrieval_config, method, said,
-                                    logged_warnings):
+@pytest.mark.parametrize('method, said', [('vop', True), ('zero_shot', False)])
+def test_untrained_prompts_are_said(retrieval_config, method, said, logged_warnings):
     VoPInferencer(retrieval_config(method), device='cpu')
-    assert said == any('parameters, and no checkpoint is given' in text
-                       for text in logged_warnings)
+    assert said == any('parameters, and no checkpoint is given' in text for text in logged_warnings)
 
 
 @pytest.mark.parametrize('device', ['nonsense', 'cuda:99'])

@@ -1,4 +1,5 @@
 """MovingShapes: real clips, and nothing but order between two reverses."""
+
 import json
 
 import decord
@@ -9,9 +10,14 @@ from mmengine.config import Config
 from pathlib import Path
 
 from projects.vop.datasets import VideoTextDataset
-from projects.vop.datasets.moving_shapes import (COLORS, PLACES, SHAPES,
-                                                 Scene, still_captions,
-                                                 write_moving_shapes)
+from projects.vop.datasets.moving_shapes import (
+    COLORS,
+    PLACES,
+    SHAPES,
+    Scene,
+    still_captions,
+    write_moving_shapes,
+)
 from projects.vop.evaluation import evaluate_embeddings
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
@@ -49,8 +55,7 @@ def test_every_scene_has_its_reverse_and_one_test_clip(root):
 def test_test_clips_are_not_training_clips(root):
     train, test = by_caption(root, 'train'), by_caption(root, 'test')
     for caption, name in test.items():
-        assert not np.array_equal(
-            decode(root, name), decode(root, train[caption]))
+        assert not np.array_equal(decode(root, name), decode(root, train[caption]))
 
 
 def test_a_clip_and_its_reverse_have_exactly_the_same_frames(root):
@@ -70,8 +75,8 @@ def test_the_shape_is_where_the_caption_says(root):
         for frame, place in ((frames[0], words[6]), (frames[-1], words[9])):
             distance = np.abs(frame - frame[0, 0]).sum(-1) > 60
             y, x = np.argwhere(distance).mean(0) / frame.shape[0]
-            assert abs(x - PLACES[place][0]) < .1
-            assert abs(y - PLACES[place][1]) < .1
+            assert abs(x - PLACES[place][0]) < 0.1
+            assert abs(y - PLACES[place][1]) < 0.1
 
 
 def test_frames_sampled_for_testing_are_the_same_too(root):
@@ -82,7 +87,8 @@ def test_frames_sampled_for_testing_are_the_same_too(root):
         data_root=str(root),
         data_prefix=dict(video='videos'),
         pipeline=config.test_pipeline,
-        test_mode=True)
+        test_mode=True,
+    )
     means = {}
     for i in range(len(dataset)):
         item = dataset[i]
@@ -96,19 +102,17 @@ def test_frames_sampled_for_testing_are_the_same_too(root):
     # Texts that know the mean of their own clip find it as well as can be.
     video = torch.nn.functional.normalize(video - video.mean(0), dim=-1)
     metrics = evaluate_embeddings(video, video, torch.arange(len(video)))
-    assert metrics['t2v/R@1'] == 50.
+    assert metrics['t2v/R@1'] == 50.0
 
 
 def test_it_is_drawn_from_the_seed(root, tmp_path):
     write_moving_shapes(tmp_path / 'again')
     for split in ('train', 'test'):
-        assert captions_of(root, split) == captions_of(
-            tmp_path / 'again', split)
+        assert captions_of(root, split) == captions_of(tmp_path / 'again', split)
     name = next(iter(captions_of(root, 'test')))
     assert np.array_equal(decode(root, name), decode(tmp_path / 'again', name))
     write_moving_shapes(tmp_path / 'other', seed=1)
-    assert not np.array_equal(
-        decode(root, name), decode(tmp_path / 'other', name))
+    assert not np.array_equal(decode(root, name), decode(tmp_path / 'other', name))
 
 
 def test_a_complete_folder_is_left_alone(root):
@@ -146,15 +150,13 @@ def test_a_folder_made_before_gets_the_lists_and_keeps_its_clips(root):
     assert len(lists) == 3
     before = {path: path.read_text() for path in lists}
     clips = {
-        path: (path.stat().st_mtime_ns, path.read_bytes())
-        for path in (root / 'videos').iterdir()
+        path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (root / 'videos').iterdir()
     }
     for path in lists:
         path.unlink()
     write_moving_shapes(root)
     assert {path: path.read_text() for path in lists} == before
     assert {
-        path: (path.stat().st_mtime_ns, path.read_bytes())
-        for path in (root / 'videos').iterdir()
+        path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (root / 'videos').iterdir()
     } == clips
     assert not list(root.glob('*.part'))

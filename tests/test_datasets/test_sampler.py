@@ -1,4 +1,5 @@
 """ReproducibleSampler around data sets of data sets."""
+
 from mmengine.dataset import BaseDataset, ConcatDataset, RepeatDataset
 
 from projects.vop.datasets import ReproducibleSampler
@@ -13,6 +14,7 @@ class Plain(BaseDataset):
 
 class Told(Plain):
     """A data set that remembers what it is told."""
+
     told = None
 
     def set_epoch(self, epoch, seed):

@@ -1,4 +1,5 @@
 """Windows of time: which frames of a video are used."""
+
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -24,8 +25,7 @@ def grey(tmp_path_factory) -> Path:
     before it."""
     folder = tmp_path_factory.mktemp('grey')
     with av.open(str(folder / 'grey.mp4'), 'w') as container:
-        stream = container.add_stream(
-            'libx264', rate=RATE, options=dict(qp='4'))
+        stream = container.add_stream('libx264', rate=RATE, options=dict(qp='4'))
         stream.height = stream.width = 32
         stream.pix_fmt = 'yuv420p'
         for number in range(FRAMES):
@@ -46,17 +46,14 @@ def build(folder, value, test_mode=True, config=DIDEMO):
     config = Config.fromfile(CONFIGS / config)
     loader = config.test_dataloader if test_mode else config.train_dataloader
     return DATASETS.build(
-        dict(
-            loader.dataset,
-            ann_file='ann.json',
-            data_root=str(folder),
-            data_prefix=dict(video='')))
+        dict(loader.dataset, ann_file='ann.json', data_root=str(folder), data_prefix=dict(video=''))
+    )
 
 
 def frames_of(item):
     """Which frames of the video in grey an item holds."""
     grey = item['inputs']['imgs'].float().mean((1, 2, 3)) / STEP
-    assert (grey - grey.round()).abs().max() < .4
+    assert (grey - grey.round()).abs().max() < 0.4
     return grey.round().int().tolist()
 
 
@@ -70,28 +67,33 @@ def on_screen(start, end, total=FRAMES, rate=RATE):
     return frames
 
 
-WINDOWS = [(0, 30.), (None, 30), (12.5, 20), (12.25, 20.25), (3, None),
-           (39.5, None), (7, 7.1), (7.4, 7.6), (0, 40), (10, 400), (31, 40)]
+WINDOWS = [
+    (0, 30.0),
+    (None, 30),
+    (12.5, 20),
+    (12.25, 20.25),
+    (3, None),
+    (39.5, None),
+    (7, 7.1),
+    (7.4, 7.6),
+    (0, 40),
+    (10, 400),
+    (31, 40),
+]
 
 
 @pytest.mark.parametrize('start, end', WINDOWS)
 def test_testing_takes_the_middles_of_the_windows_segments(grey, start, end):
-    window = {
-        key: value for key, value in dict(start=start, end=end).items()
-        if value is not None
-    }
+    window = {key: value for key, value in dict(start=start, end=end).items() if value is not None}
     frames = on_screen(start, end)
     length = (len(frames) - 1) / 12
-    wanted = [
-        frames[int(np.round(length * i)) + int(length / 2)] for i in range(12)
-    ]
+    wanted = [frames[int(np.round(length * i)) + int(length / 2)] for i in range(12)]
     dataset = build(grey, dict(captions=['x'], **window))
     assert frames_of(dataset[0]) == wanted
 
 
 def test_training_takes_frames_of_the_whole_window_alone(grey):
-    dataset = build(
-        grey, dict(captions=['x'], start=20, end=26), test_mode=False)
+    dataset = build(grey, dict(captions=['x'], start=20, end=26), test_mode=False)
     seen = set()
     for epoch in range(40):
         dataset.set_epoch(epoch, 0)
@@ -161,23 +163,23 @@ def test_decimals_are_meant_as_they_are_written(time_window, rate):
                 total_frames=total,
                 start_index=5,
                 start=float(start),
-                end=float(end)))
+                end=float(end),
+            )
+        )
         assert results['start_index'] == 5 + frames[0]
         assert results['total_frames'] == len(frames)
 
 
 def test_it_must_stand_before_the_sampling(time_window):
     with pytest.raises(ValueError, match='right behind DecordInit'):
-        time_window(
-            dict(avg_fps=1, total_frames=5, frame_inds=[1], start=1))
+        time_window(dict(avg_fps=1, total_frames=5, frame_inds=[1], start=1))
 
 
 def test_frames_of_a_real_video_are_of_the_window(shared_data):
     """Held against the times that the file gives its frames."""
     path = str(shared_data / 'videos' / 'pool_cleaning.mp4')
     config = Config.fromfile(CONFIGS / '_base_/datasets/didemo.py')
-    results = Compose(config.test_pipeline[:4])(
-        dict(filename=path, start_index=0, start=2, end=4))
+    results = Compose(config.test_pipeline[:4])(dict(filename=path, start_index=0, start=2, end=4))
     reader = decord.VideoReader(path)
     times = reader.get_frame_timestamp(range(len(reader)))
     appears, goes = times[results['frame_inds']].T

@@ -1,4 +1,5 @@
 """Captions to token ids."""
+
 import open_clip
 import pytest
 import torch
@@ -17,7 +18,7 @@ def tokenize():
 
 def test_one_caption_is_a_row(tokenize):
     tokens = tokenize(CAPTIONS[0])
-    assert tokens.shape == (77, )
+    assert tokens.shape == (77,)
     assert tokens.dtype == torch.int64
 
 
@@ -32,14 +33,11 @@ def test_a_list_of_one_caption_is_a_matrix(tokenize):
 
 
 def test_equals_the_tokenizer_of_open_clip(tokenize):
-    assert tokenize(CAPTIONS).equal(
-        open_clip.get_tokenizer('ViT-B-32')(CAPTIONS))
+    assert tokenize(CAPTIONS).equal(open_clip.get_tokenizer('ViT-B-32')(CAPTIONS))
 
 
 def test_known_ids(tokenize):
-    assert tokenize('a photo of a cat')[:8].tolist() == [
-        SOT, 320, 1125, 539, 320, 2368, EOT, 0
-    ]
+    assert tokenize('a photo of a cat')[:8].tolist() == [SOT, 320, 1125, 539, 320, 2368, EOT, 0]
 
 
 def test_a_long_caption_is_cut_and_closed(tokenize):
@@ -54,6 +52,5 @@ def test_other_keys_stay():
 
 def test_the_model_chooses_the_tokenizer():
     """Perception Encoder's CLIPs have a context of 32."""
-    transform = TRANSFORMS.build(
-        dict(type='vop.CLIPTokenize', name='PE-Core-B-16'))
-    assert transform(dict(text='a cat'))['text'].shape == (32, )
+    transform = TRANSFORMS.build(dict(type='vop.CLIPTokenize', name='PE-Core-B-16'))
+    assert transform(dict(text='a cat'))['text'].shape == (32,)

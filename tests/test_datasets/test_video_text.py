@@ -1,4 +1,5 @@
 """Annotation files, items, bad videos, and items that can be repeated."""
+
 import json
 import random
 
@@ -8,39 +9,31 @@ import torch
 from mmengine.dataset import pseudo_collate
 from torch.utils.data import DataLoader
 
-from projects.vop.datasets import (Annotation, VideoReadError,
-                                   read_annotations)
+from projects.vop.datasets import Annotation, VideoReadError, read_annotations
 from projects.vop.registry import DATA_SAMPLERS, DATASETS
 
 
 def pipeline(test_mode, size=32, frames=4):
-    crop = [
-        dict(type='Resize', scale=(-1, size), interpolation='bicubic'),
-        dict(type='CenterCrop', crop_size=size)
-    ] if test_mode else [
-        dict(type='RandomResizedCrop', area_range=(0.5, 1.0)),
-        dict(
-            type='Resize',
-            scale=(size, size),
-            keep_ratio=False,
-            interpolation='bicubic'),
-        dict(type='Flip', flip_ratio=0.5)
-    ]
+    crop = (
+        [
+            dict(type='Resize', scale=(-1, size), interpolation='bicubic'),
+            dict(type='CenterCrop', crop_size=size),
+        ]
+        if test_mode
+        else [
+            dict(type='RandomResizedCrop', area_range=(0.5, 1.0)),
+            dict(type='Resize', scale=(size, size), keep_ratio=False, interpolation='bicubic'),
+            dict(type='Flip', flip_ratio=0.5),
+        ]
+    )
     return [
         dict(type='DecordInit'),
-        dict(
-            type='UniformSample',
-            clip_len=frames,
-            num_clips=1,
-            test_mode=test_mode),
+        dict(type='UniformSample', clip_len=frames, num_clips=1, test_mode=test_mode),
         dict(type='DecordDecode'),
         *crop,
         dict(type='FormatShape', input_format='NCHW'),
         dict(type='vop.CLIPTokenize'),
-        dict(
-            type='PackActionInputs',
-            collect_keys=('imgs', 'text'),
-            meta_keys=('video_id', )),
+        dict(type='PackActionInputs', collect_keys=('imgs', 'text'), meta_keys=('video_id',)),
     ]
 
 
@@ -56,7 +49,9 @@ def build(folder, annotations, test_mode=False, size=32, frames=4, **kwargs):
             data_prefix=dict(video=str(folder)),
             pipeline=pipeline(test_mode, size, frames),
             test_mode=test_mode,
-            **kwargs))
+            **kwargs,
+        )
+    )
 
 
 def frames_of(item):
@@ -71,12 +66,9 @@ def video_of(item):
 def bad_folder(tmp_path, video_folder):
     """Videos 0 to 3, of which 1 is garbage, with two captions each."""
     for number in (0, 2, 3):
-        (tmp_path / f'{number}.mp4').symlink_to(video_folder /
-                                                f'{number}.mp4')
+        (tmp_path / f'{number}.mp4').symlink_to(video_folder / f'{number}.mp4')
     (tmp_path / '1.mp4').write_bytes(bytes(range(256)) * 8)
-    (tmp_path / 'train.json').write_text(
-        json.dumps({f'{n}.mp4': ['one', 'two']
-                    for n in range(4)}))
+    (tmp_path / 'train.json').write_text(json.dumps({f'{n}.mp4': ['one', 'two'] for n in range(4)}))
     return tmp_path
 
 
@@ -97,34 +89,37 @@ def write_broken_video(write_video):
 # Annotation files
 
 
-@pytest.mark.parametrize('text, place', [
-    ('', 'line 1, column 1'),
-    ('{"a.mp4": ["x"],\n "b.mp4": ["y"', 'line 2, column 15'),
-    ('["a.mp4"]', 'holds a list'),
-    ('{}', 'names no video'),
-    ('{"a.mp4": ["x"], "b.mp4": []}', '"b.mp4" has no list of captions'),
-    ('{"a.mp4": ["x"], "b.mp4": "y"}', '"b.mp4" has no list of captions'),
-    ('{"a.mp4": ["x"], "b.mp4": null}', '"b.mp4" has no list of captions'),
-    ('{"a.mp4": ["x", "y", " "]}', 'caption 3 of "a.mp4"'),
-    ('{"a.mp4": ["x", 7]}', 'caption 2 of "a.mp4"'),
-    ('{"a.mp4": ["x"], "b.mp4": ["y"], "a.mp4": ["z"]}',
-     '"a.mp4" stands there twice'),
-    ('{"a.mp4": {"captions": ["x"], "captions": ["y"]}}',
-     '"captions" stands there twice'),
-    ('{"a.mp4": {"start": 1}}', '"a.mp4" has no list of captions'),
-    ('{"a.mp4": {"captions": "x"}}', '"a.mp4" has no list of captions'),
-    ('{"a.mp4": {"captions": ["x", ""]}}', 'caption 2 of "a.mp4"'),
-    ('{"a.mp4": {"captions": ["x"], "stop": 3}}', 'unknown key "stop"'),
-    ('{"a.mp4": {"captions": ["x"], "start": -0.1}}', '"start" of "a.mp4" is'),
-    ('{"a.mp4": {"captions": ["x"], "start": null}}', '"start" of "a.mp4" is'),
-    ('{"a.mp4": {"captions": ["x"], "start": "1"}}', '"start" of "a.mp4" is'),
-    ('{"a.mp4": {"captions": ["x"], "end": true}}', '"end" of "a.mp4" is'),
-    ('{"a.mp4": {"captions": ["x"], "end": NaN}}', '"end" of "a.mp4" is'),
-    ('{"a.mp4": {"captions": ["x"], "end": 1e999}}', 'is Infinity'),
-    ('{"a.mp4": {"captions": ["x"], "end": 0}}', 'ends at 0 s but starts at'),
-    ('{"a.mp4": {"captions": ["x"], "start": 2, "end": 2}}',
-     'the window of "a.mp4" ends at 2 s but starts at 2 s'),
-])
+@pytest.mark.parametrize(
+    'text, place',
+    [
+        ('', 'line 1, column 1'),
+        ('{"a.mp4": ["x"],\n "b.mp4": ["y"', 'line 2, column 15'),
+        ('["a.mp4"]', 'holds a list'),
+        ('{}', 'names no video'),
+        ('{"a.mp4": ["x"], "b.mp4": []}', '"b.mp4" has no list of captions'),
+        ('{"a.mp4": ["x"], "b.mp4": "y"}', '"b.mp4" has no list of captions'),
+        ('{"a.mp4": ["x"], "b.mp4": null}', '"b.mp4" has no list of captions'),
+        ('{"a.mp4": ["x", "y", " "]}', 'caption 3 of "a.mp4"'),
+        ('{"a.mp4": ["x", 7]}', 'caption 2 of "a.mp4"'),
+        ('{"a.mp4": ["x"], "b.mp4": ["y"], "a.mp4": ["z"]}', '"a.mp4" stands there twice'),
+        ('{"a.mp4": {"captions": ["x"], "captions": ["y"]}}', '"captions" stands there twice'),
+        ('{"a.mp4": {"start": 1}}', '"a.mp4" has no list of captions'),
+        ('{"a.mp4": {"captions": "x"}}', '"a.mp4" has no list of captions'),
+        ('{"a.mp4": {"captions": ["x", ""]}}', 'caption 2 of "a.mp4"'),
+        ('{"a.mp4": {"captions": ["x"], "stop": 3}}', 'unknown key "stop"'),
+        ('{"a.mp4": {"captions": ["x"], "start": -0.1}}', '"start" of "a.mp4" is'),
+        ('{"a.mp4": {"captions": ["x"], "start": null}}', '"start" of "a.mp4" is'),
+        ('{"a.mp4": {"captions": ["x"], "start": "1"}}', '"start" of "a.mp4" is'),
+        ('{"a.mp4": {"captions": ["x"], "end": true}}', '"end" of "a.mp4" is'),
+        ('{"a.mp4": {"captions": ["x"], "end": NaN}}', '"end" of "a.mp4" is'),
+        ('{"a.mp4": {"captions": ["x"], "end": 1e999}}', 'is Infinity'),
+        ('{"a.mp4": {"captions": ["x"], "end": 0}}', 'ends at 0 s but starts at'),
+        (
+            '{"a.mp4": {"captions": ["x"], "start": 2, "end": 2}}',
+            'the window of "a.mp4" ends at 2 s but starts at 2 s',
+        ),
+    ],
+)
 def test_malformed_annotations_name_the_place(tmp_path, text, place):
     path = tmp_path / 'ann.json'
     path.write_text(text)
@@ -157,14 +152,17 @@ def test_good_annotations(tmp_path):
 
 def test_annotations_with_windows(tmp_path):
     path = tmp_path / 'ann.json'
-    path.write_text('{"a": {"captions": ["x", "y"], "start": 0, "end": 1.5},'
-                    '"b": {"captions": ["x"], "start": 2}, "c": ["x"],'
-                    '"d": {"captions": ["x"], "end": 3}}')
+    path.write_text(
+        '{"a": {"captions": ["x", "y"], "start": 0, "end": 1.5},'
+        '"b": {"captions": ["x"], "start": 2}, "c": ["x"],'
+        '"d": {"captions": ["x"], "end": 3}}'
+    )
     assert read_annotations(str(path)) == dict(
         a=Annotation(['x', 'y'], 0, 1.5),
         b=Annotation(['x'], start=2),
         c=Annotation(['x']),
-        d=Annotation(['x'], end=3))
+        d=Annotation(['x'], end=3),
+    )
 
 
 # Items
@@ -172,14 +170,13 @@ def test_annotations_with_windows(tmp_path):
 
 def test_training_items_are_pairs(video_folder):
     dataset = build(video_folder, 'train.json')
-    assert [(dataset.get_data_info(i)['video_id'],
-             dataset.get_data_info(i)['text'])
-            for i in range(len(dataset))] == [(f'{n}.mp4', f'caption {i} of '
-                                               f'{n}') for n in range(5)
-                                              for i in range(2)]
+    assert [
+        (dataset.get_data_info(i)['video_id'], dataset.get_data_info(i)['text'])
+        for i in range(len(dataset))
+    ] == [(f'{n}.mp4', f'caption {i} of {n}') for n in range(5) for i in range(2)]
     item = dataset[3]
     assert video_of(item) == '1.mp4'
-    assert item['inputs']['text'].shape == (77, )
+    assert item['inputs']['text'].shape == (77,)
 
 
 def test_test_items_are_videos_with_all_captions(video_folder):
@@ -196,11 +193,8 @@ def test_names_without_an_extension_are_mp4(video_folder, tmp_path):
 
 
 @pytest.mark.parametrize('test_mode', [False, True])
-@pytest.mark.parametrize('num_frames, height, width', [(1, 50, 50),
-                                                       (4, 50, 50),
-                                                       (20, 48, 130)])
-def test_short_and_small_videos(tmp_path, write_video, num_frames, height,
-                                width, test_mode):
+@pytest.mark.parametrize('num_frames, height, width', [(1, 50, 50), (4, 50, 50), (20, 48, 130)])
+def test_short_and_small_videos(tmp_path, write_video, num_frames, height, width, test_mode):
     write_video(tmp_path / 'v.mp4', num_frames, height, width)
     dataset = build(tmp_path, {'v.mp4': ['x']}, test_mode, size=224, frames=12)
     frames = frames_of(dataset[0])
@@ -255,8 +249,7 @@ def test_real_corrupted_video_is_named(shared_data, tmp_path, test_mode):
         dataset[0]
 
 
-def test_skipped_video_is_replaced_counted_and_named(bad_folder,
-                                                     logged_warnings):
+def test_skipped_video_is_replaced_counted_and_named(bad_folder, logged_warnings):
     dataset = build(bad_folder, 'train.json', skip_bad_videos=True)
     assert dataset.skipped_videos == []
     videos = [video_of(dataset[i]) for i in range(len(dataset))]
@@ -269,21 +262,15 @@ def test_skipped_video_is_replaced_counted_and_named(bad_folder,
 
 def test_skipping_in_workers_is_seen_by_the_main_process(bad_folder):
     dataset = build(bad_folder, 'train.json', skip_bad_videos=True)
-    batches = list(
-        DataLoader(dataset, 2, num_workers=2, collate_fn=pseudo_collate))
+    batches = list(DataLoader(dataset, 2, num_workers=2, collate_fn=pseudo_collate))
     videos = [s.video_id for batch in batches for s in batch['data_samples']]
     assert len(videos) == 8
     assert set(videos) == {'0.mp4', '2.mp4', '3.mp4'}
     assert dataset.skipped_videos == [str(bad_folder / '1.mp4')]
 
 
-def test_missing_video_is_skipped_counted_and_named(bad_folder,
-                                                    logged_warnings):
-    dataset = build(
-        bad_folder, {
-            '0.mp4': ['x'],
-            'gone.mp4': ['y']
-        }, skip_bad_videos=True)
+def test_missing_video_is_skipped_counted_and_named(bad_folder, logged_warnings):
+    dataset = build(bad_folder, {'0.mp4': ['x'], 'gone.mp4': ['y']}, skip_bad_videos=True)
     assert dataset.skipped_videos == [str(bad_folder / 'gone.mp4')]
     assert any('gone.mp4' in text for text in logged_warnings)
     assert [video_of(dataset[i]) for i in range(2)] == ['0.mp4', '0.mp4']
@@ -296,11 +283,7 @@ def test_testing_never_skips(bad_folder):
 
 def test_all_videos_undecodable_is_an_error(bad_folder):
     (bad_folder / '4.mp4').write_bytes(b'nothing')
-    dataset = build(
-        bad_folder, {
-            '1.mp4': ['x'],
-            '4.mp4': ['y']
-        }, skip_bad_videos=True)
+    dataset = build(bad_folder, {'1.mp4': ['x'], '4.mp4': ['y']}, skip_bad_videos=True)
     with pytest.raises(VideoReadError, match='None of the 2 videos'):
         dataset[0]
     assert len(dataset.skipped_videos) == 2
@@ -308,11 +291,7 @@ def test_all_videos_undecodable_is_an_error(bad_folder):
 
 def test_all_videos_missing_is_an_error(bad_folder):
     with pytest.raises(FileNotFoundError, match='2 of the 2 videos'):
-        build(
-            bad_folder, {
-                'x.mp4': ['x'],
-                'y.mp4': ['y']
-            }, skip_bad_videos=True)
+        build(bad_folder, {'x.mp4': ['x'], 'y.mp4': ['y']}, skip_bad_videos=True)
 
 
 # Items that can be repeated
@@ -323,14 +302,14 @@ def read(dataset, epochs, num_workers=0, seed=7, **kwargs):
 
     MMEngine calls ``set_epoch`` before each epoch.
     """
-    sampler = DATA_SAMPLERS.build(
-        dict(type='vop.ReproducibleSampler', dataset=dataset, seed=seed))
+    sampler = DATA_SAMPLERS.build(dict(type='vop.ReproducibleSampler', dataset=dataset, seed=seed))
     loader = DataLoader(
         dataset,
         num_workers=num_workers,
         sampler=sampler,
         collate_fn=lambda items: items[0],
-        **kwargs)
+        **kwargs,
+    )
     items = {}
     for epoch in epochs:
         sampler.set_epoch(epoch)
@@ -342,9 +321,9 @@ def read(dataset, epochs, num_workers=0, seed=7, **kwargs):
 def same(items, others):
     """How many items have the same video and frames in both."""
     return sum(
-        video_of(item) == video_of(others[key])
-        and frames_of(item).equal(frames_of(others[key]))
-        for key, item in items.items())
+        video_of(item) == video_of(others[key]) and frames_of(item).equal(frames_of(others[key]))
+        for key, item in items.items()
+    )
 
 
 @pytest.fixture
@@ -357,12 +336,10 @@ def items(video_folder):
     return read(build(video_folder, 'train.json'), epochs=[0, 1])
 
 
-@pytest.mark.parametrize('num_workers, persistent', [(1, False), (2, False),
-                                                     (2, True)])
+@pytest.mark.parametrize('num_workers, persistent', [(1, False), (2, False), (2, True)])
 def test_workers_do_not_change_items(dataset, items, num_workers, persistent):
     """Persistent workers live through both epochs."""
-    again = read(
-        dataset, [0, 1], num_workers, persistent_workers=persistent)
+    again = read(dataset, [0, 1], num_workers, persistent_workers=persistent)
     assert len(items) == 20
     assert same(items, again) == 20
 
@@ -387,8 +364,7 @@ def test_items_differ_between_epochs(items):
 
 
 def test_the_order_differs_between_epochs(dataset):
-    sampler = DATA_SAMPLERS.build(
-        dict(type='vop.ReproducibleSampler', dataset=dataset, seed=7))
+    sampler = DATA_SAMPLERS.build(dict(type='vop.ReproducibleSampler', dataset=dataset, seed=7))
     orders = []
     for epoch in (0, 1, 0):
         sampler.set_epoch(epoch)
@@ -406,8 +382,7 @@ def test_pairs_of_a_video_differ(dataset, items):
 
 
 @pytest.mark.parametrize('garbage', [False, True])
-def test_what_takes_a_bad_videos_place_can_be_repeated(
-        bad_folder, write_broken_video, garbage):
+def test_what_takes_a_bad_videos_place_can_be_repeated(bad_folder, write_broken_video, garbage):
     """It does not matter whether the video is already known as bad."""
     if not garbage:
         write_broken_video(bad_folder / '1.mp4')

@@ -1,4 +1,5 @@
 """Checkpoints run no code, hold what was trained, and know their CLIP."""
+
 import copy
 import json
 import pickle
@@ -20,9 +21,10 @@ PROMPTS = {
         prompts=[
             dict(type='vop.LearnedPrompt', length=2),
             dict(type='vop.PositionPrompt', length=1),
-            dict(type='vop.ContextPrompt', length=1)
-        ]),
-    'text': dict(prompts=[dict(type='vop.LearnedPrompt', length=2)])
+            dict(type='vop.ContextPrompt', length=1),
+        ],
+    ),
+    'text': dict(prompts=[dict(type='vop.LearnedPrompt', length=2)]),
 }
 
 
@@ -65,24 +67,30 @@ def test_mmengine_refuses_code(code_file):
 
 
 @pytest.mark.parametrize('legacy', [False, True])
-@pytest.mark.parametrize('share', [0, .01, .02, .03, .05, .1, .5, .9, .99])
+@pytest.mark.parametrize('share', [0, 0.01, 0.02, 0.03, 0.05, 0.1, 0.5, 0.9, 0.99])
 def test_refuses_a_truncated_file(tmp_path, legacy, share):
     path = tmp_path / 'cut.pth'
     torch.save(
         dict(state_dict=nn.Linear(50, 50).state_dict()),
         path,
-        _use_new_zipfile_serialization=not legacy)
+        _use_new_zipfile_serialization=not legacy,
+    )
     content = path.read_bytes()
-    path.write_bytes(content[:int(share * len(content))])
+    path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(ValueError, match=r'cut\.pth is not a checkpoint'):
         load_checkpoint(nn.Linear(50, 50), str(path))
 
 
-@pytest.mark.parametrize('content', [
-    b'<!DOCTYPE html><title>404</title>', b'version https://git-lfs', b'hello',
-    b'\x80\x02}q\x00.',
-    pickle.dumps(dict(state_dict={}))
-])
+@pytest.mark.parametrize(
+    'content',
+    [
+        b'<!DOCTYPE html><title>404</title>',
+        b'version https://git-lfs',
+        b'hello',
+        b'\x80\x02}q\x00.',
+        pickle.dumps(dict(state_dict={})),
+    ],
+)
 def test_refuses_what_is_no_checkpoint(tmp_path, content):
     path = tmp_path / 'odd.pth'
     path.write_bytes(content)
@@ -100,8 +108,8 @@ def test_opens_a_plain_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     layer = nn.Linear(2, 2)
     torch.save(
-        dict(state_dict=layer.state_dict(), meta=dict(epoch=1, cfg='x')),
-        tmp_path / 'good.pth')
+        dict(state_dict=layer.state_dict(), meta=dict(epoch=1, cfg='x')), tmp_path / 'good.pth'
+    )
     checkpoint = load_safely('~/good.pth', map_location='cpu')
     assert checkpoint['meta'] == dict(epoch=1, cfg='x')
     assert checkpoint['state_dict']['weight'].equal(layer.weight)
@@ -113,8 +121,7 @@ def test_opens_a_plain_checkpoint(tmp_path, monkeypatch):
 def build(clip, weights_seed=0, prompts_seed=0, prompts=PROMPTS):
     """A model whose frozen weights depend on the first seed only."""
     torch.manual_seed(weights_seed)
-    model = MODELS.build(
-        dict(type='vop.RetrievalRecognizer', clip=dict(name=clip), **prompts))
+    model = MODELS.build(dict(type='vop.RetrievalRecognizer', clip=dict(name=clip), **prompts))
     generator = torch.Generator().manual_seed(prompts_seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -129,9 +136,8 @@ def outputs(model):
     tokens[:, 9] = 49407
     with torch.no_grad():
         return model.eval()(
-            dict(
-                imgs=torch.randn(2, 4, 3, 32, 32, generator=generator),
-                text=tokens))
+            dict(imgs=torch.randn(2, 4, 3, 32, 32, generator=generator), text=tokens)
+        )
 
 
 def trained_keys(model):
@@ -157,8 +163,7 @@ def test_state_round_trips(tiny_clip, tmp_path, prompts):
 
     state = torch.load(path, weights_only=True)['state_dict']
     by_torch = build(tiny_clip, prompts_seed=2, prompts=prompts)
-    assert str(by_torch.load_state_dict(state)) == '<All keys matched '\
-        'successfully>'
+    assert str(by_torch.load_state_dict(state)) == '<All keys matched successfully>'
     by_mmengine = build(tiny_clip, prompts_seed=3, prompts=prompts)
     if prompts:
         assert not outputs(by_mmengine)[0].equal(outputs(model)[0])
@@ -175,13 +180,14 @@ def test_checkpoint_is_small(tiny_clip, tmp_path):
     assert (tmp_path / 'vop.pth').stat().st_size < trained + 12_000
 
 
-@pytest.mark.parametrize('load', [
-    lambda model, path: load_checkpoint(model, path),
-    lambda model, path: model.load_state_dict(
-        torch.load(path)['state_dict'], strict=False),
-])
-def test_other_frozen_weights_are_refused_with_both_names(
-        tiny_clip, tmp_path, load):
+@pytest.mark.parametrize(
+    'load',
+    [
+        lambda model, path: load_checkpoint(model, path),
+        lambda model, path: model.load_state_dict(torch.load(path)['state_dict'], strict=False),
+    ],
+)
+def test_other_frozen_weights_are_refused_with_both_names(tiny_clip, tmp_path, load):
     path = str(tmp_path / 'vop.pth')
     save_checkpoint(dict(state_dict=build(tiny_clip, 0).state_dict()), path)
     other_name = tmp_path / 'other-clip.json'
@@ -225,7 +231,7 @@ def test_an_unfrozen_weight_is_in_the_state(tiny_clip, tmp_path):
     for one in (model, other):
         one.visual.backbone.ln_post.weight.requires_grad_(True)
     with torch.no_grad():
-        model.visual.backbone.ln_post.weight.fill_(3.)
+        model.visual.backbone.ln_post.weight.fill_(3.0)
     state = model.state_dict()
     assert set(state) - before == {'visual.backbone.ln_post.weight'}
     path = str(tmp_path / 'partial.pth')
@@ -236,13 +242,10 @@ def test_an_unfrozen_weight_is_in_the_state(tiny_clip, tmp_path):
 
 def test_holds_inside_another_module(tiny_clip):
     torch.manual_seed(0)
-    encoder = VideoEncoder(
-        clip=dict(name=tiny_clip), prompts=PROMPTS['visual']['prompts'][:1])
+    encoder = VideoEncoder(clip=dict(name=tiny_clip), prompts=PROMPTS['visual']['prompts'][:1])
     outer = nn.Sequential(nn.Linear(2, 2), nn.ModuleDict(dict(v=encoder)))
     state = outer.state_dict()
-    assert state.keys() == {
-        '0.weight', '0.bias', '1.v.prompts.0.tokens', '1.v._extra_state'
-    }
+    assert state.keys() == {'0.weight', '0.bias', '1.v.prompts.0.tokens', '1.v._extra_state'}
     again = copy.deepcopy(outer)
     with torch.no_grad():
         again[1]['v'].prompts[0].tokens.zero_()

@@ -1,4 +1,5 @@
 """Configs by name, and their data."""
+
 import json
 
 import pytest
@@ -9,8 +10,7 @@ from projects.vop.engine import check_data, open_config, pin_memory
 
 def test_a_file_is_opened_as_it_is():
     ours = open_config('configs/vop_fp_msrvtt.py')
-    assert ours.to_dict() == Config.fromfile(
-        'configs/vop_fp_msrvtt.py').to_dict()
+    assert ours.to_dict() == Config.fromfile('configs/vop_fp_msrvtt.py').to_dict()
 
 
 @pytest.mark.parametrize('name', ['vop_fp', 'full', 'ablations/vop_depth'])
@@ -27,10 +27,18 @@ def test_a_name_is_composed_of_method_and_data_set(name, dataset):
     assert ours.filename == f'configs/{name}_{dataset}.py'
 
 
-@pytest.mark.parametrize('name', [
-    'vop_q_didemo', 'vop_fp_dideemo', 'didemo', 'vop', 'moving_shapes/vop_q',
-    'vop_fp__video_text', 'vop_moving_shapes'
-])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'vop_q_didemo',
+        'vop_fp_dideemo',
+        'didemo',
+        'vop',
+        'moving_shapes/vop_q',
+        'vop_fp__video_text',
+        'vop_moving_shapes',
+    ],
+)
 def test_an_unknown_name_is_refused_with_those_there_are(name):
     with pytest.raises(FileNotFoundError) as error:
         open_config(f'configs/{name}.py')
@@ -72,8 +80,7 @@ def test_missing_data_of_another_root(monkeypatch):
         check_data(open_config('configs/vop_lsmdc.py'), 'train')
 
 
-def test_a_root_that_a_config_does_not_read(tmp_path, monkeypatch,
-                                            logged_warnings):
+def test_a_root_that_a_config_does_not_read(tmp_path, monkeypatch, logged_warnings):
     monkeypatch.setenv('DATA_ROOT', 'data/small_copy')
     config = open_config('configs/vop_lsmdc.py')
     config.train_dataloader.dataset.data_root = 'data/pets'

@@ -1,4 +1,5 @@
 """Ranking against a naive count, in which every tie is broken every way."""
+
 import itertools
 
 import numpy as np
@@ -8,8 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from projects.vop.evaluation import (DSL, QBNorm, evaluate_embeddings,
-                                     evaluate_similarity, scores)
+from projects.vop.evaluation import DSL, QBNorm, evaluate_embeddings, evaluate_similarity, scores
 
 ONE_EACH = [0, 1, 2, 3, 4]
 SEVERAL_EACH = [2, 0, 0, 1, 2, 2]
@@ -18,8 +18,10 @@ WITH_DISTRACTORS = [4, 1, 1, 4, 1]  # videos 0, 2 and 3 have no caption
 
 def orders(scores):
     """All lists of the items, best first, that the scores allow."""
-    groups = [[item for item, score in enumerate(scores) if score == level]
-              for level in sorted(set(scores), reverse=True)]
+    groups = [
+        [item for item, score in enumerate(scores) if score == level]
+        for level in sorted(set(scores), reverse=True)
+    ]
     ways = (itertools.permutations(group) for group in groups)
     for way in itertools.product(*ways):
         yield list(itertools.chain(*way))
@@ -27,13 +29,11 @@ def orders(scores):
 
 def naive_direction(rows, rights, topk):
     """Average over all orders; ``rights`` are the right items of each row."""
-    ranks = [[
-        1 + min(order.index(item) for item in right) for order in orders(row)
-    ] for row, right in zip(rows, rights)]
-    result = {
-        f'R@{k}': 100 * np.mean([np.mean(np.array(r) <= k) for r in ranks])
-        for k in topk
-    }
+    ranks = [
+        [1 + min(order.index(item) for item in right) for order in orders(row)]
+        for row, right in zip(rows, rights)
+    ]
+    result = {f'R@{k}': 100 * np.mean([np.mean(np.array(r) <= k) for r in ranks]) for k in topk}
     result['MdR'] = np.median([np.mean(r) for r in ranks])
     result['MnR'] = np.mean([np.mean(r) for r in ranks])
     return result
@@ -41,35 +41,29 @@ def naive_direction(rows, rights, topk):
 
 def naive(similarity, owner, topk=(1, 5, 10)):
     captions = {
-        video: [i for i, v in enumerate(owner) if v == video]
-        for video in sorted(set(owner))
+        video: [i for i, v in enumerate(owner) if v == video] for video in sorted(set(owner))
     }
     columns = similarity.T.tolist()
     t2v = naive_direction(similarity.tolist(), [[v] for v in owner], topk)
-    v2t = naive_direction([columns[video] for video in captions],
-                          captions.values(), topk)
-    return {f't2v/{k}': v
-            for k, v in t2v.items()} | {f'v2t/{k}': v
-                                        for k, v in v2t.items()}
+    v2t = naive_direction([columns[video] for video in captions], captions.values(), topk)
+    return {f't2v/{k}': v for k, v in t2v.items()} | {f'v2t/{k}': v for k, v in v2t.items()}
 
 
-@pytest.mark.parametrize('owner, videos', [(ONE_EACH, 5), (SEVERAL_EACH, 3),
-                                           (WITH_DISTRACTORS, 5)])
+@pytest.mark.parametrize('owner, videos', [(ONE_EACH, 5), (SEVERAL_EACH, 3), (WITH_DISTRACTORS, 5)])
 @pytest.mark.parametrize('levels', [1, 2, 3, 1000])
 def test_agrees_with_a_naive_count(owner, videos, levels):
     """One level is a collapsed model; a thousand leave hardly a tie."""
     rng = np.random.default_rng(levels)
     for _ in range(3):
-        similarity = torch.tensor(
-            rng.integers(0, levels, (len(owner), videos))).float()
+        similarity = torch.tensor(rng.integers(0, levels, (len(owner), videos))).float()
         topk = (1, 2, 3, 5, 10)
         assert evaluate_similarity(similarity, owner, topk) == pytest.approx(
-            naive(similarity, owner, topk))
+            naive(similarity, owner, topk)
+        )
 
 
 def test_agrees_with_a_naive_count_on_a_larger_gallery():
-    similarity = torch.randn(
-        120, 40, generator=torch.Generator().manual_seed(0))
+    similarity = torch.randn(120, 40, generator=torch.Generator().manual_seed(0))
     owner = torch.arange(40).repeat(3).tolist()
     for i, video in enumerate(owner):  # better than chance, worse than perfect
         similarity[i, video] += 1.5
@@ -101,17 +95,17 @@ def test_perfect_and_worst_scores():
     worst = evaluate_similarity(-torch.eye(20))
     for direction in ('t2v', 'v2t'):
         for key, wanted in {
-                'R@1': (100, 0),
-                'R@10': (100, 0),
-                'MdR': (1, 20),
-                'MnR': (1, 20)
+            'R@1': (100, 0),
+            'R@10': (100, 0),
+            'MdR': (1, 20),
+            'MnR': (1, 20),
         }.items():
             assert best[f'{direction}/{key}'] == wanted[0]
             assert worst[f'{direction}/{key}'] == wanted[1]
 
 
 def test_distractors_are_in_the_gallery_and_ask_nothing():
-    similarity = torch.tensor([[.5, .1, .9], [.2, .6, .1]])
+    similarity = torch.tensor([[0.5, 0.1, 0.9], [0.2, 0.6, 0.1]])
     result = evaluate_similarity(similarity, [0, 1])
     assert result['t2v/R@1'] == 50  # video 2 comes before video 0
     assert result['v2t/R@1'] == 100  # of videos 0 and 1
@@ -119,17 +113,20 @@ def test_distractors_are_in_the_gallery_and_ask_nothing():
 
 def test_ten_keys_by_default():
     names = ('R@1', 'R@5', 'R@10', 'MdR', 'MnR')
-    assert list(evaluate_similarity(
-        torch.eye(3))) == [f't2v/{n}' for n in names
-                           ] + [f'v2t/{n}' for n in names]
+    assert list(evaluate_similarity(torch.eye(3))) == [f't2v/{n}' for n in names] + [
+        f'v2t/{n}' for n in names
+    ]
 
 
-@pytest.mark.parametrize('similarity', [
-    np.eye(4),
-    np.eye(4, dtype=np.int64),
-    torch.eye(4, dtype=torch.int32),
-    torch.eye(4, dtype=torch.float16),
-])
+@pytest.mark.parametrize(
+    'similarity',
+    [
+        np.eye(4),
+        np.eye(4, dtype=np.int64),
+        torch.eye(4, dtype=torch.int32),
+        torch.eye(4, dtype=torch.float16),
+    ],
+)
 def test_takes_arrays_and_any_numbers(similarity):
     result = evaluate_similarity(similarity, np.arange(4))
     assert result['t2v/R@1'] == result['v2t/R@1'] == 100
@@ -178,7 +175,6 @@ def test_each_tile_is_made_once_for_both_directions(monkeypatch):
     products = []
 
     class Products(TorchDispatchMode):
-
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             result = func(*args, **kwargs or {})
             if func is torch.ops.aten.mm.default:
@@ -200,19 +196,22 @@ def test_nan_names_the_first_bad_video(monkeypatch, chunk):
         evaluate_similarity(similarity)
 
 
-@pytest.mark.parametrize('shape', [(3, ), (2, 2, 2), (0, 3), (3, 0)])
+@pytest.mark.parametrize('shape', [(3,), (2, 2, 2), (0, 3), (3, 0)])
 def test_refuses_what_is_no_matrix(shape):
     with pytest.raises(ValueError, match='must be a matrix'):
         evaluate_similarity(torch.zeros(shape))
 
 
-@pytest.mark.parametrize('owner, message', [
-    (None, 'which video'),
-    ([0, 1], 'there are 3 texts'),
-    ([0, 1, 2], '0 to 1'),
-    ([0, -1, 1], '0 to 1'),
-    ([0., .5, 1.], 'video_of_text'),
-])
+@pytest.mark.parametrize(
+    'owner, message',
+    [
+        (None, 'which video'),
+        ([0, 1], 'there are 3 texts'),
+        ([0, 1, 2], '0 to 1'),
+        ([0, -1, 1], '0 to 1'),
+        ([0.0, 0.5, 1.0], 'video_of_text'),
+    ],
+)
 def test_refuses_owners_that_do_not_fit(owner, message):
     with pytest.raises(ValueError, match=message):
         evaluate_similarity(torch.zeros(3, 2), owner)
@@ -224,8 +223,7 @@ def test_embeddings_score_as_their_products(monkeypatch):
     video = torch.randn(20, 16, generator=generator)
     owner = torch.arange(45) % 20
     text = video[owner] + 2 * torch.randn(45, 16, generator=generator)
-    assert evaluate_embeddings(text, video, owner) == evaluate_similarity(
-        text @ video.T, owner)
+    assert evaluate_embeddings(text, video, owner) == evaluate_similarity(text @ video.T, owner)
 
 
 @pytest.mark.parametrize('size', [5, 7, 33, 1000])
@@ -258,8 +256,7 @@ def test_a_right_pair_is_not_held_against_itself(monkeypatch, chunk):
                     yield tile[row, column - columns.start].item()
 
     table = scores.Scores(text, video, owner)
-    assert list(right_pairs(scores.Scores(text, video))) != list(
-        right_pairs(table))
+    assert list(right_pairs(scores.Scores(text, video))) != list(right_pairs(table))
     assert sorted(right_pairs(table)) == sorted(table.right.tolist())
 
 
@@ -269,14 +266,17 @@ def test_counts_exactly_in_half_precision(dtype):
     assert result['t2v/MnR'] == result['v2t/MnR'] == 702
 
 
-@pytest.mark.parametrize('text, video, owner, message', [
-    (torch.ones(3), torch.ones(2, 4), [0, 1, 1], r'text must .*\[3\]'),
-    (torch.ones(3, 4), torch.ones(0, 4), [0, 1, 1], r'video must .*\[0, 4\]'),
-    (torch.ones(3, 4), torch.ones(2, 5), [0, 1, 1], 'have 4 .* videos 5'),
-    (torch.ones(3, 4), torch.ones(2, 4), [0, 1], 'there are 3 texts'),
-    (torch.ones(3, 4), torch.ones(2, 4), [0, 1, 2], '0 to 1'),
-    (torch.ones(3, 4), torch.ones(2, 4), [0., 1., 1.], 'whole numbers'),
-])
+@pytest.mark.parametrize(
+    'text, video, owner, message',
+    [
+        (torch.ones(3), torch.ones(2, 4), [0, 1, 1], r'text must .*\[3\]'),
+        (torch.ones(3, 4), torch.ones(0, 4), [0, 1, 1], r'video must .*\[0, 4\]'),
+        (torch.ones(3, 4), torch.ones(2, 5), [0, 1, 1], 'have 4 .* videos 5'),
+        (torch.ones(3, 4), torch.ones(2, 4), [0, 1], 'there are 3 texts'),
+        (torch.ones(3, 4), torch.ones(2, 4), [0, 1, 2], '0 to 1'),
+        (torch.ones(3, 4), torch.ones(2, 4), [0.0, 1.0, 1.0], 'whole numbers'),
+    ],
+)
 def test_refuses_embeddings_that_do_not_fit(text, video, owner, message):
     with pytest.raises(ValueError, match=message):
         evaluate_embeddings(text, video, owner)

@@ -1,10 +1,10 @@
 """DSL and QB-Norm against their formulas, written out on whole matrices."""
+
 import numpy as np
 import pytest
 import torch
 
-from projects.vop.evaluation import (DSL, QBNorm, evaluate_embeddings,
-                                     evaluate_similarity, scores)
+from projects.vop.evaluation import DSL, QBNorm, evaluate_embeddings, evaluate_similarity, scores
 
 
 def naive_dsl(rows, scale, asks):
@@ -25,7 +25,8 @@ def naive_qb_norm(rows, bank, beta):
             result[q, i] = score
             if best & activated:
                 result[q, i] = np.exp(beta * score) / sum(
-                    np.exp(beta * other) for other in bank[:, i])
+                    np.exp(beta * other) for other in bank[:, i]
+                )
     return result
 
 
@@ -46,10 +47,8 @@ def naive_ranks(rows, right):
 
 
 def check(result, prefix, t2v, v2t, owner):
-    videos = [[t for t, v in enumerate(owner) if v == video]
-              for video in range(len(v2t))]
-    for direction, rows, right in (('t2v', t2v, [[v] for v in owner]),
-                                   ('v2t', v2t, videos)):
+    videos = [[t for t, v in enumerate(owner) if v == video] for video in range(len(v2t))]
+    for direction, rows, right in (('t2v', t2v, [[v] for v in owner]), ('v2t', v2t, videos)):
         hits, ranks = np.array(list(naive_ranks(rows, right))).T
         key = f'{prefix}{direction}'
         assert result[f'{key}/R@1'] == pytest.approx(100 * hits.mean()), key
@@ -69,25 +68,32 @@ def test_matrices_agree_with_the_formulas(monkeypatch, chunk, levels):
 
         def draw(*shape):
             # Multiples of a power of two: their sums are exact.
-            return (rng.integers(0, levels, shape) - levels // 3) * 2.**-9
+            return (rng.integers(0, levels, shape) - levels // 3) * 2.0**-9
 
         similarity = draw(texts, videos)
-        banks = draw(rng.integers(1, 6), videos), draw(
-            rng.integers(1, 6), texts)
-        scale, beta = rng.choice([1., 20., 100.], 2)
+        banks = draw(rng.integers(1, 6), videos), draw(rng.integers(1, 6), texts)
+        scale, beta = rng.choice([1.0, 20.0, 100.0], 2)
         result = evaluate_similarity(
             similarity,
             owner,
-            rescoring=[
-                DSL(scale),
-                QBNorm(*(torch.tensor(bank) for bank in banks), beta)
-            ])
+            rescoring=[DSL(scale), QBNorm(*(torch.tensor(bank) for bank in banks), beta)],
+        )
         asks = np.isin(np.arange(videos), owner)
         check(result, '', similarity, similarity.T, owner)
-        check(result, 'dsl/', naive_dsl(similarity, scale, slice(None)),
-              naive_dsl(similarity.T, scale, asks), owner)
-        check(result, 'qb_norm/', naive_qb_norm(similarity, banks[0], beta),
-              naive_qb_norm(similarity.T, banks[1], beta), owner)
+        check(
+            result,
+            'dsl/',
+            naive_dsl(similarity, scale, slice(None)),
+            naive_dsl(similarity.T, scale, asks),
+            owner,
+        )
+        check(
+            result,
+            'qb_norm/',
+            naive_qb_norm(similarity, banks[0], beta),
+            naive_qb_norm(similarity.T, banks[1], beta),
+            owner,
+        )
 
 
 @pytest.mark.parametrize('chunk', [3, 1024])
@@ -97,31 +103,28 @@ def test_embeddings_score_as_their_products(monkeypatch, chunk):
         generator = torch.Generator().manual_seed(seed)
         # Few values, so that pairs tie and products are exact.
         text, video, bank_text, bank_video = (
-            torch.randint(-1, 2, (n, 4), generator=generator) / 8
-            for n in (23, 9, 11, 7))
-        owner = torch.randint(0, 9, (23, ), generator=generator)
+            torch.randint(-1, 2, (n, 4), generator=generator) / 8 for n in (23, 9, 11, 7)
+        )
+        owner = torch.randint(0, 9, (23,), generator=generator)
         assert evaluate_embeddings(
-            text, video, owner,
-            rescoring=[DSL(), QBNorm(bank_text, bank_video)
-                       ]) == evaluate_similarity(
-                           text @ video.T,
-                           owner,
-                           rescoring=[
-                               DSL(),
-                               QBNorm(bank_text @ video.T,
-                                      bank_video @ text.T)
-                           ])
+            text, video, owner, rescoring=[DSL(), QBNorm(bank_text, bank_video)]
+        ) == evaluate_similarity(
+            text @ video.T,
+            owner,
+            rescoring=[DSL(), QBNorm(bank_text @ video.T, bank_video @ text.T)],
+        )
 
 
-@pytest.mark.parametrize('size, chunk', [(5, 3), (7, 3), (33, 3), (33, 1024),
-                                         (1000, 100), (1000, 1024)])
+@pytest.mark.parametrize(
+    'size, chunk', [(5, 3), (7, 3), (33, 3), (33, 1024), (1000, 100), (1000, 1024)]
+)
 def test_a_collapsed_model_scores_chance(monkeypatch, size, chunk):
     monkeypatch.setattr(scores, 'CHUNK', chunk)
     row = torch.randn(513, generator=torch.Generator().manual_seed(0))
     rows = torch.nn.functional.normalize(row, dim=0).expand(size, 513).clone()
     result = evaluate_embeddings(
-        rows, rows.clone(), range(size),
-        rescoring=[DSL(), QBNorm(rows[:4], rows[:3])])
+        rows, rows.clone(), range(size), rescoring=[DSL(), QBNorm(rows[:4], rows[:3])]
+    )
     for key, value in result.items():
         wanted = 100 / size if 'R@1' in key else (size + 1) / 2
         if key.endswith(('R@1', 'MnR', 'MdR')):
@@ -131,24 +134,20 @@ def test_a_collapsed_model_scores_chance(monkeypatch, size, chunk):
 def test_equal_videos_tie():
     """Each stands twice in the gallery, at another place of the tiles."""
     generator = torch.Generator().manual_seed(0)
-    video = torch.nn.functional.normalize(
-        torch.randn(60, 64, generator=generator), dim=1)
+    video = torch.nn.functional.normalize(torch.randn(60, 64, generator=generator), dim=1)
     noise = torch.randn(60, 64, generator=generator)
-    text = torch.nn.functional.normalize(video + .02 * noise, dim=1)
-    bank = torch.nn.functional.normalize(
-        torch.randn(200, 64, generator=generator), dim=1)
+    text = torch.nn.functional.normalize(video + 0.02 * noise, dim=1)
+    bank = torch.nn.functional.normalize(torch.randn(200, 64, generator=generator), dim=1)
     result = evaluate_embeddings(
-        text,
-        torch.cat([video, video.flip(0)]),
-        range(60),
-        rescoring=[DSL(), QBNorm(bank, bank)])
+        text, torch.cat([video, video.flip(0)]), range(60), rescoring=[DSL(), QBNorm(bank, bank)]
+    )
     for key in ('t2v/R@1', 'dsl/t2v/R@1', 'qb_norm/t2v/R@1'):
         assert result[key] == pytest.approx(50), key
 
 
 def test_dsl_repairs_a_hub():
     """Video 0 is near to all, a bit nearer to its own caption."""
-    similarity = torch.tensor([[.9, .1, .1], [.8, .7, .1], [.8, .1, .7]])
+    similarity = torch.tensor([[0.9, 0.1, 0.1], [0.8, 0.7, 0.1], [0.8, 0.1, 0.7]])
     result = evaluate_similarity(similarity, rescoring=[DSL()])
     assert result['t2v/R@1'] == pytest.approx(100 / 3)
     assert result['dsl/t2v/R@1'] == 100
@@ -156,21 +155,21 @@ def test_dsl_repairs_a_hub():
 
 def test_qb_norm_leaves_queries_alone_whose_best_is_not_activated():
     """The bank knows video 0 alone as a hub, and text 2 is near video 2."""
-    similarity = torch.tensor([[.9, .1, .1], [.8, .7, .1], [.1, .15, .2]])
-    bank = torch.tensor([[.9, .1, .9 - 1e-4], [.9, .1, .1]])
-    result = evaluate_similarity(
-        similarity, rescoring=[QBNorm(bank, torch.full((1, 3), .5))])
+    similarity = torch.tensor([[0.9, 0.1, 0.1], [0.8, 0.7, 0.1], [0.1, 0.15, 0.2]])
+    bank = torch.tensor([[0.9, 0.1, 0.9 - 1e-4], [0.9, 0.1, 0.1]])
+    result = evaluate_similarity(similarity, rescoring=[QBNorm(bank, torch.full((1, 3), 0.5))])
     assert result['t2v/R@1'] == pytest.approx(200 / 3)
     assert result['qb_norm/t2v/R@1'] == 100
 
 
 def test_keys():
     names = ('R@1', 'R@5', 'R@10', 'MdR', 'MnR')
-    assert list(
-        evaluate_similarity(torch.eye(3), rescoring=[DSL()])) == [
-            f'{prefix}{direction}/{name}' for prefix in ('', 'dsl/')
-            for direction in ('t2v', 'v2t') for name in names
-        ]
+    assert list(evaluate_similarity(torch.eye(3), rescoring=[DSL()])) == [
+        f'{prefix}{direction}/{name}'
+        for prefix in ('', 'dsl/')
+        for direction in ('t2v', 'v2t')
+        for name in names
+    ]
 
 
 def test_refuses_what_has_no_softmax():
@@ -181,17 +180,19 @@ def test_refuses_what_has_no_softmax():
         evaluate_similarity(similarity, rescoring=[DSL()])
 
 
-@pytest.mark.parametrize('bank, message', [
-    (QBNorm(torch.ones(2, 4), torch.ones(2, 3)),
-     r'text queries .* x 3\], got \[2, 4\]'),
-    (QBNorm(torch.ones(2, 3), torch.ones(3)), 'video queries'),
-    (QBNorm(torch.ones(0, 3), torch.ones(2, 3)), 'text queries'),
-    (QBNorm(torch.ones(2, 3), torch.full((2, 3), torch.nan)),
-     'video queries .* not finite'),
-])
+@pytest.mark.parametrize(
+    'bank, message',
+    [
+        (QBNorm(torch.ones(2, 4), torch.ones(2, 3)), r'text queries .* x 3\], got \[2, 4\]'),
+        (QBNorm(torch.ones(2, 3), torch.ones(3)), 'video queries'),
+        (QBNorm(torch.ones(0, 3), torch.ones(2, 3)), 'text queries'),
+        (QBNorm(torch.ones(2, 3), torch.full((2, 3), torch.nan)), 'video queries .* not finite'),
+    ],
+)
 def test_refuses_banks_that_do_not_fit(bank, message):
-    for evaluate in (lambda **kw: evaluate_similarity(torch.eye(3), **kw),
-                     lambda **kw: evaluate_embeddings(
-                         torch.eye(3), torch.eye(3), range(3), **kw)):
+    for evaluate in (
+        lambda **kw: evaluate_similarity(torch.eye(3), **kw),
+        lambda **kw: evaluate_embeddings(torch.eye(3), torch.eye(3), range(3), **kw),
+    ):
         with pytest.raises(ValueError, match=message):
             evaluate(rescoring=[bank])

@@ -1,4 +1,5 @@
 """The metric as MMEngine's loops use it."""
+
 import logging
 
 import pytest
@@ -27,10 +28,9 @@ def predictions(captions):
 
 
 def evaluate(samples, size=None, batch_size=4, **kwargs):
-    evaluator = Evaluator(METRICS.build(
-        dict(type='vop.RetrievalMetric', **kwargs)))
+    evaluator = Evaluator(METRICS.build(dict(type='vop.RetrievalMetric', **kwargs)))
     for start in range(0, len(samples), batch_size):
-        evaluator.process(samples[start:start + batch_size])
+        evaluator.process(samples[start : start + batch_size])
     return evaluator.evaluate(len(samples) if size is None else size)
 
 
@@ -60,18 +60,16 @@ def test_takes_features_where_clip_similarity_puts_them():
     wanted = expected(samples)
     for sample in samples:
         sample.features = InstanceData(
-            video_feature=sample.pop('video_feature'),
-            text_feature=sample.pop('text_feature')[0])
+            video_feature=sample.pop('video_feature'), text_feature=sample.pop('text_feature')[0]
+        )
     assert evaluate(samples) == wanted
 
 
 def test_topk_and_prefix():
     samples = predictions([1] * 6)
-    assert evaluate(
-        samples, topk=[2], prefix='msvd') == {
-            f'msvd/{key}': value
-            for key, value in expected(samples, topk=[2]).items()
-        }
+    assert evaluate(samples, topk=[2], prefix='msvd') == {
+        f'msvd/{key}': value for key, value in expected(samples, topk=[2]).items()
+    }
 
 
 def test_drops_what_pads_the_last_batch():
@@ -168,13 +166,10 @@ def test_rescored_metrics_stand_beside_the_plain_ones(bank, logged):
     texts = torch.cat([s.text_feature for s in samples])
     captions = torch.cat([s.text_feature for s in training])
     footage = torch.stack([s.video_feature for s in training])
-    result = evaluate(samples, dsl=50., qb_norm=str(path), beta=.5)
+    result = evaluate(samples, dsl=50.0, qb_norm=str(path), beta=0.5)
     assert result == expected(
-        samples,
-        rescoring=[
-            DSL(50.),
-            QBNorm(captions @ videos.T, footage @ texts.T, .5)
-        ])
+        samples, rescoring=[DSL(50.0), QBNorm(captions @ videos.T, footage @ texts.T, 0.5)]
+    )
     assert {key: result[key] for key in expected(samples)} == expected(samples)
     said = [r.getMessage() for r in logged if 'compare' in r.getMessage()]
     assert len(said) == 1
@@ -185,9 +180,9 @@ def test_rescored_metrics_stand_beside_the_plain_ones(bank, logged):
 
 def test_beta_reaches_the_formula(bank):
     samples = predictions([3, 1, 2, 5, 1, 4, 2])
-    assert evaluate(
-        samples, qb_norm=str(bank[0]), beta=.01) != evaluate(
-            samples, qb_norm=str(bank[0]))
+    assert evaluate(samples, qb_norm=str(bank[0]), beta=0.01) != evaluate(
+        samples, qb_norm=str(bank[0])
+    )
 
 
 def test_plain_metrics_say_nothing_of_comparing(logged):
@@ -199,8 +194,7 @@ def test_warns_of_test_videos_in_the_bank(tmp_path, logged_warnings):
     samples = predictions([1] * 4)
     evaluate(samples[1:3], dump=str(tmp_path / 'bank.pt'))
     evaluate(samples, qb_norm=str(tmp_path / 'bank.pt'))
-    assert ['2 test videos are in the bank' in m for m in logged_warnings
-            ] == [True]
+    assert ['2 test videos are in the bank' in m for m in logged_warnings] == [True]
     assert '1.mp4' in logged_warnings[0]
 
 
@@ -213,8 +207,7 @@ def test_a_missing_bank_is_refused_at_once(tmp_path):
         build(qb_norm=str(tmp_path / 'bank.pt'))
 
 
-@pytest.mark.parametrize('content', [b'', b'PK no archive', dict(a=1), [1, 2],
-                                     logging.Handler])
+@pytest.mark.parametrize('content', [b'', b'PK no archive', dict(a=1), [1, 2], logging.Handler])
 def test_a_foreign_bank_is_refused_at_once(tmp_path, content):
     path = tmp_path / 'bank.pt'
     if isinstance(content, bytes):
@@ -255,10 +248,16 @@ def test_a_bank_of_another_model_is_refused(tmp_path, bank):
     build(qb_norm=str(bank[0])).set_model('def')  # it does not say which
 
 
-@pytest.mark.parametrize('kwargs', [
-    dict(dsl=0.), dict(dsl=True), dict(dsl=float('nan')), dict(beta=-1.),
-    dict(beta=float('inf'))
-])
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(dsl=0.0),
+        dict(dsl=True),
+        dict(dsl=float('nan')),
+        dict(beta=-1.0),
+        dict(beta=float('inf')),
+    ],
+)
 def test_refuses_scales_that_are_not_positive(kwargs):
     with pytest.raises(ValueError, match=f'{list(kwargs)[0]} must be'):
         build(**kwargs)

@@ -1,4 +1,5 @@
 """The visual encoder between MMAction2's recognizers and heads."""
+
 import open_clip
 import pytest
 import torch
@@ -15,11 +16,14 @@ METHODS = dict(
         prompts=[
             dict(type='vop.LearnedPrompt', length=2, layers='frame'),
             dict(type='vop.ContextPrompt', length=2, layers='frame'),
-            dict(type='vop.LearnedPrompt', length=2, layers='video')
-        ]))
-MEAN, STD = ([255 * v for v in values]
-             for values in (open_clip.OPENAI_DATASET_MEAN,
-                            open_clip.OPENAI_DATASET_STD))
+            dict(type='vop.LearnedPrompt', length=2, layers='video'),
+        ],
+    ),
+)
+MEAN, STD = (
+    [255 * v for v in values]
+    for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+)
 
 
 @pytest.fixture(scope='module')
@@ -31,8 +35,8 @@ def towers(tiny_clip):
 def make(towers, method='vop_fc', kind='vop.VideoBackbone', **kwargs):
     torch.manual_seed(1)
     return MODELS.build(
-        dict(type=kind, clip=towers, num_frames=4, **METHODS[method],
-             **kwargs)).eval()
+        dict(type=kind, clip=towers, num_frames=4, **METHODS[method], **kwargs)
+    ).eval()
 
 
 def recognizer(towers, dimensions, head, **kwargs):
@@ -41,19 +45,19 @@ def recognizer(towers, dimensions, head, **kwargs):
         dict(
             type=f'Recognizer{dimensions}D',
             backbone=dict(
-                type='vop.VideoBackbone',
-                clip=towers,
-                num_frames=4,
-                **METHODS['vop_fc'],
-                **kwargs),
+                type='vop.VideoBackbone', clip=towers, num_frames=4, **METHODS['vop_fc'], **kwargs
+            ),
             cls_head=dict(
-                type=head, num_classes=5, in_channels=32, dropout_ratio=0,
-                average_clips='score'),
+                type=head, num_classes=5, in_channels=32, dropout_ratio=0, average_clips='score'
+            ),
             data_preprocessor=dict(
                 type='ActionDataPreprocessor',
                 mean=MEAN,
                 std=STD,
-                format_shape={2: 'NCHW', 3: 'NCTHW'}[dimensions])))
+                format_shape={2: 'NCHW', 3: 'NCTHW'}[dimensions],
+            ),
+        )
+    )
     model.init_weights()
     return model.eval()
 
@@ -62,13 +66,11 @@ def recognizer(towers, dimensions, head, **kwargs):
 def videos():
     """Two videos of uint8 frames [f x 3 x h x w]."""
     generator = torch.Generator().manual_seed(2)
-    return torch.randint(
-        0, 256, (2, 4, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    return torch.randint(0, 256, (2, 4, 3, 32, 32), dtype=torch.uint8, generator=generator)
 
 
 def normalised(videos):
-    mean, std = (
-        torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     return (videos - mean) / std
 
 
@@ -87,22 +89,23 @@ def test_its_embeddings_are_the_encoders(towers, videos, method):
     assert torch.equal(mean, wanted.mean(1))
 
 
-@pytest.mark.parametrize('dimensions, head, kwargs', [
-    (2, 'TSNHead', {}),
-    (3, 'I3DHead', {}),
-    (3, 'TimeSformerHead', dict(average=True)),
-])
-def test_recognizers_and_heads_of_mmaction2_take_it(towers, videos,
-                                                    dimensions, head, kwargs):
+@pytest.mark.parametrize(
+    'dimensions, head, kwargs',
+    [
+        (2, 'TSNHead', {}),
+        (3, 'I3DHead', {}),
+        (3, 'TimeSformerHead', dict(average=True)),
+    ],
+)
+def test_recognizers_and_heads_of_mmaction2_take_it(towers, videos, dimensions, head, kwargs):
     """Their scores are those of a linear layer on the mean over frames."""
     model = recognizer(towers, dimensions, head, **kwargs)
-    inputs = list(videos) if dimensions == 2 else [
-        video.transpose(0, 1)[None] for video in videos]
+    inputs = list(videos) if dimensions == 2 else [video.transpose(0, 1)[None] for video in videos]
     data = model.data_preprocessor(
-        dict(inputs=inputs,
-             data_samples=[
-                 ActionDataSample().set_gt_label(label) for label in (3, 1)
-             ]))
+        dict(
+            inputs=inputs, data_samples=[ActionDataSample().set_gt_label(label) for label in (3, 1)]
+        )
+    )
     encoder = make(towers, 'vop_fc', 'vop.VideoEncoder')
     encoder.load_state_dict(model.backbone.state_dict())
     wanted = model.cls_head.fc_cls(encoder(normalised(videos)).mean(1))
@@ -110,8 +113,7 @@ def test_recognizers_and_heads_of_mmaction2_take_it(towers, videos,
     for sample, scores in zip(samples, wanted):
         assert torch.allclose(sample.pred_score, scores, atol=1e-5)
     losses = model(**data, mode='loss')
-    cross_entropy = torch.nn.functional.cross_entropy(
-        wanted, torch.tensor([3, 1]))
+    cross_entropy = torch.nn.functional.cross_entropy(wanted, torch.tensor([3, 1]))
     assert torch.allclose(losses['loss_cls'], cross_entropy, atol=1e-5)
 
 
@@ -119,29 +121,28 @@ def test_recognizers_and_heads_of_mmaction2_take_it(towers, videos,
 def test_crops_of_a_video_are_videos_of_their_own(towers, dimensions):
     """Through MMAction2's own ThreeCrop and FormatShape."""
     from mmaction.registry import TRANSFORMS
-    frames = torch.randint(
-        0, 256, (4, 32, 48, 3), generator=torch.Generator().manual_seed(3))
+
+    frames = torch.randint(0, 256, (4, 32, 48, 3), generator=torch.Generator().manual_seed(3))
     results = dict(
         imgs=list(frames.numpy().astype('uint8')),
         num_clips=4 if dimensions == 2 else 1,
         clip_len=1 if dimensions == 2 else 4,
-        img_shape=(32, 48))
+        img_shape=(32, 48),
+    )
     for transform in (
-            dict(type='ThreeCrop', crop_size=32),
-            dict(type='FormatShape',
-                 input_format={2: 'NCHW', 3: 'NCTHW'}[dimensions])):
+        dict(type='ThreeCrop', crop_size=32),
+        dict(type='FormatShape', input_format={2: 'NCHW', 3: 'NCTHW'}[dimensions]),
+    ):
         results = TRANSFORMS.build(transform)(results)
-    model = recognizer(towers, dimensions,
-                       {2: 'TSNHead', 3: 'I3DHead'}[dimensions])
+    model = recognizer(towers, dimensions, {2: 'TSNHead', 3: 'I3DHead'}[dimensions])
     data = model.data_preprocessor(
-        dict(
-            inputs=[torch.from_numpy(results['imgs'])],
-            data_samples=[ActionDataSample()]))
+        dict(inputs=[torch.from_numpy(results['imgs'])], data_samples=[ActionDataSample()])
+    )
     [sample] = model(**data, mode='predict')
-    crops = torch.stack([
-        frames[:, :, x:x + 32].permute(0, 3, 1, 2) for x in (0, 16, 8)])
+    crops = torch.stack([frames[:, :, x : x + 32].permute(0, 3, 1, 2) for x in (0, 16, 8)])
     wanted = model.cls_head.fc_cls(
-        model.backbone(normalised(crops).transpose(1, 2))[..., 0, 0].mean(2))
+        model.backbone(normalised(crops).transpose(1, 2))[..., 0, 0].mean(2)
+    )
     assert torch.allclose(sample.pred_score, wanted.mean(0), atol=1e-5)
 
 
@@ -149,14 +150,20 @@ def test_a_volume_may_have_another_number_of_frames(towers):
     assert make(towers)(torch.rand(1, 3, 6, 32, 32)).shape == (1, 32, 6, 1, 1)
 
 
-@pytest.mark.parametrize('shape, kwargs, message', [
-    ((10, 3, 32, 32), {}, 'gives 10 frames, .* no whole videos of '
-     'num_frames=4.*pipeline sample 4'),
-    ((8, 3, 32, 32), dict(average=True), 'without average=True'),
-    ((2, 4, 3, 1, 32, 32), {}, r'got \[2, 4, 3, 1, 32, 32\]'),
-    ((8, 3, 16, 32), {}, r'takes frames of \(32, 32\) pixels'),
-    ((2, 4, 3, 32, 32), {}, "FormatShape gives .* 'NCHW'"),
-])
+@pytest.mark.parametrize(
+    'shape, kwargs, message',
+    [
+        (
+            (10, 3, 32, 32),
+            {},
+            'gives 10 frames, .* no whole videos of num_frames=4.*pipeline sample 4',
+        ),
+        ((8, 3, 32, 32), dict(average=True), 'without average=True'),
+        ((2, 4, 3, 1, 32, 32), {}, r'got \[2, 4, 3, 1, 32, 32\]'),
+        ((8, 3, 16, 32), {}, r'takes frames of \(32, 32\) pixels'),
+        ((2, 4, 3, 32, 32), {}, "FormatShape gives .* 'NCHW'"),
+    ],
+)
 def test_what_it_cannot_take_is_said(towers, shape, kwargs, message):
     with pytest.raises(ValueError, match=message):
         make(towers, **kwargs)(torch.rand(shape))
@@ -166,9 +173,7 @@ def test_the_state_of_a_recognizer_is_what_was_trained(towers, videos):
     model = recognizer(towers, 3, 'I3DHead')
     state = model.state_dict()
     tensors = {k for k in state if not k.endswith('_extra_state')}
-    assert tensors == {
-        name for name, p in model.named_parameters() if p.requires_grad
-    }
+    assert tensors == {name for name, p in model.named_parameters() if p.requires_grad}
     assert not any(k.startswith('backbone.backbone') for k in tensors)
     other = recognizer(towers, 3, 'I3DHead')
     for p in other.parameters():
@@ -176,8 +181,7 @@ def test_the_state_of_a_recognizer_is_what_was_trained(towers, videos):
             p.data.add_(1)
     other.load_state_dict(state)
     volume = normalised(videos).transpose(1, 2)[:, None]
-    assert torch.equal(
-        other(volume, stage='head'), model(volume, stage='head'))
+    assert torch.equal(other(volume, stage='head'), model(volume, stage='head'))
 
 
 def test_the_state_of_another_clip_is_refused(towers, tiny_clip):

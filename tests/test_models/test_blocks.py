@@ -1,5 +1,6 @@
 """What a prompted block keeps and computes; the encoders' tests hold what it
 gives against the paper."""
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -49,8 +50,7 @@ def test_keeps_no_more_than_the_backward_reads(block, tokens):
     needed = sequences * d * (n * (1 + 1 + 4 + 1 + 1) + (n + p) * 2) + p * d
     # Means and deviations of LayerNorm, log-sum-exps of the attention.
     small = sequences * n * (2 * 2 + block.attn.num_heads) + 2 * p
-    assert kept(lambda: prompted_block(block, x, [prompts]),
-                block) <= needed + small
+    assert kept(lambda: prompted_block(block, x, [prompts]), block) <= needed + small
 
 
 def test_computes_no_gradient_of_frozen_weights(block, tokens):
@@ -68,7 +68,7 @@ def test_mlp_equals_that_of_open_clip(block, tokens):
     ours, theirs = mlp(block, x), block.mlp(x)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(
-        *(torch.autograd.grad(out.square().sum(), x)[0]
-          for out in (ours, theirs)),
+        *(torch.autograd.grad(out.square().sum(), x)[0] for out in (ours, theirs)),
         rtol=1e-5,
-        atol=1e-5)
+        atol=1e-5,
+    )

@@ -1,4 +1,5 @@
 """Opening CLIPs, and saying no clearly."""
+
 import json
 import zipfile
 from pathlib import Path
@@ -44,13 +45,11 @@ def captions():
 
 def assert_same_clip(towers, clip):
     """Equal outputs, of an open_clip model in either of its two forms."""
-    image = torch.randn(
-        2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     towers.visual.eval(), towers.text.eval(), clip.eval()
     with torch.no_grad():
         assert towers.visual(image).equal(clip.encode_image(image))
-        torch.testing.assert_close(
-            towers.text(captions()), clip.encode_text(captions()))
+        torch.testing.assert_close(towers.text(captions()), clip.encode_text(captions()))
     assert towers.logit_scale.equal(clip.logit_scale)
 
 
@@ -109,7 +108,7 @@ def test_trains_without_patch_dropout(write_config):
 @pytest.mark.parametrize('suffix', ['.pt', '.safetensors'])
 def test_opens_a_state_dict(tiny_clip, config, tmp_path, form, suffix):
     clip = form(**config)
-    nn.init.constant_(clip.logit_scale, 3.)
+    nn.init.constant_(clip.logit_scale, 3.0)
     path = tmp_path / f'weights{suffix}'
     save = torch.save if suffix == '.pt' else safetensors.torch.save_file
     save(dict(clip.state_dict()), path)
@@ -128,11 +127,9 @@ def test_opens_a_training_checkpoint(tiny_clip, config, tmp_path):
 
 
 @pytest.mark.parametrize('jit', [False, True])
-def test_weights_of_another_architecture_name_the_file(
-        write_archive, write_config, tmp_path, jit):
+def test_weights_of_another_architecture_name_the_file(write_archive, write_config, tmp_path, jit):
     path = tmp_path / 'weights.pt'
-    clip = open_clip.CLIP(**json.loads(
-        Path(write_config('other.json', embed_dim=16)).read_text()))
+    clip = open_clip.CLIP(**json.loads(Path(write_config('other.json', embed_dim=16)).read_text()))
     write_archive(clip, path) if jit else torch.save(clip.state_dict(), path)
     with pytest.raises(ValueError, match=r'weights\.pt does not hold weights'):
         open_towers(write_config(), str(path))
@@ -178,18 +175,16 @@ def test_code_among_weights_does_not_run(tiny_clip, config, tmp_path):
 # OpenAI's archives
 
 
-def test_opens_an_archive_of_openai(
-        write_archive, tiny_clip, config, tmp_path):
+def test_opens_an_archive_of_openai(write_archive, tiny_clip, config, tmp_path):
     clip = open_clip.CLIP(**config)
-    nn.init.constant_(clip.logit_scale, 3.)
+    nn.init.constant_(clip.logit_scale, 3.0)
     write_archive(clip, tmp_path / 'ViT.pt')
     towers = open_towers(tiny_clip, str(tmp_path / 'ViT.pt'))
     assert towers.visual.conv1.weight.dtype == torch.float32
     assert_same_clip(towers, clip.half().float())
 
 
-def test_an_archive_of_openai_is_refused_for_gelu(
-        write_archive, config, tmp_path):
+def test_an_archive_of_openai_is_refused_for_gelu(write_archive, config, tmp_path):
     write_archive(open_clip.CLIP(**config), tmp_path / 'ViT.pt')
     with pytest.raises(ValueError, match=r'ViT\.pt .*QuickGELU') as error:
         open_towers('ViT-S-32', str(tmp_path / 'ViT.pt'))
@@ -197,10 +192,8 @@ def test_an_archive_of_openai_is_refused_for_gelu(
 
 
 @pytest.mark.parametrize('name', ['ViT-B-32', 'ViT-L-14-336'])
-def test_the_model_named_instead_exists(
-        write_archive, config, tmp_path, monkeypatch, name):
-    monkeypatch.setattr(open_clip, 'get_model_config',
-                        lambda _: config | dict(quick_gelu=False))
+def test_the_model_named_instead_exists(write_archive, config, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(open_clip, 'get_model_config', lambda _: config | dict(quick_gelu=False))
     write_archive(open_clip.CLIP(**config), tmp_path / 'ViT.pt')
     with pytest.raises(ValueError, match=f"name='{name}-quickgelu'"):
         open_towers(name, str(tmp_path / 'ViT.pt'))
@@ -208,7 +201,8 @@ def test_the_model_named_instead_exists(
 
 
 def test_the_refusal_for_gelu_names_the_line_of_a_json_config(
-        write_archive, write_config, config, tmp_path):
+    write_archive, write_config, config, tmp_path
+):
     write_archive(open_clip.CLIP(**config), tmp_path / 'ViT.pt')
     with pytest.raises(ValueError, match='quick_gelu.*true') as error:
         open_towers(write_config(quick_gelu=False), str(tmp_path / 'ViT.pt'))
@@ -226,15 +220,17 @@ def test_a_damaged_archive_is_named(tiny_clip, tmp_path):
 # Refusals
 
 
-@pytest.mark.parametrize('name, reason', [
-    ('RN50', 'its image tower is a ResNet'),
-    ('RN50x4-quickgelu', 'its image tower is a ResNet'),
-    ('ViT-B-16-SigLIP', "its image tower is timm's vit_base_patch16_siglip"),
-    ('EVA02-B-16', "its image tower is timm's eva02_base_patch16_clip_224"),
-    ('coca_ViT-B-32', 'it is a CoCa'),
-    ('xlm-roberta-base-ViT-B-32',
-     "its text tower is Hugging Face's xlm-roberta-base"),
-])
+@pytest.mark.parametrize(
+    'name, reason',
+    [
+        ('RN50', 'its image tower is a ResNet'),
+        ('RN50x4-quickgelu', 'its image tower is a ResNet'),
+        ('ViT-B-16-SigLIP', "its image tower is timm's vit_base_patch16_siglip"),
+        ('EVA02-B-16', "its image tower is timm's eva02_base_patch16_clip_224"),
+        ('coca_ViT-B-32', 'it is a CoCa'),
+        ('xlm-roberta-base-ViT-B-32', "its text tower is Hugging Face's xlm-roberta-base"),
+    ],
+)
 def test_refuses_models_that_cannot_be_prompted(name, reason):
     with pytest.raises(ValueError) as error:
         open_towers(name)
@@ -243,37 +239,43 @@ def test_refuses_models_that_cannot_be_prompted(name, reason):
 
 
 def test_refuses_before_downloading(monkeypatch):
-    monkeypatch.setattr(open_clip.factory, 'download_pretrained',
-                        lambda *args, **kwargs: pytest.fail('downloads'))
+    monkeypatch.setattr(
+        open_clip.factory, 'download_pretrained', lambda *args, **kwargs: pytest.fail('downloads')
+    )
     with pytest.raises(ValueError, match='RN50 cannot be prompted'):
         open_towers('RN50', 'openai')
 
 
-@pytest.mark.parametrize('changes, reason', [
-    (dict(vision=dict(qk_norm=True)), 'custom attention blocks'),
-    (dict(text=dict(qk_norm=True)), 'custom attention blocks'),
-    (dict(text=dict(scale_fc=True)), 'custom attention blocks'),
-    (dict(vision=dict(pool_type='avg')), r'does not read out a \[CLS\]'),
-    (dict(vision=dict(pool_type='none')), r'does not read out a \[CLS\]'),
-    (dict(vision=dict(attentional_pool=True)), r'not read out a \[CLS\]'),
-    (dict(text=dict(no_causal_mask=True)), 'text tower is not causal'),
-    (dict(text=dict(embed_cls=True)), 'text tower is not causal'),
-    (dict(text=dict(pool_type='last')), r'does not read out the \[EOT\]'),
-])
-def test_refuses_configs_that_cannot_be_prompted(write_config, changes,
-                                                 reason):
+@pytest.mark.parametrize(
+    'changes, reason',
+    [
+        (dict(vision=dict(qk_norm=True)), 'custom attention blocks'),
+        (dict(text=dict(qk_norm=True)), 'custom attention blocks'),
+        (dict(text=dict(scale_fc=True)), 'custom attention blocks'),
+        (dict(vision=dict(pool_type='avg')), r'does not read out a \[CLS\]'),
+        (dict(vision=dict(pool_type='none')), r'does not read out a \[CLS\]'),
+        (dict(vision=dict(attentional_pool=True)), r'not read out a \[CLS\]'),
+        (dict(text=dict(no_causal_mask=True)), 'text tower is not causal'),
+        (dict(text=dict(embed_cls=True)), 'text tower is not causal'),
+        (dict(text=dict(pool_type='last')), r'does not read out the \[EOT\]'),
+    ],
+)
+def test_refuses_configs_that_cannot_be_prompted(write_config, changes, reason):
     name = write_config(**changes)
     with pytest.raises(ValueError, match=reason) as error:
         open_towers(name)
     assert name in str(error.value)
 
 
-@pytest.mark.parametrize('changes', [
-    dict(text=dict(pool_type='eos', eos_id=49407)),
-    dict(vision=dict(ls_init_value=0.1)),
-    dict(vision=dict(mlp_ratio=2.), text=dict(mlp_ratio=3.)),
-    dict(text=dict(proj_bias=True)),
-])
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(text=dict(pool_type='eos', eos_id=49407)),
+        dict(vision=dict(ls_init_value=0.1)),
+        dict(vision=dict(mlp_ratio=2.0), text=dict(mlp_ratio=3.0)),
+        dict(text=dict(proj_bias=True)),
+    ],
+)
 def test_takes_configs_that_can_be_prompted(write_config, changes):
     name = write_config(**changes)
     clip = open_clip.CustomTextCLIP(**json.loads(Path(name).read_text()))
@@ -303,12 +305,15 @@ def test_missing_weights_file_is_named(tiny_clip, tmp_path):
         open_towers(tiny_clip, path)
 
 
-@pytest.mark.parametrize('content, message', [
-    (None, r'no model config .*clip\.json'),
-    ('{"embed_dim": 8', r'clip\.json is not valid JSON'),
-    ('{"embed_dim": 8}', r'clip\.json .*lacks text_cfg, vision_cfg'),
-    ('[]', r'clip\.json is no open_clip model config'),
-])
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        (None, r'no model config .*clip\.json'),
+        ('{"embed_dim": 8', r'clip\.json is not valid JSON'),
+        ('{"embed_dim": 8}', r'clip\.json .*lacks text_cfg, vision_cfg'),
+        ('[]', r'clip\.json is no open_clip model config'),
+    ],
+)
 def test_bad_configs_are_named(tmp_path, content, message):
     path = tmp_path / 'clip.json'
     if content is not None:

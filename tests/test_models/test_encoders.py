@@ -1,4 +1,5 @@
 """Every member of the family against the paper's equations."""
+
 import copy
 
 import open_clip
@@ -33,23 +34,16 @@ VISUAL = dict(
     vop_p=dict(prompts=[learned(4), position(4)]),
     vop_c=dict(prompts=[learned(4), context(4)]),
     vop_c_lstm=dict(prompts=[learned(4), context(4, cmm='lstm')]),
-    vop_c_transformer=dict(
-        prompts=[learned(4), context(4, cmm='transformer')]),
+    vop_c_transformer=dict(prompts=[learned(4), context(4, cmm='transformer')]),
     vop_f=dict(prompts=[learned(8)], temporal_layers=2),
     vop_fp=dict(
-        prompts=[
-            learned(4, layers='frame'),
-            position(4),
-            learned(8, layers='video')
-        ],
-        temporal_layers=1),
+        prompts=[learned(4, layers='frame'), position(4), learned(8, layers='video')],
+        temporal_layers=1,
+    ),
     vop_fc=dict(
-        prompts=[
-            learned(4, layers='frame'),
-            context(4),
-            learned(8, layers='video')
-        ],
-        temporal_layers=1),
+        prompts=[learned(4, layers='frame'), context(4), learned(8, layers='video')],
+        temporal_layers=1,
+    ),
     all_temporal=dict(prompts=[learned(3)], temporal_layers=3),
     no_prompts=dict(),
     no_prompts_temporal=dict(temporal_layers=2),
@@ -58,17 +52,17 @@ VISUAL = dict(
     only_last_layer=dict(prompts=[position(2, layers=(3, 3))]),
     all_specific=dict(prompts=[context(8)]),
     position_and_context=dict(prompts=[position(2), context(3)]),
-    cls_update=dict(
-        prompts=[learned(8)], cls_update=dict(type='vop.ContextUpdate')),
+    cls_update=dict(prompts=[learned(8)], cls_update=dict(type='vop.ContextUpdate')),
     cls_update_transformer_temporal=dict(
-        cls_update=dict(type='vop.ContextUpdate', cmm='transformer'),
-        temporal_layers=1),
+        cls_update=dict(type='vop.ContextUpdate', cmm='transformer'), temporal_layers=1
+    ),
     adapter_attn=dict(adapters=[adapter('attn')]),
     adapter_ffn=dict(adapters=[adapter('ffn')]),
     adapters_and_prompts=dict(
         adapters=[adapter('attn'), adapter('ffn')],
         prompts=[learned(4), context(4)],
-        temporal_layers=1),
+        temporal_layers=1,
+    ),
     bias_and_prompts=dict(tuning='bias', prompts=[position(4)]),
     full_temporal=dict(tuning='full', temporal_layers=2),
     **{tuning: dict(tuning=tuning) for tuning in TUNINGS},
@@ -80,15 +74,19 @@ TEXT = dict(
     only_layer_1=dict(prompts=[learned(8, layers=(1, 1))]),
     no_prompts=dict(),
     adapter_attn=dict(adapters=[adapter('attn')]),
-    adapters_and_prompts=dict(
-        adapters=[adapter('ffn'), adapter('attn')], prompts=[learned(8)]),
+    adapters_and_prompts=dict(adapters=[adapter('ffn'), adapter('attn')], prompts=[learned(8)]),
     partial_and_prompts=dict(tuning='partial', prompts=[learned(8)]),
     **{tuning: dict(tuning=tuning) for tuning in TUNINGS},
 )
 CAPTIONS = [
-    'a man cleans a pool', 'a', '', 'a very long caption ' * 30,
-    ' '.join(['dog'] * 66), ' '.join(['dog'] * 67), ' '.join(['dog'] * 68),
-    ' '.join(['dog'] * 75)
+    'a man cleans a pool',
+    'a',
+    '',
+    'a very long caption ' * 30,
+    ' '.join(['dog'] * 66),
+    ' '.join(['dog'] * 67),
+    ' '.join(['dog'] * 68),
+    ' '.join(['dog'] * 75),
 ]
 
 
@@ -100,7 +98,7 @@ def towers(tiny_clip):
         for tower in (towers.visual, towers.text):
             for parameter in tower.parameters():
                 # Biases and gains at 0 and 1 would hide a wrong one.
-                parameter += .05 * torch.randn_like(parameter)
+                parameter += 0.05 * torch.randn_like(parameter)
     return towers
 
 
@@ -110,7 +108,7 @@ def make(encoder, towers, **kwargs):
     with torch.no_grad():
         for name, parameter in encoder.named_parameters():
             if not name.startswith('backbone'):
-                parameter.normal_(std=.3)
+                parameter.normal_(std=0.3)
     return encoder
 
 
@@ -143,14 +141,13 @@ def test_video_encoder_equals_the_paper(towers, method, batch, frames):
     encoder = make(VideoEncoder, towers, num_frames=4, **VISUAL[method])
     videos = torch.randn(batch, frames, 3, 32, 32)
     ours = encoder(videos)
-    theirs = torch.stack(
-        [reference.encode_frames(encoder, video) for video in videos])
+    theirs = torch.stack([reference.encode_frames(encoder, video) for video in videos])
     assert_same(ours, theirs, 1e-5)
     if any(p.requires_grad for p in encoder.parameters()):
         # The recurrent weights of a CMM do nothing in a video of one frame.
         assert_same_gradients(
-            gradients(encoder, ours), gradients(encoder, theirs),
-            all_used=frames > 1)
+            gradients(encoder, ours), gradients(encoder, theirs), all_used=frames > 1
+        )
 
 
 @pytest.mark.parametrize('method', TEXT)
@@ -159,12 +156,10 @@ def test_text_encoder_equals_the_paper(towers, method, captions):
     encoder = make(TextEncoder, towers, **TEXT[method])
     ids = open_clip.get_tokenizer('ViT-B-32')(captions)
     ours = encoder(ids)
-    theirs = torch.stack(
-        [reference.encode_caption(encoder, caption) for caption in ids])
+    theirs = torch.stack([reference.encode_caption(encoder, caption) for caption in ids])
     assert_same(ours, theirs, 1e-5)
     if any(p.requires_grad for p in encoder.parameters()):
-        assert_same_gradients(
-            gradients(encoder, ours), gradients(encoder, theirs))
+        assert_same_gradients(gradients(encoder, ours), gradients(encoder, theirs))
 
 
 def test_without_prompts_it_is_open_clip(towers):
@@ -183,30 +178,21 @@ def test_a_clip_of_open_clip_by_name_is_reproduced(name):
     towers = open_towers(name)
     towers.visual.load_state_dict(clip.visual.state_dict())
     towers.text.load_state_dict(
-        {k: v
-         for k, v in clip.state_dict().items()
-         if not k.startswith(('visual', 'logit'))})
+        {k: v for k, v in clip.state_dict().items() if not k.startswith(('visual', 'logit'))}
+    )
     frames = torch.randn(1, 2, 3, 224, 224)
     ids = open_clip.get_tokenizer(name)(CAPTIONS)
     with torch.no_grad():
-        assert_same(
-            VideoEncoder(towers)(frames)[0], clip.encode_image(frames[0]),
-            1e-5)
+        assert_same(VideoEncoder(towers)(frames)[0], clip.encode_image(frames[0]), 1e-5)
         assert_same(TextEncoder(towers)(ids), clip.encode_text(ids), 1e-5)
 
 
-@pytest.mark.parametrize(
-    'method', ['vop', 'vop_c', 'vop_fp', 'adapters_and_prompts', 'full'])
+@pytest.mark.parametrize('method', ['vop', 'vop_c', 'vop_fp', 'adapters_and_prompts', 'full'])
 def test_gradient_checkpointing_changes_nothing(towers, method):
     videos = torch.randn(2, 4, 3, 32, 32)
     results = []
     for with_cp in (False, True):
-        encoder = make(
-            VideoEncoder,
-            towers,
-            num_frames=4,
-            with_cp=with_cp,
-            **VISUAL[method])
+        encoder = make(VideoEncoder, towers, num_frames=4, with_cp=with_cp, **VISUAL[method])
         output = encoder(videos)
         results.append((output, gradients(encoder, output)))
     (plain, plain_grad), (cp, cp_grad) = results
@@ -218,8 +204,7 @@ def test_gradient_checkpointing_changes_nothing(towers, method):
 def test_gradient_checkpointing_keeps_fewer_activations(towers):
     kept = {}
     for with_cp in (False, True):
-        encoder = make(
-            VideoEncoder, towers, prompts=[learned(8)], with_cp=with_cp)
+        encoder = make(VideoEncoder, towers, prompts=[learned(8)], with_cp=with_cp)
         sizes = []
 
         def pack(tensor):
@@ -241,7 +226,7 @@ def test_bfloat16_autocast_stays_close(towers, method):
         with torch.autocast('cpu', torch.bfloat16):
             rough = encoder(videos)
     similarity = torch.cosine_similarity(exact, rough.float(), dim=-1)
-    assert similarity.min() > .99
+    assert similarity.min() > 0.99
 
 
 def test_bfloat16_autocast_of_text_stays_close(towers):
@@ -252,7 +237,7 @@ def test_bfloat16_autocast_of_text_stays_close(towers):
         with torch.autocast('cpu', torch.bfloat16):
             rough = encoder(ids)
     similarity = torch.cosine_similarity(exact, rough.float(), dim=-1)
-    assert similarity.min() > .99
+    assert similarity.min() > 0.99
 
 
 def test_layers_in_front_of_the_first_prompt_keep_no_graph(towers):
@@ -260,8 +245,8 @@ def test_layers_in_front_of_the_first_prompt_keep_no_graph(towers):
     seen = {}
     for layer, block in enumerate(encoder.backbone.transformer.resblocks, 1):
         block.ln_2.register_forward_hook(
-            lambda _, __, out, layer=layer: seen.update(
-                {layer: out.requires_grad}))
+            lambda _, __, out, layer=layer: seen.update({layer: out.requires_grad})
+        )
     encoder(torch.randn(1, 2, 3, 32, 32))
     assert seen == {1: False, 2: False, 3: True}
 
@@ -274,22 +259,23 @@ def test_frames_of_the_wrong_size_are_refused(towers):
         encoder(torch.randn(2, 3, 32, 32))
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (dict(temporal_layers=4), 'temporal_layers must be 0 to 3'),
-    (dict(temporal_layers=-1), 'temporal_layers must be 0 to 3'),
-    (dict(num_frames=0), 'num_frames must be positive'),
-    (dict(prompts=[learned(8, layers=(1, 4))]), 'no layers 1 to 4'),
-    (dict(prompts=[learned(8, layers=(0, 2))]), 'no layers 0 to 2'),
-    (dict(prompts=[learned(8, layers=(3, 2))]), 'no layers 3 to 2'),
-    (dict(prompts=[learned(8, layers='deep')]), "'frame' or 'video'"),
-    (dict(prompts=[learned(8, layers='video')]), 'no layers 4 to 3'),
-    (dict(prompts=[learned(0)]), 'length must be at least 1'),
-    (dict(prompts=[position(4, layers=(1, 3))], temporal_layers=1),
-     'end it at layer 2'),
-    (dict(prompts=[context(4, layers=(3, 3))], temporal_layers=1),
-     'end it at layer 2'),
-    (dict(prompts=[context(4, cmm='gru')]), "'bilstm', 'lstm'"),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (dict(temporal_layers=4), 'temporal_layers must be 0 to 3'),
+        (dict(temporal_layers=-1), 'temporal_layers must be 0 to 3'),
+        (dict(num_frames=0), 'num_frames must be positive'),
+        (dict(prompts=[learned(8, layers=(1, 4))]), 'no layers 1 to 4'),
+        (dict(prompts=[learned(8, layers=(0, 2))]), 'no layers 0 to 2'),
+        (dict(prompts=[learned(8, layers=(3, 2))]), 'no layers 3 to 2'),
+        (dict(prompts=[learned(8, layers='deep')]), "'frame' or 'video'"),
+        (dict(prompts=[learned(8, layers='video')]), 'no layers 4 to 3'),
+        (dict(prompts=[learned(0)]), 'length must be at least 1'),
+        (dict(prompts=[position(4, layers=(1, 3))], temporal_layers=1), 'end it at layer 2'),
+        (dict(prompts=[context(4, layers=(3, 3))], temporal_layers=1), 'end it at layer 2'),
+        (dict(prompts=[context(4, cmm='gru')]), "'bilstm', 'lstm'"),
+    ],
+)
 def test_a_method_that_cannot_be_is_refused(towers, arguments, message):
     with pytest.raises(ValueError, match=message):
         make(VideoEncoder, towers, **arguments)

@@ -3,6 +3,7 @@
 The computation reads a state dict with the names of the released file, and
 nothing of this project or of open_clip.
 """
+
 import json
 import subprocess
 import sys
@@ -25,18 +26,16 @@ TEXT = 'text_prompt_learner.text_prompts'
 SMALL_CLIP = dict(
     embed_dim=32,
     quick_gelu=True,
-    vision_cfg=dict(
-        image_size=32, patch_size=16, layers=3, width=128, head_width=64),
-    text_cfg=dict(
-        context_length=77, vocab_size=49408, width=128, heads=2, layers=3))
+    vision_cfg=dict(image_size=32, patch_size=16, layers=3, width=128, head_width=64),
+    text_cfg=dict(context_length=77, vocab_size=49408, width=128, heads=2, layers=3),
+)
 
 
-def released_state(layers=3, visual=128, text=128, embed=32, patch=16,
-                   grid=2, prompts=8):
+def released_state(layers=3, visual=128, text=128, embed=32, patch=16, grid=2, prompts=8):
     """Random weights in the layout of the released file."""
     shapes = {
         'clip.logit_scale': (),
-        'clip.visual.class_embedding': (visual, ),
+        'clip.visual.class_embedding': (visual,),
         'clip.visual.positional_embedding': (grid**2 + 1, visual),
         'clip.visual.conv1.weight': (visual, 3, patch, patch),
         'clip.visual.proj': (visual, embed),
@@ -44,30 +43,33 @@ def released_state(layers=3, visual=128, text=128, embed=32, patch=16,
         'clip.token_embedding.weight': (49408, text),
         'clip.text_projection': (text, embed),
         VISUAL: (layers, 1, 8, visual),
-        TEXT: (layers, prompts, text)
+        TEXT: (layers, prompts, text),
     }
-    for norm, width in (('clip.visual.ln_pre', visual),
-                        ('clip.visual.ln_post', visual),
-                        ('clip.ln_final', text)):
-        shapes[f'{norm}.weight'] = shapes[f'{norm}.bias'] = (width, )
+    for norm, width in (
+        ('clip.visual.ln_pre', visual),
+        ('clip.visual.ln_post', visual),
+        ('clip.ln_final', text),
+    ):
+        shapes[f'{norm}.weight'] = shapes[f'{norm}.bias'] = (width,)
     for tower, width in (('clip.visual', visual), ('clip', text)):
         for layer in range(layers):
             block = f'{tower}.transformer.resblocks.{layer}'
-            for name, out, into in (('attn.in_proj_', 3, 1),
-                                    ('attn.out_proj.', 1, 1),
-                                    ('mlp.c_fc.', 4, 1),
-                                    ('mlp.c_proj.', 1, 4)):
+            for name, out, into in (
+                ('attn.in_proj_', 3, 1),
+                ('attn.out_proj.', 1, 1),
+                ('mlp.c_fc.', 4, 1),
+                ('mlp.c_proj.', 1, 4),
+            ):
                 shapes[f'{block}.{name}weight'] = out * width, into * width
-                shapes[f'{block}.{name}bias'] = (out * width, )
+                shapes[f'{block}.{name}bias'] = (out * width,)
             for norm in ('ln_1', 'ln_2'):
                 for kind in ('weight', 'bias'):
-                    shapes[f'{block}.{norm}.{kind}'] = (width, )
+                    shapes[f'{block}.{norm}.{kind}'] = (width,)
     torch.manual_seed(0)
     state = {}
     for name, shape in shapes.items():
         # Matrices that keep the scale of what goes through them.
-        std = shape[-1]**-.5 if name.endswith('_weight') or 'c_' in name else \
-            .3
+        std = shape[-1] ** -0.5 if name.endswith('_weight') or 'c_' in name else 0.3
         state[name] = std * torch.randn(shape)
         if '.ln_' in name and name.endswith('weight'):
             state[name] += 1
@@ -80,28 +82,24 @@ def released_state(layers=3, visual=128, text=128, embed=32, patch=16,
 
 
 def layer_norm(state, name, x):
-    return F.layer_norm(x, x.shape[-1:], state[f'{name}.weight'],
-                        state[f'{name}.bias'])
+    return F.layer_norm(x, x.shape[-1:], state[f'{name}.weight'], state[f'{name}.bias'])
 
 
 def block(state, name, x, causal=False):
     """One layer on [n x length x d], with heads of 64."""
     n, length, d = x.shape
     h = layer_norm(state, f'{name}.ln_1', x)
-    qkv = h @ state[f'{name}.attn.in_proj_weight'].T + state[
-        f'{name}.attn.in_proj_bias']
+    qkv = h @ state[f'{name}.attn.in_proj_weight'].T + state[f'{name}.attn.in_proj_bias']
     q, k, v = qkv.view(n, length, 3, d // 64, 64).permute(2, 0, 3, 1, 4)
     scores = q @ k.transpose(-1, -2) / 8
     if causal:
         scores = scores + torch.full((length, length), -torch.inf).triu(1)
     out = (scores.softmax(-1) @ v).transpose(1, 2).reshape(n, length, d)
-    x = x + out @ state[f'{name}.attn.out_proj.weight'].T + state[
-        f'{name}.attn.out_proj.bias']
+    x = x + out @ state[f'{name}.attn.out_proj.weight'].T + state[f'{name}.attn.out_proj.bias']
     h = layer_norm(state, f'{name}.ln_2', x)
     h = h @ state[f'{name}.mlp.c_fc.weight'].T + state[f'{name}.mlp.c_fc.bias']
     h = h * torch.sigmoid(1.702 * h)
-    return x + h @ state[f'{name}.mlp.c_proj.weight'].T + state[
-        f'{name}.mlp.c_proj.bias']
+    return x + h @ state[f'{name}.mlp.c_proj.weight'].T + state[f'{name}.mlp.c_proj.bias']
 
 
 def released_frames(state, frames):
@@ -118,7 +116,7 @@ def released_frames(state, frames):
         if layer == 0:
             x = layer_norm(state, 'image_encoder.ln_pre', x)
         x = block(state, f'image_encoder.transformer.resblocks.{layer}', x)
-        x = torch.cat([x[:, :1], x[:, 1 + p.shape[1]:]], 1)
+        x = torch.cat([x[:, :1], x[:, 1 + p.shape[1] :]], 1)
     x = layer_norm(state, 'image_encoder.ln_post', x[:, 0])
     return x @ state['image_encoder.proj']
 
@@ -139,8 +137,8 @@ def released_ids(captions, prompts=8):
     for row, words in zip(ids, captions):
         tokens = [START, *words, END]
         if len(tokens) > len(row):
-            tokens = tokens[:len(row) - 1] + [END]
-        row[:len(tokens)] = torch.tensor(tokens)
+            tokens = tokens[: len(row) - 1] + [END]
+        row[: len(tokens)] = torch.tensor(tokens)
     return ids
 
 
@@ -156,24 +154,18 @@ def released_texts(state, ids, prefix=4):
         assert x.shape[1] == 77
         if layer == 0:
             x = x + state['text_encoder.positional_embedding']
-        x = block(state, f'text_encoder.transformer.resblocks.{layer}', x,
-                  causal=True)
+        x = block(state, f'text_encoder.transformer.resblocks.{layer}', x, causal=True)
         if layer < len(prompts) - 1:
-            x = torch.cat([x[:, :1], x[:, 1 + prefix:-1 - suffix], x[:, -1:]],
-                          1)
+            x = torch.cat([x[:, :1], x[:, 1 + prefix : -1 - suffix], x[:, -1:]], 1)
     x = layer_norm(state, 'text_encoder.ln_final', x)
     read = ids.argmax(-1) + prefix + suffix
-    return x[torch.arange(len(x)), read] @ state[
-        'text_encoder.text_projection']
+    return x[torch.arange(len(x)), read] @ state['text_encoder.text_projection']
 
 
 def captions_of(*lengths):
     """Captions of so many words, each a list of ids."""
     generator = torch.Generator().manual_seed(1)
-    return [
-        torch.randint(1, START, (length, ), generator=generator).tolist()
-        for length in lengths
-    ]
+    return [torch.randint(1, START, (length,), generator=generator).tolist() for length in lengths]
 
 
 def clip_ids(captions):
@@ -183,14 +175,24 @@ def clip_ids(captions):
 
 def converted(folder, state, clip):
     """Convert a released file as a user does; open it with its CLIP."""
-    source, out, weights = (
-        folder / name for name in ('VoP_msrvtt9k.pth', 'vop.pth', 'clip.pt'))
+    source, out, weights = (folder / name for name in ('VoP_msrvtt9k.pth', 'vop.pth', 'clip.pt'))
     torch.save(dict(state_dict=state), source)
     config = str(ROOT / 'configs/vop_msrvtt_released.py')
-    done = subprocess.run([
-        sys.executable, 'tools/convert_modelscope.py', source, out,
-        '--clip-out', weights, '--cfg-options', f'model.clip.name={clip}'
-    ], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            'tools/convert_modelscope.py',
+            source,
+            out,
+            '--clip-out',
+            weights,
+            '--cfg-options',
+            f'model.clip.name={clip}',
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert 'random weights' not in done.stdout  # it has none in the end
     source.unlink()
@@ -223,18 +225,14 @@ def make(clip, state, prefix, suffix, **kwargs):
     """The text encoder alone, with the weights of a released state."""
     encoder = ReleasedTextEncoder(
         open_towers(clip),
-        prompts=[
-            dict(type='vop.LearnedPrompt', length=length)
-            for length in (prefix, suffix)
-        ],
-        **kwargs)
-    encoder.backbone.load_state_dict({
-        name: state[f'text_encoder.{name}']
-        for name in encoder.backbone.state_dict()
-    })
+        prompts=[dict(type='vop.LearnedPrompt', length=length) for length in (prefix, suffix)],
+        **kwargs,
+    )
+    encoder.backbone.load_state_dict(
+        {name: state[f'text_encoder.{name}'] for name in encoder.backbone.state_dict()}
+    )
     with torch.no_grad():
-        for prompt, tokens in zip(encoder.prompts,
-                                  state[TEXT].split([prefix, suffix], 1)):
+        for prompt, tokens in zip(encoder.prompts, state[TEXT].split([prefix, suffix], 1)):
             prompt.tokens.copy_(tokens)
     return encoder
 
@@ -253,16 +251,14 @@ LENGTHS = range(81)
 @torch.no_grad()
 def test_captions_of_every_length_one_by_one(model, state):
     for caption in captions_of(*LENGTHS):
-        assert_same(
-            model.text(clip_ids([caption])),
-            released_texts(state, released_ids([caption])))
+        assert_same(model.text(clip_ids([caption])), released_texts(state, released_ids([caption])))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('lengths', [
-    LENGTHS, LENGTHS[::-1], LENGTHS[:12], [3, 62], [3, 63], [3, 66], [3, 67],
-    [0, 68, 5]
-])
+@pytest.mark.parametrize(
+    'lengths',
+    [LENGTHS, LENGTHS[::-1], LENGTHS[:12], [3, 62], [3, 63], [3, 66], [3, 67], [0, 68, 5]],
+)
 def test_captions_in_a_batch(model, state, lengths):
     captions = captions_of(*lengths)
     ours = model.encode_text(clip_ids(captions))
@@ -271,8 +267,7 @@ def test_captions_in_a_batch(model, state, lengths):
 
 
 @torch.no_grad()
-def test_a_caption_that_says_endoftext_does_not_depend_on_the_batch(
-        model, state):
+def test_a_caption_that_says_endoftext_does_not_depend_on_the_batch(model, state):
     captions = [[5, END, 6, 7], *captions_of(2, 70)]
     theirs = released_texts(state, released_ids(captions))
     assert_same(model.text(clip_ids(captions)), theirs)
@@ -282,20 +277,18 @@ def test_a_caption_that_says_endoftext_does_not_depend_on_the_batch(
 @torch.no_grad()
 def test_captions_as_the_pipeline_tokenizes_them(model, state):
     captions = ['', 'dog', 'dog dog', 'dog ' * 67, 'dog ' * 68, 'dog ' * 90]
-    [(_, dog, _)] = CLIPTokenize().transform({'text': ['dog']
-                                              })['text'][:, :3].tolist()
+    [(_, dog, _)] = CLIPTokenize().transform({'text': ['dog']})['text'][:, :3].tolist()
     theirs = released_ids([[dog] * text.count('dog') for text in captions])
     assert_same(
         model.text(CLIPTokenize().transform(dict(text=captions))['text']),
-        released_texts(state, theirs))
+        released_texts(state, theirs),
+    )
 
 
 @torch.no_grad()
 def test_short_rows_of_ids_are_filled_with_zeros(model, state):
     caption = captions_of(4)
-    assert_same(
-        model.text(clip_ids(caption)[:, :6]),
-        released_texts(state, released_ids(caption)))
+    assert_same(model.text(clip_ids(caption)[:, :6]), released_texts(state, released_ids(caption)))
 
 
 @torch.no_grad()
@@ -303,7 +296,7 @@ def test_videos(model, state):
     videos = torch.randn(3, 4, 3, 32, 32)
     ours = model.encode_video(videos)
     assert_same(ours, released_videos(state, videos))
-    assert ours.norm(dim=-1).max() < .999  # not normalised again
+    assert ours.norm(dim=-1).max() < 0.999  # not normalised again
 
 
 @torch.no_grad()
@@ -324,15 +317,12 @@ def test_gradients(small_clip, state, lengths, with_cp):
     captions = captions_of(*lengths)
     theirs = dict(state)
     theirs[TEXT] = state[TEXT].clone().requires_grad_()
-    for output in (encoder(clip_ids(captions)),
-                   released_texts(theirs, released_ids(captions))):
+    for output in (encoder(clip_ids(captions)), released_texts(theirs, released_ids(captions))):
         weight = torch.linspace(-1, 1, output.numel()).view_as(output)
         (output * weight).sum().backward()
-    for prompt, gradient in zip(encoder.prompts,
-                                theirs[TEXT].grad.split(4, dim=1)):
+    for prompt, gradient in zip(encoder.prompts, theirs[TEXT].grad.split(4, dim=1)):
         # Short captions never see the suffix: it stands behind them.
-        ours = torch.zeros_like(gradient) if prompt.tokens.grad is None \
-            else prompt.tokens.grad
+        ours = torch.zeros_like(gradient) if prompt.tokens.grad is None else prompt.tokens.grad
         assert_same(ours, gradient, 1e-4)
         assert gradient.any() or max(lengths) < 60
 
@@ -343,7 +333,7 @@ def test_bfloat16_autocast_stays_close(model):
     with torch.autocast('cpu', torch.bfloat16):
         rough = model.text(ids)
     similarity = torch.cosine_similarity(exact, rough.float(), dim=-1)
-    assert similarity.min() > .99
+    assert similarity.min() > 0.99
     rough.float().sum().backward()
     for prompt in model.text.prompts:
         assert prompt.tokens.grad.isfinite().all() and prompt.tokens.grad.any()
@@ -352,25 +342,29 @@ def test_bfloat16_autocast_stays_close(model):
 
 def test_a_batch_costs_no_more_than_its_longest_caption(model):
     lengths = []
-    handle = model.text.backbone.transformer.resblocks[0].ln_1 \
-        .register_forward_hook(lambda _, x, __: lengths.append(x[0].shape[1]))
+    handle = model.text.backbone.transformer.resblocks[0].ln_1.register_forward_hook(
+        lambda _, x, __: lengths.append(x[0].shape[1])
+    )
     model.text(clip_ids(captions_of(2, 9)))
     handle.remove()
     assert lengths == [10 + 8 + 1]
 
 
-@pytest.mark.parametrize('prompts', [
-    [],
-    [dict(length=8)],
-    [dict(length=4), dict(length=2), dict(length=2)],
-    [dict(length=4), dict(length=4, layers=(1, 2))],
-    [dict(length=4, layers=(2, 3)), dict(length=4)],
-])
+@pytest.mark.parametrize(
+    'prompts',
+    [
+        [],
+        [dict(length=8)],
+        [dict(length=4), dict(length=2), dict(length=2)],
+        [dict(length=4), dict(length=4, layers=(1, 2))],
+        [dict(length=4, layers=(2, 3)), dict(length=4)],
+    ],
+)
 def test_other_prompts_are_refused(small_clip, prompts):
     with pytest.raises(ValueError, match='the prefix and the suffix; got'):
         ReleasedTextEncoder(
-            dict(name=small_clip),
-            prompts=[dict(type='vop.LearnedPrompt', **p) for p in prompts])
+            dict(name=small_clip), prompts=[dict(type='vop.LearnedPrompt', **p) for p in prompts]
+        )
 
 
 @torch.no_grad()
@@ -380,8 +374,6 @@ def test_the_size_of_the_real_file(tmp_path):
     assert state[TEXT].shape == (12, 8, 512)
     model = converted(tmp_path, state, 'ViT-B-32-quickgelu')
     captions = captions_of(3, 62, 66, 80)
-    assert_same(
-        model.text(clip_ids(captions)),
-        released_texts(state, released_ids(captions)))
+    assert_same(model.text(clip_ids(captions)), released_texts(state, released_ids(captions)))
     videos = torch.randn(1, 2, 3, 224, 224)
     assert_same(model.encode_video(videos), released_videos(state, videos))

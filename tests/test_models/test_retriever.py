@@ -1,4 +1,5 @@
 """The model as a whole: embeddings, loss, training step, parameters."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +18,21 @@ from projects.vop.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
 FAMILY = [
-    'zero_shot', 'full', 'bias', 'proj', 'partial', 'adapter_attn',
-    'adapter_ffn', 'vop_text', 'vop_visual', 'vop', 'vop_p', 'vop_c', 'vop_f',
-    'vop_fp', 'vop_fc'
+    'zero_shot',
+    'full',
+    'bias',
+    'proj',
+    'partial',
+    'adapter_attn',
+    'adapter_ffn',
+    'vop_text',
+    'vop_visual',
+    'vop',
+    'vop_p',
+    'vop_c',
+    'vop_f',
+    'vop_fp',
+    'vop_fc',
 ]
 
 
@@ -39,28 +52,30 @@ def batch(videos=3, captions=1):
     return dict(
         inputs=dict(
             imgs=[
-                torch.randint(
-                    0, 256, (4, 3, 32, 32), dtype=torch.uint8,
-                    generator=generator) for _ in range(videos)
+                torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=generator)
+                for _ in range(videos)
             ],
             text=[
                 tokenize([f'caption {i} of {v}' for i in range(captions + v)])
-                if captions > 1 else tokenize(f'a caption of video {v}')[0]
+                if captions > 1
+                else tokenize(f'a caption of video {v}')[0]
                 for v in range(videos)
-            ]),
-        data_samples=[ActionDataSample() for _ in range(videos)])
+            ],
+        ),
+        data_samples=[ActionDataSample() for _ in range(videos)],
+    )
 
 
 def test_preprocessor_normalises_as_open_clip_does(tiny_clip):
     data = batch()
     frame = data['inputs']['imgs'][1][2]
     mean, std = (
-        torch.tensor(v).view(3, 1, 1) for v in
-        (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+        torch.tensor(v).view(3, 1, 1)
+        for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    )
     model = make(tiny_clip)
     done = model.data_preprocessor(data)['inputs']
-    assert torch.allclose(
-        done['imgs'][1, 2], (frame / 255 - mean) / std, atol=1e-5)
+    assert torch.allclose(done['imgs'][1, 2], (frame / 255 - mean) / std, atol=1e-5)
     assert done['text'].shape == (3, 77)
     assert done['num_texts'].tolist() == [1, 1, 1]
 
@@ -72,14 +87,13 @@ def test_workers_may_stack(tiny_clip):
     data = batch()
     items = [
         dict(
-            inputs={key: value[i]
-                    for key, value in data['inputs'].items()},
-            data_samples=data['data_samples'][i]) for i in range(3)
+            inputs={key: value[i] for key, value in data['inputs'].items()},
+            data_samples=data['data_samples'][i],
+        )
+        for i in range(3)
     ]
     preprocess = make(tiny_clip).data_preprocessor
-    listed, stacked = (
-        preprocess(collate(items))
-        for collate in (pseudo_collate, default_collate))
+    listed, stacked = (preprocess(collate(items)) for collate in (pseudo_collate, default_collate))
     for key, value in listed['inputs'].items():
         assert torch.equal(stacked['inputs'][key], value)
     assert len(stacked['data_samples']) == 3
@@ -89,34 +103,30 @@ def test_pixels_are_normalised_as_the_clip_was_trained(tiny_clip):
     from dataclasses import replace
 
     from projects.vop.models import retriever
+
     model = make(tiny_clip)
     assert model.data_preprocessor.mean.flatten().tolist() == pytest.approx(
-        [255 * v for v in open_clip.OPENAI_DATASET_MEAN])
-    towers = replace(open_towers(tiny_clip), mean=(.5, .6, .7))
+        [255 * v for v in open_clip.OPENAI_DATASET_MEAN]
+    )
+    towers = replace(open_towers(tiny_clip), mean=(0.5, 0.6, 0.7))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retriever, 'towers_of', lambda _: towers)
         model = make(tiny_clip)
-    assert model.data_preprocessor.mean.flatten().tolist() == pytest.approx(
-        [127.5, 153, 178.5])
+    assert model.data_preprocessor.mean.flatten().tolist() == pytest.approx([127.5, 153, 178.5])
     model = make(
         tiny_clip,
-        data_preprocessor=dict(
-            type='vop.RetrievalDataPreprocessor', mean=(.1, .1, .1)))
-    assert model.data_preprocessor.mean.flatten().tolist() == pytest.approx(
-        [25.5] * 3)
+        data_preprocessor=dict(type='vop.RetrievalDataPreprocessor', mean=(0.1, 0.1, 0.1)),
+    )
+    assert model.data_preprocessor.mean.flatten().tolist() == pytest.approx([25.5] * 3)
 
 
 def test_video_embedding_is_the_mean_of_normalised_frames(tiny_clip):
     model = make(tiny_clip)
     inputs = model.data_preprocessor(batch())['inputs']
-    frames = torch.stack([
-        reference.encode_frames(model.visual, video)
-        for video in inputs['imgs']
-    ])
+    frames = torch.stack([reference.encode_frames(model.visual, video) for video in inputs['imgs']])
     mean = (frames / frames.norm(dim=-1, keepdim=True)).mean(1)
     ours, text = model(inputs, mode='tensor')
-    assert torch.allclose(
-        ours, mean / mean.norm(dim=-1, keepdim=True), atol=1e-5)
+    assert torch.allclose(ours, mean / mean.norm(dim=-1, keepdim=True), atol=1e-5)
     assert torch.allclose(text.norm(dim=-1), torch.ones(3), atol=1e-6)
     model.normalize_video = False
     assert torch.allclose(model(inputs)[0], mean, atol=1e-5)
@@ -124,10 +134,10 @@ def test_video_embedding_is_the_mean_of_normalised_frames(tiny_clip):
 
 def test_loss_is_the_symmetric_cross_entropy(tiny_clip):
     model = make(tiny_clip)
-    model.logit_scale.fill_(2.)
+    model.logit_scale.fill_(2.0)
     inputs = model.data_preprocessor(batch())['inputs']
     video, text = model(inputs)
-    scores = torch.tensor(2.).exp() * text @ video.T
+    scores = torch.tensor(2.0).exp() * text @ video.T
     t2v = -scores.softmax(1).diag().log().mean() / 2
     v2t = -scores.softmax(0).diag().log().mean() / 2
     loss = model(inputs, mode='loss')
@@ -158,12 +168,9 @@ def test_training_with_several_captions_a_video_is_refused(tiny_clip):
 def test_a_training_step_changes_what_trains_alone(tiny_clip, method):
     model = make(tiny_clip, method)
     before = {
-        name: value.clone()
-        for name, value in [*model.named_parameters(),
-                            *model.named_buffers()]
+        name: value.clone() for name, value in [*model.named_parameters(), *model.named_buffers()]
     }
-    optimizer = OptimWrapper(
-        torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=.2))
+    optimizer = OptimWrapper(torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.2))
     model.train()
     model.train_step(batch(), optimizer)
     after = dict([*model.named_parameters(), *model.named_buffers()])
@@ -180,10 +187,7 @@ def test_torch_compile_changes_nothing(tiny_clip, method):
     inputs = model.data_preprocessor(batch())['inputs']
     plain = model(inputs, mode='loss')
     sum(plain.values()).backward()
-    gradients = {
-        name: p.grad.clone()
-        for name, p in model.named_parameters() if p.grad is not None
-    }
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     compiled = torch.compile(model, backend='aot_eager')(inputs, mode='loss')
     sum(compiled.values()).backward()
@@ -194,7 +198,7 @@ def test_torch_compile_changes_nothing(tiny_clip, method):
             assert torch.allclose(p.grad, gradients[name], atol=1e-5)
 
 
-RANK = '''
+RANK = """
 import json, os, sys
 import torch, torch.distributed as dist
 sys.path[:0] = {path!r}
@@ -218,7 +222,7 @@ if rank == 0:
                    if p.grad is not None}}), {out!r})
 dist.barrier()
 dist.destroy_process_group()
-'''
+"""
 
 
 @pytest.mark.parametrize('method', ['vop', 'vop_fc', 'full', 'adapter_attn'])
@@ -232,19 +236,26 @@ def test_two_processes_have_the_gradient_of_one(tiny_clip, tmp_path, method):
     program, out = tmp_path / 'rank.py', tmp_path / 'out.pth'
     program.write_text(
         RANK.format(
-            path=[str(ROOT), str(ROOT / 'tests'),
-                  str(Path(__file__).parent)],
+            path=[str(ROOT), str(ROOT / 'tests'), str(Path(__file__).parent)],
             clip=tiny_clip,
             method=method,
-            out=str(out)))
-    subprocess.run([
-        sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2',
-        '--standalone', str(program)
-    ], check=True)
+            out=str(out),
+        )
+    )
+    subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'torch.distributed.run',
+            '--nproc_per_node=2',
+            '--standalone',
+            str(program),
+        ],
+        check=True,
+    )
     theirs = torch.load(out, weights_only=True)
     for name, value in losses.items():
         assert torch.allclose(theirs['losses'][name], value, atol=1e-6)
     for name, p in model.named_parameters():
         if p.requires_grad:
-            assert torch.allclose(
-                theirs['gradients'][name], p.grad, atol=1e-6), name
+            assert torch.allclose(theirs['gradients'][name], p.grad, atol=1e-6), name

@@ -1,4 +1,5 @@
 """The benchmark of the encoder compares what it says."""
+
 import json
 import re
 import subprocess
@@ -14,8 +15,8 @@ SMALL_CLIP = dict(
     embed_dim=128,
     quick_gelu=True,
     vision_cfg=dict(image_size=224, patch_size=32, layers=8, width=256),
-    text_cfg=dict(
-        context_length=77, vocab_size=49408, width=64, heads=1, layers=1))
+    text_cfg=dict(context_length=77, vocab_size=49408, width=64, heads=1, layers=1),
+)
 
 
 @pytest.fixture
@@ -25,13 +26,26 @@ def rows(tmp_path):
     clip.write_text(json.dumps(SMALL_CLIP))
 
     def rows(*args):
-        done = subprocess.run([
-            sys.executable, 'tools/analysis/benchmark_encoder.py', '--clip',
-            clip, '--frames', '3', '--device', 'cpu', *args
-        ], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(
+            [
+                sys.executable,
+                'tools/analysis/benchmark_encoder.py',
+                '--clip',
+                clip,
+                '--frames',
+                '3',
+                '--device',
+                'cpu',
+                *args,
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
         header, _, *rows = [
-            line.strip('| ').split(' | ') for line in done.stdout.splitlines()
+            line.strip('| ').split(' | ')
+            for line in done.stdout.splitlines()
             if line.startswith('|')
         ]
         return [dict(zip(header, row, strict=True)) for row in rows]
@@ -52,6 +66,6 @@ def test_both_forms_compute_the_same(rows):
 
 
 def test_memory(rows):
-    row, = rows('vop', '--batch', '8', '--memory')
+    (row,) = rows('vop', '--batch', '8', '--memory')
     assert float(row['ours / concat'][:-1]) < 0.8
     assert float(row['peak memory of a step, GiB']) > 0.05

@@ -1,4 +1,5 @@
 """The benchmark of ranking compares what it says."""
+
 import re
 import subprocess
 import sys
@@ -12,15 +13,29 @@ def run(*arguments):
         [sys.executable, 'tools/analysis/benchmark_ranking.py', *arguments],
         cwd=ROOT,
         capture_output=True,
-        text=True)
+        text=True,
+    )
 
 
 def test_both_forms_rank_the_same_and_all_are_measured():
-    done = run('--texts', '300', '--videos', '70', '--dim', '16', '--bank',
-               '20', '--repeats', '1', '--device', 'cpu')
+    done = run(
+        '--texts',
+        '300',
+        '--videos',
+        '70',
+        '--dim',
+        '16',
+        '--bank',
+        '20',
+        '--repeats',
+        '1',
+        '--device',
+        'cpu',
+    )
     assert done.returncode == 0, done.stderr
     rows = [
-        line.strip('| ').split(' | ') for line in done.stdout.splitlines()
+        line.strip('| ').split(' | ')
+        for line in done.stdout.splitlines()
         if line.startswith('| 300 x 70')
     ]
     (_, time, memory, difference), *scaled = rows

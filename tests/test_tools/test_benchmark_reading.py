@@ -1,4 +1,5 @@
 """The benchmark of reading compares what it says."""
+
 import importlib
 import json
 import re
@@ -20,13 +21,18 @@ ROOT = Path(__file__).resolve().parents[2]
 def run(tool, *arguments):
     return subprocess.run(
         [sys.executable, ROOT / 'tools' / tool, *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True)
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
 
 
 def rows(text):
-    return [[cell.strip() for cell in line[1:-1].split(' | ')]
-            for line in text.splitlines()
-            if line.startswith('| ') and '---' not in line]
+    return [
+        [cell.strip() for cell in line[1:-1].split(' | ')]
+        for line in text.splitlines()
+        if line.startswith('| ') and '---' not in line
+    ]
 
 
 @pytest.fixture
@@ -66,27 +72,39 @@ def videos(tmp_path_factory):
             for i in range(200):
                 picture = np.full((240, 320, 3), 60, np.uint8)
                 picture[:, :i] = 180
-                container.mux(stream.encode(
-                    av.VideoFrame.from_ndarray(picture, format='rgb24')))
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format='rgb24')))
             container.mux(stream.encode())
     (folder / 'broken.mp4').write_bytes(b'no video')
     return folder
 
 
 TRANSFORMS = [
-    'DecordInit', 'TimeWindow', 'UniformSample', 'DecordDecode',
-    'RandomResizedCrop', 'Resize', 'Flip', 'FormatShape', 'CLIPTokenize',
-    'PackActionInputs'
+    'DecordInit',
+    'TimeWindow',
+    'UniformSample',
+    'DecordDecode',
+    'RandomResizedCrop',
+    'Resize',
+    'Flip',
+    'FormatShape',
+    'CLIPTokenize',
+    'PackActionInputs',
 ]
 
 
 def check(out, names):
     table = rows(out)
     header = table[0]
-    assert header == ['videos', 'size', 'clips a second',
-                      'against the originals', 'by CPU time', 'mean PSNR',
-                      'worst PSNR']
-    speeds = table[1:1 + len(names)]
+    assert header == [
+        'videos',
+        'size',
+        'clips a second',
+        'against the originals',
+        'by CPU time',
+        'mean PSNR',
+        'worst PSNR',
+    ]
+    speeds = table[1 : 1 + len(names)]
     assert [row[0] for row in speeds] == names
     assert speeds[0][1] == '100%' and speeds[0][3:5] == ['1.0x', '1.0x']
     for row in speeds:
@@ -96,7 +114,7 @@ def check(out, names):
     for row in speeds[1:]:
         mean, worst = (float(cell.removesuffix(' dB')) for cell in row[5:])
         assert mean >= worst > 25
-    shares = table[1 + len(names):]
+    shares = table[1 + len(names) :]
     assert shares[0] == ['transform', *names]
     assert [row[0] for row in shares[1:]] == [*TRANSFORMS, 'all']
     for column in range(1, len(names) + 1):
@@ -115,24 +133,22 @@ def test_it_makes_copies_if_none_is_named(videos):
 
 def test_it_takes_the_copies_that_are_named(videos, tmp_path, run_main):
     for fps in (3, 6):
-        run('data/compress_videos.py', videos, tmp_path / f'at{fps}', '--fps',
-            fps)
-    out, error = run_main(videos, tmp_path / 'at3', tmp_path / 'at6',
-                          '--repeats', '1', '--videos', '2')
+        run('data/compress_videos.py', videos, tmp_path / f'at{fps}', '--fps', fps)
+    out, error = run_main(
+        videos, tmp_path / 'at3', tmp_path / 'at6', '--repeats', '1', '--videos', '2'
+    )
     assert not error
     assert '2 videos, train pipeline of vop_msrvtt.py' in out
     check(out, ['originals', 'at3', 'at6'])
 
 
-def test_what_the_train_pipeline_reads_is_timed(benchmark, videos,
-                                                monkeypatch):
+def test_what_the_train_pipeline_reads_is_timed(benchmark, videos, monkeypatch):
     cfg = open_config('configs/vop_msrvtt.py')
     folders = dict(originals=videos)
     names = ['a.mp4', 'more/c.mp4']
     opened = []
 
     class Reader(decord.VideoReader):
-
         def __init__(self, file, **options):
             super().__init__(file, **options)
             opened.append(self)
@@ -144,8 +160,7 @@ def test_what_the_train_pipeline_reads_is_timed(benchmark, videos,
     assert len(opened) == 8  # and a round to warm up
     assert (seconds > 0).all()
     # What decodes 12 frames takes longer than what sets two numbers.
-    decode, window = (TRANSFORMS.index(name)
-                      for name in ('DecordDecode', 'TimeWindow'))
+    decode, window = (TRANSFORMS.index(name) for name in ('DecordDecode', 'TimeWindow'))
     assert seconds[:, :, decode].min() > seconds[:, :, window].max()
 
 
@@ -156,22 +171,22 @@ def test_psnr_is_of_the_same_moments(benchmark, videos, tmp_path):
 
     def decibels(**folders):
         data = benchmark.open_datasets(cfg, 'test', folders, names)
-        return [value for index in range(len(names)) for value in
-                benchmark.psnr(data['old'], data['new'], index)]
+        return [
+            value
+            for index in range(len(names))
+            for value in benchmark.psnr(data['old'], data['new'], index)
+        ]
 
     right = decibels(old=videos, new=tmp_path / 'small')
     assert len(right) == 36 and min(right) > 30
-    assert decibels(old=videos, new=videos) == [pytest.approx(68.13, abs=.01)
-                                                ] * 36
+    assert decibels(old=videos, new=videos) == [pytest.approx(68.13, abs=0.01)] * 36
 
     # Copies that lag by a second are another thing to see.
     for name in names:
         path = tmp_path / 'late' / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with av.open(str(tmp_path / 'small' / name)) as old, av.open(
-                str(path), 'w') as new:
-            stream = new.add_stream('mjpeg', rate=3, options=dict(
-                qmin='2', qmax='2'))
+        with av.open(str(tmp_path / 'small' / name)) as old, av.open(str(path), 'w') as new:
+            stream = new.add_stream('mjpeg', rate=3, options=dict(qmin='2', qmax='2'))
             frames = list(old.decode(video=0))
             stream.width, stream.height = frames[0].width, frames[0].height
             stream.pix_fmt = 'yuvj420p'

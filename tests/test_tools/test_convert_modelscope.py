@@ -1,4 +1,5 @@
 """The converter of the released model, both ways."""
+
 import json
 import runpy
 import sys
@@ -12,8 +13,7 @@ from mmengine.runner import load_checkpoint
 
 from projects.vop.engine import check_fit
 from projects.vop.registry import MODELS
-from test_models.test_released import (SMALL_CLIP, TEXT, VISUAL,
-                                       released_state)
+from test_models.test_released import SMALL_CLIP, TEXT, VISUAL, released_state
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = 'configs/vop_msrvtt_released.py'
@@ -27,12 +27,15 @@ def clips(tmp_path_factory):
     def write(name='small', vision={}, text={}, **kwargs):
         path = folder / f'{name}.json'
         path.write_text(
-            json.dumps({
-                **SMALL_CLIP, 'vision_cfg':
-                {**SMALL_CLIP['vision_cfg'], **vision},
-                'text_cfg': {**SMALL_CLIP['text_cfg'], **text},
-                **kwargs
-            }))
+            json.dumps(
+                {
+                    **SMALL_CLIP,
+                    'vision_cfg': {**SMALL_CLIP['vision_cfg'], **vision},
+                    'text_cfg': {**SMALL_CLIP['text_cfg'], **text},
+                    **kwargs,
+                }
+            )
+        )
         return str(path)
 
     return write
@@ -51,9 +54,13 @@ def convert(clips, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
 
     def run(*arguments, clip=clips(), options=()):
-        argv = ['tools/convert_modelscope.py', *map(str, arguments),
-                '--cfg-options', f'model.clip.name={clip}',
-                *options]
+        argv = [
+            'tools/convert_modelscope.py',
+            *map(str, arguments),
+            '--cfg-options',
+            f'model.clip.name={clip}',
+            *options,
+        ]
         monkeypatch.setattr(sys, 'argv', argv)
         capsys.readouterr()
         code = None
@@ -90,13 +97,11 @@ def files(tmp_path, state):
 def test_from_released_and_back(convert, files, state, prefix, dtype):
     source, ours, clip = files
     theirs = {key: value.to(dtype) for key, value in state.items()}
-    torch.save(
-        dict(state_dict={prefix + k: v for k, v in theirs.items()}), source)
+    torch.save(dict(state_dict={prefix + k: v for k, v in theirs.items()}), source)
     code, output = convert(source, ours, '--clip-out', clip)
     assert code is None, code
     again = source.with_name('again.pth')
-    code, output = convert('--reverse', ours, again,
-                           options=[f'model.clip.pretrained={clip}'])
+    code, output = convert('--reverse', ours, again, options=[f'model.clip.pretrained={clip}'])
     assert code is None, code
     back = open_state(again)
     assert back.keys() == state.keys()
@@ -104,8 +109,9 @@ def test_from_released_and_back(convert, files, state, prefix, dtype):
         assert back[key].dtype == torch.float32
         assert back[key].equal(theirs[key].float()), key
     # The CLIP stands in it once, under two names.
-    values = 4 * sum(v.numel() for k, v in state.items()
-                     if not k.startswith(('image_', 'text_encoder')))
+    values = 4 * sum(
+        v.numel() for k, v in state.items() if not k.startswith(('image_', 'text_encoder'))
+    )
     assert values < again.stat().st_size < values + 100_000
 
 
@@ -118,15 +124,15 @@ def test_to_released_and_back(convert, clips, files):
     torch.save(
         {
             **model.visual.backbone.state_dict(prefix='visual.'),
-            **model.text.backbone.state_dict(), 'logit_scale':
-            model.logit_scale
-        }, clip)
+            **model.text.backbone.state_dict(),
+            'logit_scale': model.logit_scale,
+        },
+        clip,
+    )
     torch.save(dict(meta={}, state_dict=model.state_dict()), ours)
-    code, output = convert('--reverse', ours, released,
-                           options=[f'model.clip.pretrained={clip}'])
+    code, output = convert('--reverse', ours, released, options=[f'model.clip.pretrained={clip}'])
     assert code is None, code
-    assert 'num_frames 12, vp_token_num 8, tp_prefix_token_num 4, ' \
-        'tp_suffix_token_num 4' in output
+    assert 'num_frames 12, vp_token_num 8, tp_prefix_token_num 4, tp_suffix_token_num 4' in output
     written = open_state(released)
     assert written.keys() == released_state().keys()
     assert written['clip.logit_scale'] == model.logit_scale
@@ -140,15 +146,13 @@ def test_to_released_and_back(convert, clips, files):
     assert back.keys() == state.keys()
     for key, value in state.items():
         if key.endswith('_extra_state'):  # it names the CLIP otherwise
-            one, other = (json.loads(bytes(v.tolist()))['fingerprint']
-                          for v in (back[key], value))
+            one, other = (json.loads(bytes(v.tolist()))['fingerprint'] for v in (back[key], value))
             assert one == other
         else:
             assert back[key].equal(value)
 
 
-def test_the_result_loads_onto_the_clip_of_the_file_alone(
-        convert, clips, files, state):
+def test_the_result_loads_onto_the_clip_of_the_file_alone(convert, clips, files, state):
     source, out, clip = files
     code, output = convert(source, out, '--clip-out', clip)
     assert f'model.clip.pretrained={clip}' in output
@@ -169,8 +173,7 @@ def test_the_result_loads_onto_the_clip_of_the_file_alone(
         weights[changed] += 1e-3
         torch.save(weights, clip.with_name('other.pt'))
         with pytest.raises(ValueError, match='CLIP of VoP_msrvtt9k.pth, but'):
-            load_checkpoint(
-                build(clips(), clip.with_name('other.pt')), str(out))
+            load_checkpoint(build(clips(), clip.with_name('other.pt')), str(out))
 
 
 def test_without_clip_out_it_says_what_is_needed(convert, files):
@@ -199,51 +202,79 @@ def put(number):
         x = x.clone()
         x.view(-1)[-1] = number
         return x
+
     return change
 
 
 BLOCK = 'transformer.resblocks.1.'
 
 
-@pytest.mark.parametrize('contents, message', [
-    (lambda s: s, "has no 'state_dict'"),
-    (lambda s: [1, 2], "has no 'state_dict'"),
-    (lambda s: dict(state_dict=[s]), "has no 'state_dict'"),
-    (lambda s: dict(state_dict=without(s, VISUAL)),
-     rf'lacks {VISUAL} \(1 in all\).*VoP_msrvtt9k'),
-    (lambda s: dict(state_dict=without(s, f'text_encoder.{BLOCK}ln_1.bias')),
-     rf'lacks text_encoder.{BLOCK}ln_1.bias \('),
-    (lambda s: dict(state_dict={'visual.prompts.0.tokens': s[VISUAL]}),
-     r'lacks clip.*, \.\.\. \(\d+ in all\).*--reverse'),
-    (lambda s: dict(state_dict={**s, 'clip.more': s[VISUAL]}),
-     r'also has clip.more \(1 in all\)'),
-    (lambda s: dict(state_dict={**s, f'module.{TEXT}': s[TEXT]}),
-     'with and without the prefix'),
-    (lambda s: dict(state_dict=changed(s, VISUAL, lambda x: x[:, :, :4])),
-     rf'{VISUAL} is \[3, 1, 4, 128\] in .* \[3, 1, 8, 128\] in .*--config'),
-    (lambda s: dict(state_dict=changed(s, TEXT, lambda x: x[:, :6])),
-     rf'{TEXT} is \[3, 6, 128\] in .*but \[3, 8, 128\] in .*--config'),
-    (lambda s: dict(state_dict=changed(s, VISUAL, lambda x: x[:, 0])),
-     rf'{VISUAL} is \[3, 8, 128\] in '),
-    (lambda s: dict(state_dict=shared(s, 'proj', lambda x: x[:, :8])),
-     r'proj is \[128, 8\] in .*but \[128, 32\] .*model.clip.name'),
-    (lambda s: dict(state_dict=changed(s, VISUAL, lambda x: x.double())),
-     f'{VISUAL} in .* holds torch.float64'),
-    (lambda s: dict(state_dict=changed(s, VISUAL, lambda x: 3)),
-     f'{VISUAL} in .* holds int'),
-    (lambda s: dict(state_dict=changed(s, TEXT, put(float('nan')))),
-     f'{TEXT} in .* infinite or no numbers'),
-    (lambda s: dict(state_dict=shared(
-        s, f'{BLOCK}mlp.c_fc.weight', put(float('inf')))),
-     f'{BLOCK}mlp.c_fc.weight in .* infinite or no numbers'),
-    (lambda s: dict(state_dict=changed(
-        s, f'image_encoder.{BLOCK}ln_2.bias', put(9.))),
-     rf'image_encoder.{BLOCK}ln_2.bias and clip.visual.{BLOCK}ln_2.bias '
-     'differ'),
-    (lambda s: dict(state_dict=changed(
-        s, 'clip.token_embedding.weight', put(9.))),
-     'text_encoder.token_embedding.weight and clip.token_emb.* differ'),
-])
+@pytest.mark.parametrize(
+    'contents, message',
+    [
+        (lambda s: s, "has no 'state_dict'"),
+        (lambda s: [1, 2], "has no 'state_dict'"),
+        (lambda s: dict(state_dict=[s]), "has no 'state_dict'"),
+        (
+            lambda s: dict(state_dict=without(s, VISUAL)),
+            rf'lacks {VISUAL} \(1 in all\).*VoP_msrvtt9k',
+        ),
+        (
+            lambda s: dict(state_dict=without(s, f'text_encoder.{BLOCK}ln_1.bias')),
+            rf'lacks text_encoder.{BLOCK}ln_1.bias \(',
+        ),
+        (
+            lambda s: dict(state_dict={'visual.prompts.0.tokens': s[VISUAL]}),
+            r'lacks clip.*, \.\.\. \(\d+ in all\).*--reverse',
+        ),
+        (
+            lambda s: dict(state_dict={**s, 'clip.more': s[VISUAL]}),
+            r'also has clip.more \(1 in all\)',
+        ),
+        (
+            lambda s: dict(state_dict={**s, f'module.{TEXT}': s[TEXT]}),
+            'with and without the prefix',
+        ),
+        (
+            lambda s: dict(state_dict=changed(s, VISUAL, lambda x: x[:, :, :4])),
+            rf'{VISUAL} is \[3, 1, 4, 128\] in .* \[3, 1, 8, 128\] in .*--config',
+        ),
+        (
+            lambda s: dict(state_dict=changed(s, TEXT, lambda x: x[:, :6])),
+            rf'{TEXT} is \[3, 6, 128\] in .*but \[3, 8, 128\] in .*--config',
+        ),
+        (
+            lambda s: dict(state_dict=changed(s, VISUAL, lambda x: x[:, 0])),
+            rf'{VISUAL} is \[3, 8, 128\] in ',
+        ),
+        (
+            lambda s: dict(state_dict=shared(s, 'proj', lambda x: x[:, :8])),
+            r'proj is \[128, 8\] in .*but \[128, 32\] .*model.clip.name',
+        ),
+        (
+            lambda s: dict(state_dict=changed(s, VISUAL, lambda x: x.double())),
+            f'{VISUAL} in .* holds torch.float64',
+        ),
+        (lambda s: dict(state_dict=changed(s, VISUAL, lambda x: 3)), f'{VISUAL} in .* holds int'),
+        (
+            lambda s: dict(state_dict=changed(s, TEXT, put(float('nan')))),
+            f'{TEXT} in .* infinite or no numbers',
+        ),
+        (
+            lambda s: dict(state_dict=shared(s, f'{BLOCK}mlp.c_fc.weight', put(float('inf')))),
+            f'{BLOCK}mlp.c_fc.weight in .* infinite or no numbers',
+        ),
+        (
+            lambda s: dict(state_dict=changed(s, f'image_encoder.{BLOCK}ln_2.bias', put(9.0))),
+            rf'image_encoder.{BLOCK}ln_2.bias and clip.visual.{BLOCK}ln_2.bias '
+            'differ',
+        ),
+        (
+            lambda s: dict(state_dict=changed(s, 'clip.token_embedding.weight', put(9.0))),
+            'text_encoder.token_embedding.weight and clip.token_emb.* differ',
+        ),
+    ],
+)
 def test_another_file_is_refused(convert, files, state, contents, message):
     source, out, clip = files
     torch.save(contents(state), source)
@@ -260,58 +291,76 @@ def test_what_is_no_checkpoint_is_refused(convert, files):
     assert 'There is no checkpoint' in convert('no.pth', out)[0]
     source.write_text('not a checkpoint')
     assert 'damaged, or no checkpoint' in convert(source, out)[0]
-    assert 'There is no config no.py' in convert(
-        source, out, '--config', 'no.py')[0]
+    assert 'There is no config no.py' in convert(source, out, '--config', 'no.py')[0]
     assert not out.exists()
 
 
 PIXELS = ['model.data_preprocessor.type=vop.RetrievalDataPreprocessor']
 
 
-@pytest.mark.parametrize('arguments, reason', [
-    (dict(options=['model.normalize_video=True']), 'normalize_video=True'),
-    (dict(options=['model.text.type=vop.TextEncoder']), 'is TextEncoder'),
-    (dict(options=['model.visual.temporal_layers=1']),
-     'also visual.frame_positional_embedding'),
-    (dict(options=['model.visual.tuning=proj']), 'also visual.backbone.proj'),
-    (dict(options=['model.text.tuning=full']), 'also text.backbone.'),
-    (dict(options=['model.visual.cls_update.type=vop.ContextUpdate']),
-     'also visual.cls_update.'),
-    (dict(options=['model.visual.prompts.0.type=vop.PositionPrompt']),
-     'not one LearnedPrompt in every layer'),
-    (dict(options=['model.visual.prompts.0.layers=(1,2)']),
-     'not one LearnedPrompt in every layer'),
-    (dict(options=['model.visual.prompts=[]']),
-     'not one LearnedPrompt in every layer'),
-    (dict(options=[*PIXELS, 'model.data_preprocessor.mean=(.5,.5,.5)']),
-     "OpenAI's mean and deviation"),
-    (dict(options=[*PIXELS, 'model.data_preprocessor.std=(.5,.5,.5)']),
-     "OpenAI's mean and deviation"),
-    (dict(clip=dict(name='gelu', quick_gelu=False)), 'no QuickGELU'),
-    (dict(clip=dict(name='heads', vision=dict(head_width=32))),
-     'not 64 wide'),
-    (dict(clip=dict(name='text_heads', text=dict(heads=4))), 'not 64 wide'),
-    (dict(clip=dict(name='scaled', vision=dict(ls_init_value=.1))),
-     'differs in visual.backbone.transformer.resblocks.0.ls_1.gamma'),
-    (dict(clip=dict(name='bias', text=dict(proj_bias=True))),
-     'differs in text.backbone.text_projection, '),
-    (dict(clip=dict(name='context', text=dict(context_length=64))),
-     'captions of 77 tokens'),
-    (dict(clip=dict(name='eos', text=dict(pool_type='eos'))),
-     'captions of 77 tokens, at the highest id'),
-])
+@pytest.mark.parametrize(
+    'arguments, reason',
+    [
+        (dict(options=['model.normalize_video=True']), 'normalize_video=True'),
+        (dict(options=['model.text.type=vop.TextEncoder']), 'is TextEncoder'),
+        (
+            dict(options=['model.visual.temporal_layers=1']),
+            'also visual.frame_positional_embedding',
+        ),
+        (dict(options=['model.visual.tuning=proj']), 'also visual.backbone.proj'),
+        (dict(options=['model.text.tuning=full']), 'also text.backbone.'),
+        (
+            dict(options=['model.visual.cls_update.type=vop.ContextUpdate']),
+            'also visual.cls_update.',
+        ),
+        (
+            dict(options=['model.visual.prompts.0.type=vop.PositionPrompt']),
+            'not one LearnedPrompt in every layer',
+        ),
+        (
+            dict(options=['model.visual.prompts.0.layers=(1,2)']),
+            'not one LearnedPrompt in every layer',
+        ),
+        (dict(options=['model.visual.prompts=[]']), 'not one LearnedPrompt in every layer'),
+        (
+            dict(options=[*PIXELS, 'model.data_preprocessor.mean=(.5,.5,.5)']),
+            "OpenAI's mean and deviation",
+        ),
+        (
+            dict(options=[*PIXELS, 'model.data_preprocessor.std=(.5,.5,.5)']),
+            "OpenAI's mean and deviation",
+        ),
+        (dict(clip=dict(name='gelu', quick_gelu=False)), 'no QuickGELU'),
+        (dict(clip=dict(name='heads', vision=dict(head_width=32))), 'not 64 wide'),
+        (dict(clip=dict(name='text_heads', text=dict(heads=4))), 'not 64 wide'),
+        (
+            dict(clip=dict(name='scaled', vision=dict(ls_init_value=0.1))),
+            'differs in visual.backbone.transformer.resblocks.0.ls_1.gamma',
+        ),
+        (
+            dict(clip=dict(name='bias', text=dict(proj_bias=True))),
+            'differs in text.backbone.text_projection, ',
+        ),
+        (dict(clip=dict(name='context', text=dict(context_length=64))), 'captions of 77 tokens'),
+        (
+            dict(clip=dict(name='eos', text=dict(pool_type='eos'))),
+            'captions of 77 tokens, at the highest id',
+        ),
+    ],
+)
 @pytest.mark.parametrize('way', [[], ['--reverse']])
 def test_what_the_released_code_cannot_compute_is_refused(
-        convert, clips, files, arguments, reason, way):
+    convert, clips, files, arguments, reason, way
+):
     source, out, _ = files
     code, _ = convert(
-        *way, source, out,
+        *way,
+        source,
+        out,
         clip=clips(**arguments.get('clip', {})),
-        options=[
-            'model.clip.pretrained=None', *arguments.get('options', ())
-        ])
-    assert code.startswith(
-        f'The released code cannot run the model of {CONFIG}: ')
+        options=['model.clip.pretrained=None', *arguments.get('options', ())],
+    )
+    assert code.startswith(f'The released code cannot run the model of {CONFIG}: ')
     assert reason in code and not out.exists()
 
 
@@ -319,39 +368,49 @@ def test_other_lengths_and_frames_are_converted(convert, clips, files):
     source, ours, clip = files
     state = released_state(prompts=5)
     torch.save(dict(state_dict=state), source)
-    options = ['model.text.prompts.0.length=2',
-               'model.text.prompts.1.length=3', 'model.visual.num_frames=4']
+    options = [
+        'model.text.prompts.0.length=2',
+        'model.text.prompts.1.length=3',
+        'model.visual.num_frames=4',
+    ]
     code, _ = convert(source, ours, '--clip-out', clip, options=options)
     assert code is None, code
     again = source.with_name('again.pth')
     code, output = convert(
-        '--reverse', ours, again,
-        options=[f'model.clip.pretrained={clip}', *options])
+        '--reverse', ours, again, options=[f'model.clip.pretrained={clip}', *options]
+    )
     assert code is None, code
     assert open_state(again)[TEXT].equal(state[TEXT])
-    assert 'num_frames 4, vp_token_num 8, tp_prefix_token_num 2, ' \
-        'tp_suffix_token_num 3' in output
+    assert 'num_frames 4, vp_token_num 8, tp_prefix_token_num 2, tp_suffix_token_num 3' in output
 
 
-@pytest.mark.parametrize('change, message', [
-    (lambda s: without(s, 'text.prompts.1.tokens'),
-     'does not fit the config: it lacks text.prompts.1.tokens'),
-    (lambda s: {**s, 'more': torch.zeros(1)}, 'the model has no more'),
-    (lambda s: changed(s, 'text.prompts.0.tokens', lambda x: x[:, :3]),
-     'of another shape are text.prompts.0.tokens'),
-    (lambda s: changed(s, 'visual.prompts.0.tokens', put(float('nan'))),
-     f'{VISUAL} in .* has values that are infinite or no numbers'),
-])
-def test_another_checkpoint_is_not_reversed(convert, clips, files, change,
-                                            message):
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (
+            lambda s: without(s, 'text.prompts.1.tokens'),
+            'does not fit the config: it lacks text.prompts.1.tokens',
+        ),
+        (lambda s: {**s, 'more': torch.zeros(1)}, 'the model has no more'),
+        (
+            lambda s: changed(s, 'text.prompts.0.tokens', lambda x: x[:, :3]),
+            'of another shape are text.prompts.0.tokens',
+        ),
+        (
+            lambda s: changed(s, 'visual.prompts.0.tokens', put(float('nan'))),
+            f'{VISUAL} in .* has values that are infinite or no numbers',
+        ),
+    ],
+)
+def test_another_checkpoint_is_not_reversed(convert, clips, files, change, message):
     source, ours, clip = files
     assert convert(source, ours, '--clip-out', clip)[0] is None
     torch.save(dict(state_dict=change(open_state(ours))), ours)
     out = source.with_name('out.pth')
     with pytest.raises(SystemExit, match=message):
-        raise SystemExit(convert(
-            '--reverse', ours, out,
-            options=[f'model.clip.pretrained={clip}'])[0])
+        raise SystemExit(
+            convert('--reverse', ours, out, options=[f'model.clip.pretrained={clip}'])[0]
+        )
     assert not out.exists()
 
 
@@ -359,8 +418,7 @@ def test_prompts_of_another_clip_are_not_reversed(convert, files):
     source, ours, _ = files
     assert convert(source, ours)[0] is None
     out = source.with_name('out.pth')
-    code, _ = convert('--reverse', ours, out,
-                      options=['model.clip.pretrained=None'])
+    code, _ = convert('--reverse', ours, out, options=['model.clip.pretrained=None'])
     assert 'trained on the CLIP of VoP_msrvtt9k.pth' in code
     assert not out.exists()
 
@@ -370,8 +428,8 @@ def test_command_lines_that_make_no_sense_are_refused(convert, files):
     for arguments, message in (
         (['--reverse', source, out, '--clip-out', clip], 'goes without'),
         ([source, source], 'different names'),
-        ([source, out, '--clip-out', out.parent / 'x' / '..' / out.name],
-         'different names')):
+        ([source, out, '--clip-out', out.parent / 'x' / '..' / out.name], 'different names'),
+    ):
         code, output = convert(*arguments)
         assert code == 2 and message in output
     assert not out.exists() and not clip.exists()

@@ -1,4 +1,5 @@
 """The parameter counter."""
+
 import json
 from pathlib import Path
 
@@ -29,15 +30,14 @@ def test_json_counts_every_part(count):
         'visual.prompts.1': (9_449_472 + 4_721_664, 0),
         'visual.prompts.2': (4 * 8 * 768, 0),
         'text.backbone': (0, 63_428_096),
-        'text.prompts.0': (12 * 8 * 512, 0)
+        'text.prompts.0': (12 * 8 * 512, 0),
     }
     assert counts['trained'] == 14_278_656
     assert counts['frozen'] == 151_277_312
 
 
 def test_recognizers_of_mmaction2_are_counted(count):
-    counts = json.loads(
-        count('configs/mix/vop_recognizer_kinetics400.py', '--json'))
+    counts = json.loads(count('configs/mix/vop_recognizer_kinetics400.py', '--json'))
     parts = {name: tuple(c.values()) for name, c in counts['parts'].items()}
     assert parts == {
         'backbone.frame_positional_embedding': (8 * 768, 0),
@@ -45,13 +45,14 @@ def test_recognizers_of_mmaction2_are_counted(count):
         'backbone.prompts.0': (8 * 4 * 768, 0),
         'backbone.prompts.1': (8 * 8 * 4 * 768, 0),
         'backbone.prompts.2': (4 * 8 * 768, 0),
-        'cls_head.fc_cls': (400 * 513, 0)
+        'cls_head.fc_cls': (400 * 513, 0),
     }
 
 
 def test_the_table_follows_cfg_options(count):
-    output = count('configs/adapter_ffn_didemo.py', '--cfg-options',
-                   'model.text.adapters.0.hidden=1')
+    output = count(
+        'configs/adapter_ffn_didemo.py', '--cfg-options', 'model.text.adapters.0.hidden=1'
+    )
     lines = [line.split() for line in output.splitlines()]
     assert ['visual.adapters.0', '1,189,632', '0'] in lines
     assert ['text.adapters.0', f'{12 * (2 * 512 + 1 + 512):,}', '0'] in lines
@@ -61,23 +62,19 @@ def test_the_paper_column_is_exact(count):
     output = count('--paper')
     rows = {}
     for line in output.splitlines()[2:]:
-        name, printed, counted, trained = (
-            cell.strip() for cell in line.strip('|').split('|'))
+        name, printed, counted, trained = (cell.strip() for cell in line.strip('|').split('|'))
         rows[name] = printed, counted, trained
     assert len(rows) == 15
     assert rows['Bias'] == ('0.1M (0.104%)', '124,928 (0.104%)', '171,008')
-    assert rows['VoP^C'] == ('14.3M (11.898%)', '14,257,152 (11.898%)',
-                             '14,257,152')
-    assert rows['VoP^F+C'] == ('14.1M (11.785%)', '14,269,440 (11.908%)',
-                               '14,278,656')
+    assert rows['VoP^C'] == ('14.3M (11.898%)', '14,257,152 (11.898%)', '14,257,152')
+    assert rows['VoP^F+C'] == ('14.1M (11.785%)', '14,269,440 (11.908%)', '14,278,656')
 
 
 def test_bad_input_is_refused(count, capsys):
     with pytest.raises(SystemExit, match='no config configs/vop_q.py'):
         count('configs/vop_q.py')
     with pytest.raises(SystemExit, match='no layers 1 to 13'):
-        count('configs/vop_msrvtt.py', '--cfg-options',
-              'model.text.prompts.0.layers=(1,13)')
+        count('configs/vop_msrvtt.py', '--cfg-options', 'model.text.prompts.0.layers=(1,13)')
     with pytest.raises(SystemExit):
         count()
     assert 'either a config or --paper' in capsys.readouterr().err

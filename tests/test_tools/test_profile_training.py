@@ -1,4 +1,5 @@
 """tools/analysis/profile_training.py."""
+
 import importlib.util
 import json
 import multiprocessing
@@ -23,7 +24,7 @@ PARTS = {'data', 'transfer', 'forward', 'backward', 'optimizer'}
 # 10 pairs: 5 steps of 2, or 3 of 4.
 PAIRS = 10
 
-CONFIG = '''
+CONFIG = """
 _base_ = ['{root}/configs/_base_/models/vop.py',
           '{root}/configs/_base_/schedules/adamw_5e.py',
           '{root}/configs/_base_/runtime.py']
@@ -55,9 +56,9 @@ train_dataloader = dict(
             dict(type='PackActionInputs', collect_keys=('imgs', 'text'),
                  meta_keys=('video_id', ))
         ]))
-'''
+"""
 
-RECOGNIZER = '''
+RECOGNIZER = """
 _base_ = ['{root}/configs/_base_/schedules/adamw_5e.py',
           '{root}/configs/_base_/runtime.py']
 model = dict(
@@ -82,7 +83,7 @@ train_dataloader = dict(
             dict(type='FormatShape', input_format='NCHW'),
             dict(type='PackActionInputs')
         ]))
-'''
+"""
 
 # What tests put into a config.
 MODULE = '''
@@ -163,8 +164,7 @@ class LateMemory(RetrievalRecognizer):
 @pytest.fixture(scope='module')
 def tool():
     """The script, as a module."""
-    spec = importlib.util.spec_from_file_location('profile_training',
-                                                  ROOT / SCRIPT)
+    spec = importlib.util.spec_from_file_location('profile_training', ROOT / SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -184,7 +184,7 @@ def modules(tmp_path_factory):
 def config(tmp_path, tiny_clip, video_folder, modules):
     """Writes a config; gives its path."""
 
-    def write(extra='', model='vop.RetrievalRecognizer', read=0.):
+    def write(extra='', model='vop.RetrievalRecognizer', read=0.0):
         path = tmp_path / 'config.py'
         path.write_text(
             CONFIG.format(
@@ -193,7 +193,10 @@ def config(tmp_path, tiny_clip, video_folder, modules):
                 clip=tiny_clip,
                 videos=video_folder,
                 model=model,
-                read=read) + extra)
+                read=read,
+            )
+            + extra
+        )
         return str(path)
 
     return write
@@ -205,10 +208,21 @@ def profile(tool, tmp_path, monkeypatch, capsys):
 
     def run(config, *arguments, steps=3):
         file = tmp_path / 'figures.json'
-        monkeypatch.setattr(sys, 'argv', [
-            SCRIPT, config, '--steps', str(steps), '--warmup', '1', '--json',
-            str(file), *map(str, arguments)
-        ])
+        monkeypatch.setattr(
+            sys,
+            'argv',
+            [
+                SCRIPT,
+                config,
+                '--steps',
+                str(steps),
+                '--warmup',
+                '1',
+                '--json',
+                str(file),
+                *map(str, arguments),
+            ],
+        )
         tool.main()
         return json.loads(file.read_text()), capsys.readouterr().out
 
@@ -220,18 +234,21 @@ def run(modules, *command):
         [sys.executable, *map(str, command)],
         cwd=ROOT,
         env=dict(
-            os.environ,
-            PYTHONPATH=os.pathsep.join([str(ROOT), str(modules)]),
-            OMP_NUM_THREADS='1'),
+            os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), str(modules)]), OMP_NUM_THREADS='1'
+        ),
         capture_output=True,
-        text=True)
+        text=True,
+    )
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout
 
 
 def table(output):
-    rows = [[cell.strip() for cell in line.strip('|').split('|')]
-            for line in output.splitlines() if line.startswith('|')]
+    rows = [
+        [cell.strip() for cell in line.strip('|').split('|')]
+        for line in output.splitlines()
+        if line.startswith('|')
+    ]
     assert len({len(row) for row in rows}) == 1
     return [dict(zip(rows[0], row)) for row in rows[2:]]
 
@@ -243,11 +260,9 @@ def check(row):
     assert sum(row['share'].values()) == pytest.approx(1)
     assert sum(row['part_ms'].values()) == pytest.approx(row['split_step_ms'])
     for part in PARTS:
-        assert row['share'][part] == pytest.approx(row['part_ms'][part] /
-                                                   row['split_step_ms'])
+        assert row['share'][part] == pytest.approx(row['part_ms'][part] / row['split_step_ms'])
     assert row['pairs_in_data_set'] == PAIRS
-    assert row['epoch_s'] == pytest.approx(PAIRS / row['pairs_per_s'] +
-                                           row['start_up_s'])
+    assert row['epoch_s'] == pytest.approx(PAIRS / row['pairs_per_s'] + row['start_up_s'])
     for key in ('read_alone_pairs_per_s', 'model_alone_pairs_per_s'):
         assert row[key] > 0
 
@@ -255,36 +270,60 @@ def check(row):
 def test_every_combination_is_a_row(config, modules, video_folder, tmp_path):
     (tmp_path / 'copy').symlink_to(video_folder)
     before = set(ROOT.rglob('work_dirs/**')) | set(ROOT.iterdir())
-    output = run(modules, SCRIPT, config(), '--steps', 2, '--warmup', 1,
-                 '--batch-size', 1, 2, '--num-workers', 0, 2, '--data-root',
-                 video_folder, tmp_path / 'copy', '--json',
-                 tmp_path / 'figures.json')
+    output = run(
+        modules,
+        SCRIPT,
+        config(),
+        '--steps',
+        2,
+        '--warmup',
+        1,
+        '--batch-size',
+        1,
+        2,
+        '--num-workers',
+        0,
+        2,
+        '--data-root',
+        video_folder,
+        tmp_path / 'copy',
+        '--json',
+        tmp_path / 'figures.json',
+    )
     assert set(ROOT.rglob('work_dirs/**')) | set(ROOT.iterdir()) == before
     figures = json.loads((tmp_path / 'figures.json').read_text())
-    wanted = [(batch, workers, str(root)) for batch in (1, 2)
-              for root in (video_folder, tmp_path / 'copy')
-              for workers in (0, 2)]
-    assert [(row['batch_size'], row['num_workers'], row['data_root'])
-            for row in figures['rows']] == wanted
-    assert [(row['batch'], row['workers'], row['data'])
-            for row in table(output)] == [tuple(map(str, row))
-                                          for row in wanted]
+    wanted = [
+        (batch, workers, str(root))
+        for batch in (1, 2)
+        for root in (video_folder, tmp_path / 'copy')
+        for workers in (0, 2)
+    ]
+    assert [
+        (row['batch_size'], row['num_workers'], row['data_root']) for row in figures['rows']
+    ] == wanted
+    assert [(row['batch'], row['workers'], row['data']) for row in table(output)] == [
+        tuple(map(str, row)) for row in wanted
+    ]
     for row in figures['rows']:
         check(row)
         # Both batches divide the 10 pairs: every step has the same number.
-        assert row['pairs_per_s'] == pytest.approx(
-            1000 * row['batch_size'] / row['step_ms'])
+        assert row['pairs_per_s'] == pytest.approx(1000 * row['batch_size'] / row['step_ms'])
     best = max(figures['rows'], key=lambda row: row['pairs_per_s'])
     assert figures['best'] == dict(
-        best, **{key: figures['best'][key]
-                 for key in figures['best'].keys() - best.keys()})
-    for text in (f"Best: batch {best['batch_size']} and "
-                 f"{best['num_workers']} workers, {best['data_root']}: ",
-                 'An epoch of 10 pairs takes ', 'Bottleneck: ',
-                 'What to do: ', 'What keeps the '):
+        best, **{key: figures['best'][key] for key in figures['best'].keys() - best.keys()}
+    )
+    for text in (
+        f'Best: batch {best["batch_size"]} and '
+        f'{best["num_workers"]} workers, {best["data_root"]}: ',
+        'An epoch of 10 pairs takes ',
+        'Bottleneck: ',
+        'What to do: ',
+        'What keeps the ',
+    ):
         assert text in output
-    assert ('The config trains on 4 pairs a step in all; 1, 2 in all changes '
-            'what is trained') in output
+    assert (
+        'The config trains on 4 pairs a step in all; 1, 2 in all changes what is trained'
+    ) in output
 
 
 def test_two_processes_are_measured_together(config, modules, tmp_path):
@@ -292,11 +331,30 @@ def test_two_processes_are_measured_together(config, modules, tmp_path):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    output = run(modules, '-m', 'torch.distributed.run', '--nproc_per_node',
-                 2, '--master_port', port, SCRIPT,
-                 config(model='vop.BackwardMemory'), '--launcher', 'pytorch',
-                 '--steps', 2, '--warmup', 1, '--num-workers', 1,
-                 '--batch-size', 4, 1, '--json', tmp_path / 'figures.json')
+    output = run(
+        modules,
+        '-m',
+        'torch.distributed.run',
+        '--nproc_per_node',
+        2,
+        '--master_port',
+        port,
+        SCRIPT,
+        config(model='vop.BackwardMemory'),
+        '--launcher',
+        'pytorch',
+        '--steps',
+        2,
+        '--warmup',
+        1,
+        '--num-workers',
+        1,
+        '--batch-size',
+        4,
+        1,
+        '--json',
+        tmp_path / 'figures.json',
+    )
     figures = json.loads((tmp_path / 'figures.json').read_text())
     assert figures['processes'] == 2
     assert len(table(output)) == 2  # printed by one of them
@@ -305,8 +363,9 @@ def test_two_processes_are_measured_together(config, modules, tmp_path):
     check(one)
     assert one['pairs_per_s'] == pytest.approx(2 * 1000 / one['step_ms'])
     assert ' in each process' in output
-    assert ('The config trains on 8 pairs a step in all; 2 in all changes '
-            'what is trained') in output
+    assert (
+        'The config trains on 8 pairs a step in all; 2 in all changes what is trained'
+    ) in output
 
 
 def test_of_several_ranks_the_slowest_counts():
@@ -314,8 +373,7 @@ def test_of_several_ranks_the_slowest_counts():
         return dict(seconds=seconds, pairs=20, steps=10)
 
     def parts(data):
-        return dict(data=data, transfer=1, forward=1, backward=8 - data,
-                    optimizer=0)
+        return dict(data=data, transfer=1, forward=1, backward=8 - data, optimizer=0)
 
     row = profiling.summarize(
         dict(batch_size=2),
@@ -325,27 +383,26 @@ def test_of_several_ranks_the_slowest_counts():
         train=[dict(rank(5), memory=7), dict(rank(2), memory=9)],
         split=[parts(2), parts(6)],
         pairs=80,
-        steps_in_epoch=20)
+        steps_in_epoch=20,
+    )
     assert row['model_alone_pairs_per_s'] == 40 / 2
     assert row['read_alone_pairs_per_s'] == 40 / 4
     assert row['pairs_per_s'] == 40 / 5
     assert row['step_ms'] == 500
     assert row['start_up_s'] == 3
     assert row['epoch_s'] == 80 / 8 + 3
-    assert row['share']['data'] == .6
+    assert row['share']['data'] == 0.6
     assert row['peak_gpu_memory_bytes'] == 9
 
 
-@pytest.mark.parametrize('options', [
-    '', "optim_wrapper = dict(accumulative_counts=2, "
-    "clip_grad=dict(max_norm=.01))\n"
-])
-def test_split_steps_end_in_the_weights_of_mmengines_own(
-        tool, config, tmp_path, options):
+@pytest.mark.parametrize(
+    'options', ['', 'optim_wrapper = dict(accumulative_counts=2, clip_grad=dict(max_norm=.01))\n']
+)
+def test_split_steps_end_in_the_weights_of_mmengines_own(tool, config, tmp_path, options):
     """Also on the last step, where fewer gradients are accumulated."""
     cfg = Config.fromfile(
-        config(f'{options}train_cfg = dict(max_epochs=3)\n'
-               f"work_dir = '{tmp_path}'\n"))
+        config(f"{options}train_cfg = dict(max_epochs=3)\nwork_dir = '{tmp_path}'\n")
+    )
     cfg.train_dataloader.persistent_workers = False
     tool.leave_training_alone(cfg)
 
@@ -355,12 +412,9 @@ def test_split_steps_end_in_the_weights_of_mmengines_own(
         if not split:
             runner.train()
         else:
-            runner.optim_wrapper = runner.build_optim_wrapper(
-                runner.optim_wrapper)
-            with profiling.split_steps(runner.model, runner.optim_wrapper,
-                                  clock) as step:
-                runner.model.train_step = lambda data, optim_wrapper: step(
-                    data)
+            runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+            with profiling.split_steps(runner.model, runner.optim_wrapper, clock) as step:
+                runner.model.train_step = lambda data, optim_wrapper: step(data)
                 runner.train()
         assert runner.iter == 9
         return runner.model.state_dict(), set(clock.seconds)
@@ -375,7 +429,7 @@ def test_split_steps_end_in_the_weights_of_mmengines_own(
 
 
 def test_reading_is_named_where_the_pipeline_sleeps(config, profile):
-    figures, output = profile(config(read=.05))
+    figures, output = profile(config(read=0.05))
     assert figures['best']['bound'] == 'reading'
     assert 'Bottleneck: reading.' in output
     [row] = figures['rows']
@@ -387,8 +441,8 @@ def test_reading_is_named_where_the_pipeline_sleeps(config, profile):
 
 def test_computing_is_named_where_the_model_sleeps(config, profile):
     figures, output = profile(
-        config(model='vop.SleepingRecognizer'), '--num-workers', 2,
-        '--batch-size', 2, steps=4)
+        config(model='vop.SleepingRecognizer'), '--num-workers', 2, '--batch-size', 2, steps=4
+    )
     [row] = figures['rows']
     assert row['part_ms']['forward'] >= 100
     assert row['step_ms'] >= 100
@@ -399,8 +453,7 @@ def test_computing_is_named_where_the_model_sleeps(config, profile):
 
 
 def test_out_of_memory_is_a_row(config, profile):
-    figures, output = profile(
-        config(model='vop.SmallMemory'), '--batch-size', 4, 2)
+    figures, output = profile(config(model='vop.SmallMemory'), '--batch-size', 4, 2)
     assert [row['out_of_memory'] for row in figures['rows']] == [True, False]
     check(figures['rows'][1])
     large, small = table(output)
@@ -424,25 +477,33 @@ def test_out_of_memory_everywhere(config, profile, tmp_path):
 
 
 @pytest.mark.parametrize('persistent', [True, False])
-def test_workers_are_gone_between_settings(config, profile, tool, monkeypatch,
-                                           persistent):
+def test_workers_are_gone_between_settings(config, profile, tool, monkeypatch, persistent):
     alive = []
     add = tool.Report.add
     monkeypatch.setattr(
-        tool.Report, 'add', lambda self, row:
-        (alive.append(multiprocessing.active_children()), add(self, row)))
-    profile(config(), '--num-workers', 2, 1, '--cfg-options',
-            f'train_dataloader.persistent_workers={persistent}')
+        tool.Report,
+        'add',
+        lambda self, row: (alive.append(multiprocessing.active_children()), add(self, row)),
+    )
+    profile(
+        config(),
+        '--num-workers',
+        2,
+        1,
+        '--cfg-options',
+        f'train_dataloader.persistent_workers={persistent}',
+    )
     assert alive == [[], []]
 
 
-def test_a_small_data_set_is_read_for_several_epochs(config, profile,
-                                                     monkeypatch):
+def test_a_small_data_set_is_read_for_several_epochs(config, profile, monkeypatch):
     epochs = []
     set_epoch = ReproducibleSampler.set_epoch
     monkeypatch.setattr(
-        ReproducibleSampler, 'set_epoch', lambda self, epoch:
-        (epochs.append(epoch), set_epoch(self, epoch)))
+        ReproducibleSampler,
+        'set_epoch',
+        lambda self, epoch: (epochs.append(epoch), set_epoch(self, epoch)),
+    )
     figures, output = profile(config(), '--batch-size', 4, steps=7)
     assert epochs == list(range(len(epochs)))
     # The model's batch; 1 + 1 + 7 batches that are read alone, and
@@ -455,14 +516,13 @@ def test_a_small_data_set_is_read_for_several_epochs(config, profile,
 
 
 def test_a_recognizer_of_mmaction(profile, video_folder, tmp_path):
-    (tmp_path / 'annotations.txt').write_text(''.join(
-        f'{number}.mp4 {number % 3}\n' for number in range(5)))
+    (tmp_path / 'annotations.txt').write_text(
+        ''.join(f'{number}.mp4 {number % 3}\n' for number in range(5))
+    )
     path = tmp_path / 'tsn.py'
     path.write_text(
-        RECOGNIZER.format(
-            root=ROOT,
-            videos=video_folder,
-            annotations=tmp_path / 'annotations.txt'))
+        RECOGNIZER.format(root=ROOT, videos=video_folder, annotations=tmp_path / 'annotations.txt')
+    )
     figures, output = profile(str(path))
     [row] = figures['rows']
     assert row['pairs_in_data_set'] == 5
@@ -477,48 +537,97 @@ BOUND = dict(
     out_of_memory=False,
     steps=50,
     steps_in_epoch=5000,
-    pairs_per_s=100.,
-    share=dict(data=.5, transfer=.05, forward=.2, backward=.2, optimizer=.05),
-    read_alone_pairs_per_s=100.,
-    model_alone_pairs_per_s=200.)
+    pairs_per_s=100.0,
+    share=dict(data=0.5, transfer=0.05, forward=0.2, backward=0.2, optimizer=0.05),
+    read_alone_pairs_per_s=100.0,
+    model_alone_pairs_per_s=200.0,
+)
 FREE = dict(
     BOUND,
-    pairs_per_s=195.,
-    share=dict(data=.01, transfer=.15, forward=.4, backward=.4, optimizer=.04),
-    read_alone_pairs_per_s=400.)
+    pairs_per_s=195.0,
+    share=dict(data=0.01, transfer=0.15, forward=0.4, backward=0.4, optimizer=0.04),
+    read_alone_pairs_per_s=400.0,
+)
 MORE = dict(BOUND, num_workers=8)
 
 
-@pytest.mark.parametrize('row, others, machine, amp, wanted, unwanted', [
-    (BOUND, [], (16, 1, 1), False, ['take --num-workers 8.', ': 8 workers.'],
-     ['compress_videos', '--amp']),
-    (BOUND, [], (6, 1, 1), False,
-     ['take --num-workers 6, as many as there are cores, and a copy'], []),
-    (BOUND, [], (4, 1, 1), False,
-     ['only share the 4 cores: take a copy', 'compress_videos.py'],
-     ['--num-workers']),
-    (BOUND, [MORE], (16, 1, 1), False,
-     ['more workers were tried, and are no faster: take a copy'],
-     ['--num-workers']),
-    # Workers that share 2 cores: each core reads 50 pairs/s.
-    (BOUND, [], (2, 1, 1), False, [': 4 workers.'], ['--num-workers']),
-    # Two processes with 4 workers each: 12.5 pairs/s a worker.
-    (BOUND, [], (16, 2, 2), False,
-     ['take --num-workers 8.', ': 8 workers in each process.'], []),
-    # Of which the second is on another machine.
-    (BOUND, [], (8, 1, 2), False, ['take --num-workers 8.'], []),
-    (dict(BOUND, read_alone_pairs_per_s=250.), [], (4, 1, 1), False,
-     ['share 4 cores, which is too few for both', '2.0 times as slow'], []),
-    (dict(BOUND, num_workers=0), [], (4, 1, 1), False,
-     ['take --num-workers 2.'], ['times as slow']),
-    (FREE, [], (16, 1, 1), False,
-     ['Bottleneck: computing', 'mixed precision (--amp)', ': 2 workers.'],
-     ['compress_videos', '--num-workers']),
-    (FREE, [], (16, 1, 1), True, ['a larger batch'], ['--amp']),
-])
+@pytest.mark.parametrize(
+    'row, others, machine, amp, wanted, unwanted',
+    [
+        (
+            BOUND,
+            [],
+            (16, 1, 1),
+            False,
+            ['take --num-workers 8.', ': 8 workers.'],
+            ['compress_videos', '--amp'],
+        ),
+        (
+            BOUND,
+            [],
+            (6, 1, 1),
+            False,
+            ['take --num-workers 6, as many as there are cores, and a copy'],
+            [],
+        ),
+        (
+            BOUND,
+            [],
+            (4, 1, 1),
+            False,
+            ['only share the 4 cores: take a copy', 'compress_videos.py'],
+            ['--num-workers'],
+        ),
+        (
+            BOUND,
+            [MORE],
+            (16, 1, 1),
+            False,
+            ['more workers were tried, and are no faster: take a copy'],
+            ['--num-workers'],
+        ),
+        # Workers that share 2 cores: each core reads 50 pairs/s.
+        (BOUND, [], (2, 1, 1), False, [': 4 workers.'], ['--num-workers']),
+        # Two processes with 4 workers each: 12.5 pairs/s a worker.
+        (
+            BOUND,
+            [],
+            (16, 2, 2),
+            False,
+            ['take --num-workers 8.', ': 8 workers in each process.'],
+            [],
+        ),
+        # Of which the second is on another machine.
+        (BOUND, [], (8, 1, 2), False, ['take --num-workers 8.'], []),
+        (
+            dict(BOUND, read_alone_pairs_per_s=250.0),
+            [],
+            (4, 1, 1),
+            False,
+            ['share 4 cores, which is too few for both', '2.0 times as slow'],
+            [],
+        ),
+        (
+            dict(BOUND, num_workers=0),
+            [],
+            (4, 1, 1),
+            False,
+            ['take --num-workers 2.'],
+            ['times as slow'],
+        ),
+        (
+            FREE,
+            [],
+            (16, 1, 1),
+            False,
+            ['Bottleneck: computing', 'mixed precision (--amp)', ': 2 workers.'],
+            ['compress_videos', '--num-workers'],
+        ),
+        (FREE, [], (16, 1, 1), True, ['a larger batch'], ['--amp']),
+    ],
+)
 def test_advice(tool, row, others, machine, amp, wanted, unwanted):
-    text = '\n'.join(
-        tool.advise(row, [row, *others], *machine, amp=amp, gpu=True))
+    text = '\n'.join(tool.advise(row, [row, *others], *machine, amp=amp, gpu=True))
     for words in wanted:
         assert words in text
     for words in unwanted:
@@ -526,30 +635,34 @@ def test_advice(tool, row, others, machine, amp, wanted, unwanted):
 
 
 def test_settings_that_are_as_fast_are_named(tool, capsys):
-    args = SimpleNamespace(
-        config='c.py', steps=50, warmup=5, json=None)
+    args = SimpleNamespace(config='c.py', steps=50, warmup=5, json=None)
     report = tool.Report(
         args,
         Config(
-            dict(
-                train_dataloader=dict(batch_size=32),
-                optim_wrapper=dict(type='AmpOptimWrapper'))))
+            dict(train_dataloader=dict(batch_size=32), optim_wrapper=dict(type='AmpOptimWrapper'))
+        ),
+    )
     report.begin(16, 1)
     common = dict(
-        part_ms={}, step_ms=300., start_up_s=2., epoch_s=3725.4,
-        pairs_in_data_set=180000, peak_gpu_memory_bytes=3 * 2**30)
-    for workers, rate in ((4, 99.), (8, 100.), (12, 80.)):
-        report.add(
-            dict(BOUND, **common) | dict(num_workers=workers, pairs_per_s=rate)
-        )
-    report.add(dict(BOUND, **common) | dict(batch_size=64, pairs_per_s=120.))
+        part_ms={},
+        step_ms=300.0,
+        start_up_s=2.0,
+        epoch_s=3725.4,
+        pairs_in_data_set=180000,
+        peak_gpu_memory_bytes=3 * 2**30,
+    )
+    for workers, rate in ((4, 99.0), (8, 100.0), (12, 80.0)):
+        report.add(dict(BOUND, **common) | dict(num_workers=workers, pairs_per_s=rate))
+    report.add(dict(BOUND, **common) | dict(batch_size=64, pairs_per_s=120.0))
     report.end()
     output = capsys.readouterr().out
     assert 'mixed precision' in output
     assert [row['GPU memory'] for row in table(output)] == ['3.0 GiB'] * 4
-    assert ('Best: batch 64 and 4 workers, data/msrvtt: 120 pairs/s, 300 ms '
-            'a step. An epoch of 180,000 pairs takes 1 h 2 min, start-up '
-            'included.') in output
+    assert (
+        'Best: batch 64 and 4 workers, data/msrvtt: 120 pairs/s, 300 ms '
+        'a step. An epoch of 180,000 pairs takes 1 h 2 min, start-up '
+        'included.'
+    ) in output
     assert 'As fast' not in output
     assert "Best with the config's batch: batch 32 and 8 workers" in output
     report.rows.pop()
@@ -559,23 +672,33 @@ def test_settings_that_are_as_fast_are_named(tool, capsys):
     assert 'changes what is trained' not in output
 
 
-@pytest.mark.parametrize('extra, arguments, message', [
-    ('train_cfg = None\n', [], 'does not train: it lacks train_cfg.'),
-    ('', ['--data-root', 'data/nowhere'],
-     'The annotation file data/nowhere/train.json of train_dataloader is '
-     'missing'),
-    ('', ['--cfg-options', 'model.visual.prompts=[]', 'model.text.prompts=[]'],
-     'Nothing trains in'),
-    ('', ['--cfg-options', 'train_dataloader.drop_last=True', '--batch-size',
-          '16'], 'has 10 items, which is not enough for one batch of 16'),
-    ('', ['--cfg-options', 'model.clip.name=ViT-Z'], "no model 'ViT-Z'"),
-    ('', ['--launcher', 'slurm'], "launcher 'slurm' needs one"),
-    ('', ['--amp'], '--amp needs a GPU'),
-    ('', ['--json', 'nowhere/figures.json'], 'There is no folder for'),
-])
+@pytest.mark.parametrize(
+    'extra, arguments, message',
+    [
+        ('train_cfg = None\n', [], 'does not train: it lacks train_cfg.'),
+        (
+            '',
+            ['--data-root', 'data/nowhere'],
+            'The annotation file data/nowhere/train.json of train_dataloader is missing',
+        ),
+        (
+            '',
+            ['--cfg-options', 'model.visual.prompts=[]', 'model.text.prompts=[]'],
+            'Nothing trains in',
+        ),
+        (
+            '',
+            ['--cfg-options', 'train_dataloader.drop_last=True', '--batch-size', '16'],
+            'has 10 items, which is not enough for one batch of 16',
+        ),
+        ('', ['--cfg-options', 'model.clip.name=ViT-Z'], "no model 'ViT-Z'"),
+        ('', ['--launcher', 'slurm'], "launcher 'slurm' needs one"),
+        ('', ['--amp'], '--amp needs a GPU'),
+        ('', ['--json', 'nowhere/figures.json'], 'There is no folder for'),
+    ],
+)
 def test_bad_input(config, profile, extra, arguments, message):
-    if arguments[:1] in (['--launcher'], ['--amp']) and \
-            torch.cuda.is_available():
+    if arguments[:1] in (['--launcher'], ['--amp']) and torch.cuda.is_available():
         pytest.skip('there is a GPU')
     with pytest.raises(SystemExit) as error:
         profile(config(extra), *arguments)
@@ -587,9 +710,9 @@ def test_a_config_that_is_not_there(profile, tmp_path):
         profile(str(tmp_path / 'nothing.py'))
 
 
-@pytest.mark.parametrize('option, value', [('--batch-size', 0),
-                                           ('--num-workers', -1),
-                                           ('--steps', 'many')])
+@pytest.mark.parametrize(
+    'option, value', [('--batch-size', 0), ('--num-workers', -1), ('--steps', 'many')]
+)
 def test_numbers_are_checked(config, profile, capsys, option, value):
     with pytest.raises(SystemExit):
         profile(config(), option, value)
@@ -597,7 +720,8 @@ def test_numbers_are_checked(config, profile, capsys, option, value):
 
 
 def test_missing_videos_are_named_before_anything_is_measured(
-        config, profile, video_folder, tmp_path, capsys):
+    config, profile, video_folder, tmp_path, capsys
+):
     (tmp_path / 'copy').mkdir()
     (tmp_path / 'copy' / 'train.json').symlink_to(video_folder / 'train.json')
     with pytest.raises(SystemExit, match='5 of the 5 videos .* are missing'):
@@ -606,8 +730,7 @@ def test_missing_videos_are_named_before_anything_is_measured(
 
 
 @pytest.mark.parametrize('workers', [0, 1])
-def test_a_video_that_cannot_be_read_is_named(config, profile, video_folder,
-                                              tmp_path, workers):
+def test_a_video_that_cannot_be_read_is_named(config, profile, video_folder, tmp_path, workers):
     for file in video_folder.iterdir():
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / '3.mp4').unlink()

@@ -1,4 +1,5 @@
 """The quickstart, with less training and nothing installed."""
+
 import csv
 import os
 import subprocess
@@ -11,17 +12,28 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_the_quickstart_compares_four_methods(tmp_path):
     python = tmp_path / 'bin' / 'python'
     python.parent.mkdir()
-    python.write_text('#!/bin/sh\n'
-                      '[ "$1 $2" = "-m pip" ] && exit 0\n'
-                      f'exec {sys.executable} "$@"\n')
+    python.write_text(f'#!/bin/sh\n[ "$1 $2" = "-m pip" ] && exit 0\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     done = subprocess.run(
-        ['bash', 'tools/quickstart.sh', '--work-dir', tmp_path / 'runs',
-         '--cfg-options', 'train_cfg.max_epochs=1'],
-        cwd=ROOT, capture_output=True, text=True, env=dict(
-            os.environ, VIRTUAL_ENV=sys.prefix, PYTHONPATH=str(ROOT),
+        [
+            'bash',
+            'tools/quickstart.sh',
+            '--work-dir',
+            tmp_path / 'runs',
+            '--cfg-options',
+            'train_cfg.max_epochs=1',
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=dict(
+            os.environ,
+            VIRTUAL_ENV=sys.prefix,
+            PYTHONPATH=str(ROOT),
             OMP_NUM_THREADS='1',
-            PATH=f"{python.parent}:{os.environ['PATH']}"))
+            PATH=f'{python.parent}:{os.environ["PATH"]}',
+        ),
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     with (tmp_path / 'runs/results.csv').open() as file:
         rows = {row['method']: row for row in csv.DictReader(file)}

@@ -1,4 +1,5 @@
 """tools/reproduce.py: grids of runs, started, cut off and gone on with."""
+
 import csv
 import fcntl
 import importlib.util
@@ -18,7 +19,7 @@ from projects.vop.models import open_towers
 ROOT = Path(__file__).resolve().parents[2]
 
 # Ends the process as a power cut would.
-KILL = '''
+KILL = """
 import os, signal
 from mmengine.hooks import IterTimerHook
 from mmengine.registry import HOOKS
@@ -28,7 +29,7 @@ class KillHook(IterTimerHook):
     def after_train_iter(self, runner, batch_idx, *args, **kwargs):
         if runner.iter == int(os.environ.get('KILL_AT', -1)):
             os.kill(os.getpid(), signal.SIGKILL)
-'''
+"""
 
 
 @pytest.fixture(scope='module')
@@ -40,37 +41,45 @@ def options(tiny_clip, write_video, tmp_path_factory):
         write_video(folder / f'{number}.mp4', 20, *2 * [64 + 32 * number])
     for split in ('train', 'test'):
         (folder / f'{split}.json').write_text(
-            json.dumps({f'{i}.mp4': [f'a caption of {i}', f'of {i} another']
-                        for i in range(5)}))
+            json.dumps({f'{i}.mp4': [f'a caption of {i}', f'of {i} another'] for i in range(5)})
+        )
     torch.manual_seed(0)
     towers = open_towers(tiny_clip)
     torch.save(
         {
             **towers.visual.state_dict(prefix='visual.'),
-            **towers.text.state_dict(prefix='text.'), 'logit_scale':
-            towers.logit_scale
-        }, folder / 'clip.pt')
+            **towers.text.state_dict(prefix='text.'),
+            'logit_scale': towers.logit_scale,
+        },
+        folder / 'clip.pt',
+    )
     (folder / 'kill_hook.py').write_text(KILL)
     data = [
-        f'{split}_dataloader.{key}' for split in ('train', 'val', 'test')
-        for key in (f'dataset.data_root={folder}',
-                    'dataset.data_prefix.video=.', 'num_workers=0',
-                    'persistent_workers=False')
+        f'{split}_dataloader.{key}'
+        for split in ('train', 'val', 'test')
+        for key in (
+            f'dataset.data_root={folder}',
+            'dataset.data_prefix.video=.',
+            'num_workers=0',
+            'persistent_workers=False',
+        )
     ]
     return folder, [
         f'model.clip.name={tiny_clip}',
-        f'model.clip.pretrained={folder}/clip.pt', *data,
-        'train_dataloader.batch_size=4', 'train_cfg.max_epochs=2',
-        'train_cfg.val_interval=1', 'default_hooks.checkpoint.interval=1',
-        "custom_imports.imports=['projects.vop','kill_hook']"
+        f'model.clip.pretrained={folder}/clip.pt',
+        *data,
+        'train_dataloader.batch_size=4',
+        'train_cfg.max_epochs=2',
+        'train_cfg.val_interval=1',
+        'default_hooks.checkpoint.interval=1',
+        "custom_imports.imports=['projects.vop','kill_hook']",
     ]
 
 
 @pytest.fixture(scope='module')
 def tool():
     """The tool as a module."""
-    spec = importlib.util.spec_from_file_location(
-        'reproduce', ROOT / 'tools/reproduce.py')
+    spec = importlib.util.spec_from_file_location('reproduce', ROOT / 'tools/reproduce.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -103,10 +112,16 @@ def reproduce(call, options):
     folder, cfg_options = options
 
     def run(work_dir, *arguments, more=(), **env):
-        return call('moving_shapes', '--work-dir', work_dir, *arguments,
-                    '--cfg-options', *cfg_options, *more,
-                    **{'PYTHONPATH': str(folder), 'OMP_NUM_THREADS': '1',
-                       **env})
+        return call(
+            'moving_shapes',
+            '--work-dir',
+            work_dir,
+            *arguments,
+            '--cfg-options',
+            *cfg_options,
+            *more,
+            **{'PYTHONPATH': str(folder), 'OMP_NUM_THREADS': '1', **env},
+        )
 
     return run
 
@@ -135,14 +150,14 @@ def results(folder):
     if not (folder / 'results.csv').is_file():
         return {}
     with (folder / 'results.csv').open() as file:
-        return {(row['method'], row['lr'], row['seed']): row
-                for row in csv.DictReader(file)}
+        return {(row['method'], row['lr'], row['seed']): row for row in csv.DictReader(file)}
 
 
 def logged(folder):
     """The metrics that the last evaluation of a run logged."""
     records = [
-        json.loads(line) for path in folder.glob('*/vis_data/scalars.json')
+        json.loads(line)
+        for path in folder.glob('*/vis_data/scalars.json')
         for line in path.read_text().splitlines()
     ]
     return [record for record in records if 't2v/R@1' in record][-1]
@@ -150,8 +165,7 @@ def logged(folder):
 
 def test_the_numbers_are_what_the_runs_logged(finished):
     runs = results(finished)
-    assert set(runs) == {('zero_shot', '', '0'), ('vop', '0.01', '0'),
-                         ('vop', '0.003', '0')}
+    assert set(runs) == {('zero_shot', '', '0'), ('vop', '0.01', '0'), ('vop', '0.003', '0')}
     for lr in ('0.01', '0.003'):
         metrics = logged(finished / f'vop/lr={lr}/seed=0')
         for name in ('t2v/R@1', 'v2t/MnR'):
@@ -163,8 +177,7 @@ def test_the_numbers_are_what_the_runs_logged(finished):
 
 
 def test_what_is_finished_is_not_run_again(reproduce, copied):
-    stamps = {path: path.stat().st_mtime_ns
-              for path in copied.rglob('result.json')}
+    stamps = {path: path.stat().st_mtime_ns for path in copied.rglob('result.json')}
     done, output = reproduce(copied, *VOP, '--seeds', '0', '1')
     assert done, output
     assert '2 runs, of which 1 are done' in output
@@ -192,8 +205,11 @@ def test_a_missing_last_evaluation_is_made_up_for(reproduce, copied):
     # As if killed behind the last checkpoint.
     (run / 'result.json').unlink()
     for path in run.glob('*/vis_data/*.json'):
-        lines = [line for line in path.read_text().splitlines()
-                 if '"step": 2' not in line or 't2v' not in line]
+        lines = [
+            line
+            for line in path.read_text().splitlines()
+            if '"step": 2' not in line or 't2v' not in line
+        ]
         path.write_text('\n'.join([*lines, '{"t2v/R@1": 1']))
     done, output = reproduce(copied, *VOP)
     assert done, output
@@ -205,14 +221,13 @@ def test_a_run_that_diverges_is_a_result(reproduce, copied):
     assert done, output
     assert 'vop lr=1e+30 seed=0: diverged' in output
     assert results(copied)['vop', '1e+30', '0']['t2v/R@1'] == ''
-    assert '1 runs, of which 1 are done' in reproduce(
-        copied, *VOP[:-1], '1e30')[1]
+    assert '1 runs, of which 1 are done' in reproduce(copied, *VOP[:-1], '1e30')[1]
 
 
 def test_one_run_that_fails_does_not_stop_the_others(reproduce, tmp_path):
     done, output = reproduce(
-        tmp_path, '--methods', 'vop', 'zero_shot',
-        more=['train_dataloader.batch_size=0'])
+        tmp_path, '--methods', 'vop', 'zero_shot', more=['train_dataloader.batch_size=0']
+    )
     assert not done
     assert '[1/2] vop lr=0.01 seed=0 failed; its output is in' in output
     assert 'batch_size' in output
@@ -223,18 +238,17 @@ def test_one_run_that_fails_does_not_stop_the_others(reproduce, tmp_path):
 def test_numbers_are_of_the_test_split(reproduce, options, tmp_path):
     """Where training is watched on another one."""
     captions = json.loads((options[0] / 'test.json').read_text())
-    (options[0] / 'val.json').write_text(
-        json.dumps(dict(list(captions.items())[:2])))
-    done, output = reproduce(
-        tmp_path, *VOP, more=['val_dataloader.dataset.ann_file=val.json'])
+    (options[0] / 'val.json').write_text(json.dumps(dict(list(captions.items())[:2])))
+    done, output = reproduce(tmp_path, *VOP, more=['val_dataloader.dataset.ann_file=val.json'])
     assert done, output
     # 5 videos and 10 captions: R@1 is a multiple of 10, MnR up to 5.
     result = results(tmp_path)['vop', '0.01', '0']
     watched = logged(tmp_path / 'vop/lr=0.01/seed=0')
     assert watched['t2v/MnR'] <= 2
     tested = next((tmp_path / 'vop/lr=0.01/seed=0').glob('2*/2*.json'))
-    assert json.loads(tested.read_text())['t2v/MnR'] == float(
-        result['t2v/MnR']) != watched['t2v/MnR']
+    assert (
+        json.loads(tested.read_text())['t2v/MnR'] == float(result['t2v/MnR']) != watched['t2v/MnR']
+    )
 
 
 def test_a_run_of_another_process_is_left_alone(reproduce, tmp_path):
@@ -252,13 +266,19 @@ def test_slurm_jobs_are_runs_of_the_grid(reproduce, finished, tmp_path):
     """With a stand-in for ``sbatch`` that runs what it is given."""
     sbatch = tmp_path / 'bin' / 'sbatch'
     sbatch.parent.mkdir()
-    sbatch.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/jobs.txt\n'
-                      'while [ "$1" != --wrap ]; do shift; done\nsh -c "$2"\n')
+    sbatch.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/jobs.txt\n'
+        'while [ "$1" != --wrap ]; do shift; done\nsh -c "$2"\n'
+    )
     sbatch.chmod(0o755)
     done, output = reproduce(
-        tmp_path / 'out', *VOP, '--slurm', 'gpus',
+        tmp_path / 'out',
+        *VOP,
+        '--slurm',
+        'gpus',
         SBATCH_ARGS='--time=1:00:00 --mem=8G',
-        PATH=f"{sbatch.parent}:{os.environ['PATH']}")
+        PATH=f'{sbatch.parent}:{os.environ["PATH"]}',
+    )
     assert done, output
     assert '1 jobs were given to Slurm' in output
     job = (tmp_path / 'jobs.txt').read_text()
@@ -272,34 +292,34 @@ def test_slurm_jobs_are_runs_of_the_grid(reproduce, finished, tmp_path):
 
 
 def test_other_settings_are_not_mixed_in(reproduce, copied):
-    done, output = reproduce(
-        copied, *VOP, more=['optim_wrapper.optimizer.weight_decay=0.5'])
+    done, output = reproduce(copied, *VOP, more=['optim_wrapper.optimizer.weight_decay=0.5'])
     assert not done and 'holds a run with other settings' in output
     assert 'weight_decay=0.5' in output and 'Nothing was run' in output
     # Which matters only to what trains.
     done, output = reproduce(
-        copied, '--methods', 'zero_shot', '--no-report',
-        more=['optim_wrapper.optimizer.weight_decay=0.5'])
+        copied,
+        '--methods',
+        'zero_shot',
+        '--no-report',
+        more=['optim_wrapper.optimizer.weight_decay=0.5'],
+    )
     assert done and '1 runs, of which 1 are done' in output
 
 
 def test_a_method_that_contradicts_itself_is_refused(tmp_path, reproduce):
-    done, output = reproduce(
-        tmp_path, *VOP, more=['model.visual.prompts.0.layers=video'])
+    done, output = reproduce(tmp_path, *VOP, more=['model.visual.prompts.0.layers=video'])
     assert not done and 'there are no layers 4 to 3' in output
     assert 'Nothing was run' in output and not list(tmp_path.iterdir())
 
 
 def test_missing_weights_are_named_before_anything_runs(tmp_path, reproduce):
-    done, output = reproduce(
-        tmp_path, *VOP, more=['model.clip.pretrained=nowhere.pt'])
+    done, output = reproduce(tmp_path, *VOP, more=['model.clip.pretrained=nowhere.pt'])
     assert not done and 'nowhere.pt' in output
     assert 'Nothing was run' in output and not list(tmp_path.iterdir())
 
 
 def test_an_option_that_a_method_cannot_take_names_it(tmp_path, reproduce):
-    done, output = reproduce(
-        tmp_path, *GRID, more=['model.text.prompts.0.length=16'])
+    done, output = reproduce(tmp_path, *GRID, more=['model.text.prompts.0.length=16'])
     assert not done and output.splitlines()[-2].startswith('zero_shot')
     assert 'Nothing was run' in output
 
@@ -311,28 +331,33 @@ def test_a_folder_of_another_data_set_is_left_alone(reproduce, copied):
     assert not done and 'holds runs on didemo' in output
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['moving_shapes', '--methods', 'vop_q'],
-     'no method vop_q for moving_shapes, but adapter_attn, '),
-    (['didemo', '--methods', 'vop_q'], 'no config'),
-    (['cats', '--methods', 'vop'], 'a DATASET of'),
-    (['didemo', '--methods', 'vop'], '`python tools/data/didemo.py` makes'),
-    (['moving_shapes', '--methods', 'vop', '--lr-grid', '1', '.1', '3'],
-     '--lr-grid takes MIN MAX N'),
-    (['moving_shapes', '--lr', '1', '--lr-grid', '1', '2', '3'],
-     'not allowed with'),
-    (['msrvtt', '--methods', 'vop_length', '--vary', 'DEPTH=1-2'],
-     'has no variable DEPTH'),
-    (['msrvtt', '--methods', 'vop_length', '--vary', 'LENGTH=8'],
-     '`python tools/data/msrvtt.py` makes'),  # no quarrel with a default
-    (['moving_shapes', '--jobs', '0'], '--jobs must be at least 1'),
-    ])
-def test_bad_input_is_refused_before_anything_runs(call, tmp_path, arguments,
-                                                   message):
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (
+            ['moving_shapes', '--methods', 'vop_q'],
+            'no method vop_q for moving_shapes, but adapter_attn, ',
+        ),
+        (['didemo', '--methods', 'vop_q'], 'no config'),
+        (['cats', '--methods', 'vop'], 'a DATASET of'),
+        (['didemo', '--methods', 'vop'], '`python tools/data/didemo.py` makes'),
+        (
+            ['moving_shapes', '--methods', 'vop', '--lr-grid', '1', '.1', '3'],
+            '--lr-grid takes MIN MAX N',
+        ),
+        (['moving_shapes', '--lr', '1', '--lr-grid', '1', '2', '3'], 'not allowed with'),
+        (['msrvtt', '--methods', 'vop_length', '--vary', 'DEPTH=1-2'], 'has no variable DEPTH'),
+        (
+            ['msrvtt', '--methods', 'vop_length', '--vary', 'LENGTH=8'],
+            '`python tools/data/msrvtt.py` makes',
+        ),  # no quarrel with a default
+        (['moving_shapes', '--jobs', '0'], '--jobs must be at least 1'),
+    ],
+)
+def test_bad_input_is_refused_before_anything_runs(call, tmp_path, arguments, message):
     done, output = call(*arguments, '--work-dir', tmp_path)
     assert not done and message in output
     assert not list(tmp_path.iterdir())
-
 
 
 def test_runs_are_spread_over_the_gpus(tool, monkeypatch):
@@ -360,5 +385,4 @@ def test_runs_share_the_cores_of_a_machine_without_gpus(tool, monkeypatch):
 
 
 def test_a_grid_is_even_in_log(tool):
-    assert tool.log_grid(['1e-6', '1e-2', '5']) == [1e-6, 1e-5, 1e-4, 1e-3,
-                                                    1e-2]
+    assert tool.log_grid(['1e-6', '1e-2', '5']) == [1e-6, 1e-5, 1e-4, 1e-3, 1e-2]

@@ -1,4 +1,5 @@
 """tools/search.py, run as users run it."""
+
 import importlib
 import json
 import logging
@@ -23,7 +24,7 @@ from projects.vop.registry import MODELS
 ROOT = Path(__file__).resolve().parents[2]
 
 # Ends its process at a video, and notes the others that are encoded.
-KILLER = '''
+KILLER = """
 import os, signal
 from mmcv.transforms import BaseTransform
 from projects.vop.apis import indexing
@@ -40,7 +41,7 @@ class KillOn(BaseTransform):
         with open(os.environ['LOG'], 'a') as log:
             log.write(name + ' ')
         return results
-'''
+"""
 
 
 @pytest.fixture(scope='module')
@@ -61,11 +62,8 @@ def model(retrieval_config, tmp_path_factory):
     def write(seed=0):
         torch.manual_seed(seed)
         path = folder / f'{seed}.pth'
-        torch.save(dict(state_dict=MODELS.build(config.model).state_dict()),
-                   path)
-        return [
-            '--config', str(folder / 'config.py'), '--checkpoint', str(path)
-        ]
+        torch.save(dict(state_dict=MODELS.build(config.model).state_dict()), path)
+        return ['--config', str(folder / 'config.py'), '--checkpoint', str(path)]
 
     return write
 
@@ -74,8 +72,7 @@ def model(retrieval_config, tmp_path_factory):
 def index(tool, model, video_folder, tmp_path_factory):
     """An index of five videos."""
     path = tmp_path_factory.mktemp('tool') / 'index'
-    tool.main(['index', str(video_folder), str(path), *model(),
-               '--num-workers', '0'])
+    tool.main(['index', str(video_folder), str(path), *model(), '--num-workers', '0'])
     return str(path)
 
 
@@ -97,16 +94,17 @@ def test_a_text_finds_videos(tool, capsys, index, video_folder):
     out = printed(tool, capsys, 'query', index, 'a dog', '--topk', 2)
     title, *lines = out.splitlines()
     assert title == 'a dog' and len(lines) == 2
-    (answer, ) = answers(tool, capsys, 'query', index, 'a dog', '--topk', 2)
+    (answer,) = answers(tool, capsys, 'query', index, 'a dog', '--topk', 2)
     opened = VideoIndex.open(index)
     inferencer = opened.load_inferencer('cpu', show_progress=False)
     expected = opened.search(inferencer.encode_texts(['a dog']), 2)[0]
     assert answer == dict(
         text='a dog',
         hits=[
-            dict(video=hit.name, path=str(video_folder / hit.name),
-                 score=hit.score) for hit in expected
-        ])
+            dict(video=hit.name, path=str(video_folder / hit.name), score=hit.score)
+            for hit in expected
+        ],
+    )
     for place, (line, hit) in enumerate(zip(lines, expected), 1):
         assert line.split() == [str(place), f'{hit.score:.4f}', hit.name]
 
@@ -117,43 +115,44 @@ def test_what_is_given_says_what_is_found(tool, capsys, index, video_folder):
     several = answers(tool, capsys, 'query', index, *texts)
     assert [answer['text'] for answer in several] == texts
     assert all(len(answer['hits']) == 5 for answer in several)
-    (alike, ) = answers(tool, capsys, 'query', index, '--video', clip)
+    (alike,) = answers(tool, capsys, 'query', index, '--video', clip)
     assert alike['video'] == str(clip)
     assert alike['hits'][0]['video'] == '3.mp4'
     assert alike['hits'][0]['score'] == pytest.approx(1, abs=1e-5)
     # Texts are ranked for the video, wherever they stand.
-    (ranked, ) = answers(tool, capsys, 'query', index, *texts[:1], '--video',
-                         clip, *texts[1:])
+    (ranked,) = answers(tool, capsys, 'query', index, *texts[:1], '--video', clip, *texts[1:])
     assert {hit['text'] for hit in ranked['hits']} == set(texts)
-    assert scores(ranked['hits']) == sorted(
-        scores(ranked['hits']), reverse=True)
+    assert scores(ranked['hits']) == sorted(scores(ranked['hits']), reverse=True)
     of_clip = {
         answer['text']: hit['score']
-        for answer in several for hit in answer['hits']
+        for answer in several
+        for hit in answer['hits']
         if hit['video'] == '3.mp4'
     }
     for hit in ranked['hits']:
         assert hit['score'] == pytest.approx(of_clip[hit['text']], abs=1e-5)
 
 
-def test_a_text_of_2000_words_is_cut(tool, capsys, index, logged_warnings,
-                                     monkeypatch):
+def test_a_text_of_2000_words_is_cut(tool, capsys, index, logged_warnings, monkeypatch):
     for handler in MMLogger.get_current_instance().handlers:
         if type(handler) is logging.StreamHandler:
             monkeypatch.setattr(handler, 'stream', sys.stdout)
     # The warning is not among the JSON.
-    (answer, ) = answers(tool, capsys, 'query', index, 'dog ' * 2000)
+    (answer,) = answers(tool, capsys, 'query', index, 'dog ' * 2000)
     assert len(answer['hits']) == 5
     assert any('longer than the' in text for text in logged_warnings)
 
 
-@pytest.mark.parametrize('arguments, message', [
-    ([], 'say what to find'),
-    (['  '], 'has no words'),
-    (['a dog', '--topk', '0'], 'must be 1 or more'),
-    (['a dog', '--topk', 'x'], 'must be 1 or more, not x'),
-    (['a dog', '--nonsense'], 'unrecognized arguments: --nonsense'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ([], 'say what to find'),
+        (['  '], 'has no words'),
+        (['a dog', '--topk', '0'], 'must be 1 or more'),
+        (['a dog', '--topk', 'x'], 'must be 1 or more, not x'),
+        (['a dog', '--nonsense'], 'unrecognized arguments: --nonsense'),
+    ],
+)
 def test_bad_usage(tool, capsys, index, arguments, message):
     with pytest.raises(SystemExit) as stop:
         tool.main(['query', index, *arguments])
@@ -161,8 +160,7 @@ def test_bad_usage(tool, capsys, index, arguments, message):
     assert message in capsys.readouterr().err
 
 
-def test_faults_are_said_in_a_sentence(tool, index, model, video_folder,
-                                       tmp_path):
+def test_faults_are_said_in_a_sentence(tool, index, model, video_folder, tmp_path):
     broken = tmp_path / 'broken.mp4'
     broken.write_bytes(b'no video')
     damaged = Path(shutil.copytree(index, tmp_path / 'damaged'))
@@ -184,17 +182,20 @@ def test_faults_are_said_in_a_sentence(tool, index, model, video_folder,
     tool.main(['query', index, 'a dog', *model()])
 
 
-def test_an_approximate_search_is_said(tool, capsys, index, video_folder,
-                                       tmp_path):
+def test_an_approximate_search_is_said(tool, capsys, index, video_folder, tmp_path):
     large = shutil.copytree(index, tmp_path / 'index')
     update_index(
         VideoIndex.open(index).load_inferencer('cpu', show_progress=False),
-        video_folder, large, num_workers=0, exact_below=5)
+        video_folder,
+        large,
+        num_workers=0,
+        exact_below=5,
+    )
     # So that it can be told which of the two was searched.
     embeddings = np.load(VideoIndex.open(large).files['embeddings'], 'r+')
     embeddings *= -1
     hits = []
-    for how in ((), ('--exact', )):
+    for how in ((), ('--exact',)):
         capsys.readouterr()
         tool.main(['query', str(large), 'a dog', '--json', *how])
         out, err = capsys.readouterr()
@@ -204,8 +205,7 @@ def test_an_approximate_search_is_said(tool, capsys, index, video_folder,
     assert 'IVF with' in printed(tool, capsys, 'info', large)
 
 
-def test_an_update_needs_no_model(tool, capsys, index, video_folder,
-                                  tmp_path):
+def test_an_update_needs_no_model(tool, capsys, index, video_folder, tmp_path):
     """The config and the checkpoint may be gone by then."""
     moved = shutil.copytree(index, tmp_path / 'index')
     videos = shutil.copytree(video_folder, tmp_path / 'videos')
@@ -214,20 +214,18 @@ def test_an_update_needs_no_model(tool, capsys, index, video_folder,
     name = os.fsdecode(b'caf\xe9.mp4')
     shutil.copy(videos / '2.mp4', videos / name)
     out = printed(tool, capsys, 'index', videos, moved, '--num-workers', 0)
-    assert ('1 videos added, 0 encoded again, 1 removed, 3 kept, 1 unreadable'
-            in out)
-    assert '  1.mp4: ' in out and f"{moved / 'failed.json'} lists" in out
+    assert '1 videos added, 0 encoded again, 1 removed, 3 kept, 1 unreadable' in out
+    assert '  1.mp4: ' in out and f'{moved / "failed.json"} lists' in out
     out = printed(tool, capsys, 'info', moved)
     assert f'4 videos of {videos}. Search is exact.' in out
     assert '32 numbers' in out and '1 videos could not be read' in out
     out = printed(tool, capsys, 'query', moved, 'a dog')
     assert 'caf\\xe9.mp4' in out
-    (answer, ) = answers(tool, capsys, 'query', moved, 'a dog')
+    (answer,) = answers(tool, capsys, 'query', moved, 'a dog')
     assert name in [hit['video'] for hit in answer['hits']]
 
 
-def test_two_processes_killed_and_started_again(tool, model, video_folder,
-                                                tmp_path):
+def test_two_processes_killed_and_started_again(tool, model, video_folder, tmp_path):
     """What was saved is not encoded again, and all is as from one process."""
     (tmp_path / 'killer.py').write_text(KILLER)
     config, checkpoint = model()[1::2]
@@ -239,17 +237,29 @@ def test_two_processes_killed_and_started_again(tool, model, video_folder,
     videos, index = tmp_path / 'videos', tmp_path / 'index'
     videos.mkdir()
     for number in range(12):
-        shutil.copy(video_folder / f'{number % 5}.mp4',
-                    videos / f'{number:02}.mp4')
-    largest = sorted(
-        sorted(videos.iterdir()), key=lambda path: -path.stat().st_size)
-    command = ['tools/dist_search.sh', str(videos), str(index), '2',
-               '--batch-size', '1', '--num-workers', '0']
+        shutil.copy(video_folder / f'{number % 5}.mp4', videos / f'{number:02}.mp4')
+    largest = sorted(sorted(videos.iterdir()), key=lambda path: -path.stat().st_size)
+    command = [
+        'tools/dist_search.sh',
+        str(videos),
+        str(index),
+        '2',
+        '--batch-size',
+        '1',
+        '--num-workers',
+        '0',
+    ]
     env = dict(PATHS=[str(tmp_path)], LOG=str(log), PORT=free_port())
     start = time.monotonic()
     output = run(
-        *command, '--config', str(hooked), '--checkpoint', checkpoint,
-        env=dict(env, KILL_ON=largest[7].name), ok=False)
+        *command,
+        '--config',
+        str(hooked),
+        '--checkpoint',
+        checkpoint,
+        env=dict(env, KILL_ON=largest[7].name),
+        ok=False,
+    )
     assert time.monotonic() - start < 120
     assert 'SIGKILL' in output
     saved = {
@@ -260,20 +270,17 @@ def test_two_processes_killed_and_started_again(tool, model, video_folder,
     assert len(saved) < 12
     # Also what the process had finished that was killed.
     assert {largest[place].name for place in (1, 3, 5)} <= saved
-    with pytest.raises(FileNotFoundError,
-                       match=f'{len(saved)} of 12 videos are saved'):
+    with pytest.raises(FileNotFoundError, match=f'{len(saved)} of 12 videos are saved'):
         VideoIndex.open(index)
 
     log.unlink()
     output = run(*command, env=dict(env))
     assert '12 videos added, 0 encoded again' in output
     encoded = log.read_text().split()
-    assert sorted(encoded) == sorted(
-        {path.name for path in videos.iterdir()} - saved)
+    assert sorted(encoded) == sorted({path.name for path in videos.iterdir()} - saved)
 
     alone = tmp_path / 'alone'
-    tool.main(['index', str(videos), str(alone), *model(), '--num-workers',
-               '0'])
+    tool.main(['index', str(videos), str(alone), *model(), '--num-workers', '0'])
     one, two = VideoIndex.open(alone), VideoIndex.open(index)
     assert one.names == two.names
     assert np.allclose(one.embeddings, two.embeddings, atol=1e-6)
@@ -285,15 +292,16 @@ def test_slurm_script(tmp_path):
     srun.write_text('#!/bin/sh\necho "$@"')
     srun.chmod(0o755)
     done = subprocess.run(
-        [ROOT / 'tools/slurm_search.sh', 'part', 'job', 'videos', 'index',
-         '--batch-size', '4'],
-        env=dict(os.environ, GPUS='4',
-                 PATH=f"{tmp_path}:{os.environ['PATH']}"),
-        capture_output=True, text=True)
+        [ROOT / 'tools/slurm_search.sh', 'part', 'job', 'videos', 'index', '--batch-size', '4'],
+        env=dict(os.environ, GPUS='4', PATH=f'{tmp_path}:{os.environ["PATH"]}'),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
-    for text in ('-p part --job-name=job --gres=gpu:4 --ntasks=4',
-                 'tools/search.py index videos index --launcher slurm '
-                 '--batch-size 4'):
+    for text in (
+        '-p part --job-name=job --gres=gpu:4 --ntasks=4',
+        'tools/search.py index videos index --launcher slurm --batch-size 4',
+    ):
         assert text in done.stdout
 
 
@@ -305,21 +313,23 @@ def test_launchers_say_how_they_are_used(script):
 def test_the_benchmark_compares_what_it_says(capsys, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / 'tools' / 'analysis')
     benchmark = importlib.import_module('benchmark_search')
-    monkeypatch.setattr(benchmark, 'alone',
-                        lambda function, *args: function(*args))
-    monkeypatch.setattr(sys, 'argv', [
-        'benchmark_search.py', '--size', '3000', '--width', '16', '--queries',
-        '20', '--hnsw'])
+    monkeypatch.setattr(benchmark, 'alone', lambda function, *args: function(*args))
+    monkeypatch.setattr(
+        sys,
+        'argv',
+        ['benchmark_search.py', '--size', '3000', '--width', '16', '--queries', '20', '--hnsw'],
+    )
     benchmark.main()
     out = capsys.readouterr().out
     assert '3,000 synthetic videos of 16 numbers' in out
     assert re.search(r'IVF with 219 lists, of which \d+ are read', out)
     rows = [
-        line.strip('| ').split(' | ') for line in out.splitlines()
+        line.strip('| ').split(' | ')
+        for line in out.splitlines()
         if line.startswith(('| exact', '| IVF', '| HNSW'))
     ]
     assert [row[0] for row in rows] == ['exact', 'IVF', 'HNSW']
     for row in rows:
         assert float(row[1]) > 0 and float(row[2].rstrip('x')) > 0
-        assert all(.85 <= float(recall) <= 1 for recall in row[3:5])
+        assert all(0.85 <= float(recall) <= 1 for recall in row[3:5])
     assert rows[0][2:5] == ['1x', '1.000', '1.000']

@@ -1,4 +1,5 @@
 """tools/train.py and tools/test.py, run as users run them."""
+
 import json
 import os
 import socket
@@ -15,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EPOCHS = 3
 STEPS = 3  # 10 pairs in batches of 4, the last of 2
 
-CONFIG = '''
+CONFIG = """
 _base_ = '{root}/configs/moving_shapes/{method}.py'
 model = dict(
     clip=dict(name='{clip}', pretrained='{weights}'),
@@ -48,10 +49,10 @@ test_dataloader = val_dataloader
 train_cfg = dict(max_epochs={epochs}, val_interval=1)
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=1))
 log_processor = dict(window_size=1)
-'''
+"""
 
 # Ends the process as a power cut would.
-KILL = '''
+KILL = """
 import os, signal
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -61,7 +62,7 @@ class KillHook(Hook):
     def after_train_iter(self, runner, batch_idx, *args, **kwargs):
         if runner.iter == int(os.environ.get('KILL_AT', -1)):
             os.kill(os.getpid(), signal.SIGKILL)
-'''
+"""
 
 
 @pytest.fixture(scope='module')
@@ -74,9 +75,11 @@ def config(tiny_clip, video_folder, tmp_path_factory):
         torch.save(
             {
                 **towers.visual.state_dict(prefix='visual.'),
-                **towers.text.state_dict(prefix='text.'), 'logit_scale':
-                towers.logit_scale
-            }, folder / name)
+                **towers.text.state_dict(prefix='text.'),
+                'logit_scale': towers.logit_scale,
+            },
+            folder / name,
+        )
 
     def write(method='vop', extra=''):
         path = folder / f'{method}.py'
@@ -88,7 +91,10 @@ def config(tiny_clip, video_folder, tmp_path_factory):
                 weights=folder / 'clip.pt',
                 temporal=', temporal_layers=1' if '_f' in method else '',
                 videos=video_folder,
-                epochs=EPOCHS) + extra)
+                epochs=EPOCHS,
+            )
+            + extra
+        )
         return str(path)
 
     return write
@@ -99,11 +105,10 @@ def run(*command, env=None, ok=True):
         os.environ,
         PYTHONPATH=os.pathsep.join([str(ROOT), *(env or {}).pop('PATHS', [])]),
         OMP_NUM_THREADS='1',
-        PATH=os.pathsep.join(
-            [str(Path(sys.executable).parent), os.environ['PATH']]),
-        **(env or {}))
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']]),
+        **(env or {}),
+    )
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     output = done.stdout + done.stderr
     if ok:
         assert done.returncode == 0, output[-3000:]
@@ -117,8 +122,9 @@ def free_port():
 
 
 def train(config, work_dir, *arguments, **kwargs):
-    return run(sys.executable, 'tools/train.py', config, '--work-dir',
-               str(work_dir), *arguments, **kwargs)
+    return run(
+        sys.executable, 'tools/train.py', config, '--work-dir', str(work_dir), *arguments, **kwargs
+    )
 
 
 def records(work_dir):
@@ -135,10 +141,7 @@ def losses(work_dir):
 
 
 def metrics(work_dir):
-    return [{
-        k: v
-        for k, v in r.items() if '2' in k
-    } for r in records(work_dir) if 't2v/R@1' in r]
+    return [{k: v for k, v in r.items() if '2' in k} for r in records(work_dir) if 't2v/R@1' in r]
 
 
 @pytest.fixture(scope='module')
@@ -152,9 +155,7 @@ def test_training_logs_losses_and_ten_metrics(trained):
     assert list(losses(trained)) == list(range(1, EPOCHS * STEPS + 1))
     assert len(metrics(trained)) == EPOCHS
     assert set(metrics(trained)[0]) == {
-        f'{way}/{name}'
-        for way in ('t2v', 'v2t')
-        for name in ('R@1', 'R@5', 'R@10', 'MdR', 'MnR')
+        f'{way}/{name}' for way in ('t2v', 'v2t') for name in ('R@1', 'R@5', 'R@10', 'MdR', 'MnR')
     }
 
 
@@ -167,27 +168,32 @@ def test_checkpoints_hold_what_was_trained(trained):
     }
     assert set(tensors) == {'visual.prompts.0.tokens', 'text.prompts.0.tokens'}
     assert list(trained.glob('best_t2v_R@1_epoch_*.pth'))
-    published = torch.load(
-        next(trained.glob('epoch_*-*.pth')), weights_only=True)
+    published = torch.load(next(trained.glob('epoch_*-*.pth')), weights_only=True)
     assert set(published) == {'meta', 'state_dict'}
 
 
-def test_test_py_gives_the_metrics_of_training(run_tool, trained, config,
-                                               tmp_path):
-    run_tool('tools/test.py', config(), trained / f'epoch_{EPOCHS}.pth',
-             '--work-dir', tmp_path, '--dump', tmp_path / 'predictions.pkl')
+def test_test_py_gives_the_metrics_of_training(run_tool, trained, config, tmp_path):
+    run_tool(
+        'tools/test.py',
+        config(),
+        trained / f'epoch_{EPOCHS}.pth',
+        '--work-dir',
+        tmp_path,
+        '--dump',
+        tmp_path / 'predictions.pkl',
+    )
     tested = json.loads(next(tmp_path.glob('*/*.json')).read_text())
     for name, value in metrics(trained)[-1].items():
         assert tested[name] == pytest.approx(value)
     assert (tmp_path / 'predictions.pkl').stat().st_size > 0
 
 
-def test_resumed_after_kill_9_the_losses_are_the_same(trained, config,
-                                                      tmp_path):
+def test_resumed_after_kill_9_the_losses_are_the_same(trained, config, tmp_path):
     (tmp_path / 'kill_hook.py').write_text(KILL)
     hooked = config(
         extra="custom_imports = dict(imports=['projects.vop', 'kill_hook'])\n"
-        "custom_hooks = [dict(type='KillHook')]\n")
+        "custom_hooks = [dict(type='KillHook')]\n"
+    )
     paths = dict(PATHS=[str(tmp_path)])
     work_dir = tmp_path / 'killed'
     train(hooked, work_dir, env=dict(paths, KILL_AT='4'), ok=False)
@@ -199,32 +205,57 @@ def test_resumed_after_kill_9_the_losses_are_the_same(trained, config,
 
 
 def test_the_number_of_workers_changes_nothing(trained, config, tmp_path):
-    train(config(), tmp_path, '--no-validate', '--cfg-options',
-          'train_dataloader.num_workers=0',
-          'train_dataloader.persistent_workers=False')
+    train(
+        config(),
+        tmp_path,
+        '--no-validate',
+        '--cfg-options',
+        'train_dataloader.num_workers=0',
+        'train_dataloader.persistent_workers=False',
+    )
     assert losses(tmp_path) == losses(trained)
     assert not metrics(tmp_path)
 
 
 def test_another_seed_changes_the_run(trained, config, tmp_path):
-    train(config(), tmp_path, '--no-validate', '--seed', '1', '--cfg-options',
-          'train_cfg.max_epochs=1')
+    train(
+        config(),
+        tmp_path,
+        '--no-validate',
+        '--seed',
+        '1',
+        '--cfg-options',
+        'train_cfg.max_epochs=1',
+    )
     assert losses(tmp_path)[1] != losses(trained)[1]
 
 
 def test_two_processes_train_and_test_as_one(trained, config, tmp_path):
     """Five test videos, which do not divide by two."""
     env = dict(PORT=free_port())
-    run('tools/dist_train.sh', config('vop'), '2', '--work-dir',
-        str(tmp_path / 'train'), '--cfg-options',
-        'train_dataloader.batch_size=2', env=dict(env))
+    run(
+        'tools/dist_train.sh',
+        config('vop'),
+        '2',
+        '--work-dir',
+        str(tmp_path / 'train'),
+        '--cfg-options',
+        'train_dataloader.batch_size=2',
+        env=dict(env),
+    )
     ours = losses(tmp_path / 'train')
     assert ours.keys() == losses(trained).keys()
     for step, loss in losses(trained).items():
         assert ours[step] == pytest.approx(loss, rel=1e-4)
-    run('tools/dist_test.sh', config('vop'),
-        str(trained / f'epoch_{EPOCHS}.pth'), '2', '--work-dir',
-        str(tmp_path / 'test'), env=dict(env))
+    run(
+        'tools/dist_test.sh',
+        config('vop'),
+        str(trained / f'epoch_{EPOCHS}.pth'),
+        '2',
+        '--work-dir',
+        str(tmp_path / 'test'),
+        env=dict(env),
+    )
     tested = json.loads(next((tmp_path / 'test').glob('*/*.json')).read_text())
     for name, value in metrics(trained)[-1].items():
         assert tested[name] == value
@@ -236,8 +267,7 @@ def refused(run_tool, trained, config):
 
     def refused(method='vop', *options):
         with pytest.raises(ValueError) as error:
-            run_tool('tools/test.py', config(method),
-                     trained / f'epoch_{EPOCHS}.pth', *options)
+            run_tool('tools/test.py', config(method), trained / f'epoch_{EPOCHS}.pth', *options)
         return str(error.value)
 
     return refused
@@ -261,48 +291,58 @@ def test_prompts_of_another_length_are_refused(refused):
     assert 'of another shape are text.prompts.0.tokens' in why
 
 
-def test_zero_shot_is_tested_by_one_process_and_by_two(run_tool, config,
-                                                       tmp_path):
+def test_zero_shot_is_tested_by_one_process_and_by_two(run_tool, config, tmp_path):
     path = config('zero_shot')
     run_tool('tools/test.py', path, '--work-dir', tmp_path / 'one')
-    run('tools/dist_test.sh', path, '2', '--work-dir', str(tmp_path / 'two'),
-        env=dict(PORT=free_port()))
+    run(
+        'tools/dist_test.sh',
+        path,
+        '2',
+        '--work-dir',
+        str(tmp_path / 'two'),
+        env=dict(PORT=free_port()),
+    )
     one, two = (
-        json.loads(next((tmp_path / name).glob('*/*.json')).read_text())
-        for name in ('one', 'two'))
+        json.loads(next((tmp_path / name).glob('*/*.json')).read_text()) for name in ('one', 'two')
+    )
     assert 't2v/R@1' in one
-    assert {k: v for k, v in one.items() if '2' in k} == {
-        k: v for k, v in two.items() if '2' in k}
+    assert {k: v for k, v in one.items() if '2' in k} == {k: v for k, v in two.items() if '2' in k}
 
 
 def test_a_checkpoint_can_be_named_to_resume(trained, config, tmp_path):
-    train(config(), tmp_path, '--no-validate', '--resume',
-          str(trained / 'epoch_2.pth'))
+    train(config(), tmp_path, '--no-validate', '--resume', str(trained / 'epoch_2.pth'))
     assert losses(tmp_path) == {
-        step: loss for step, loss in losses(trained).items()
-        if step > 2 * STEPS}
+        step: loss for step, loss in losses(trained).items() if step > 2 * STEPS
+    }
 
 
-@pytest.mark.parametrize('script, arguments, wanted', [
-    ('slurm_train.sh', ['part', 'job', 'c.py', '--amp'],
-     ['tools/train.py c.py --launcher slurm --amp', '--ntasks=4']),
-    ('slurm_test.sh', ['part', 'job', 'c.py', 'k.pth', '--dump', 'd.pkl'],
-     ['tools/test.py c.py k.pth --dump d.pkl --launcher slurm']),
-    ('slurm_test.sh', ['part', 'job', 'c.py'],
-     ['tools/test.py c.py --launcher slurm']),
-])
+@pytest.mark.parametrize(
+    'script, arguments, wanted',
+    [
+        (
+            'slurm_train.sh',
+            ['part', 'job', 'c.py', '--amp'],
+            ['tools/train.py c.py --launcher slurm --amp', '--ntasks=4'],
+        ),
+        (
+            'slurm_test.sh',
+            ['part', 'job', 'c.py', 'k.pth', '--dump', 'd.pkl'],
+            ['tools/test.py c.py k.pth --dump d.pkl --launcher slurm'],
+        ),
+        ('slurm_test.sh', ['part', 'job', 'c.py'], ['tools/test.py c.py --launcher slurm']),
+    ],
+)
 def test_slurm_scripts(tmp_path, script, arguments, wanted):
     """With a stand-in for ``srun`` that prints what it would start."""
     srun = tmp_path / 'srun'
     srun.write_text('#!/bin/sh\necho "$@" WORLD_SIZE=$WORLD_SIZE')
     srun.chmod(0o755)
-    done = subprocess.run([ROOT / 'tools' / script, *arguments],
-                          env=dict(
-                              os.environ,
-                              GPUS='4',
-                              PATH=f"{tmp_path}:{os.environ['PATH']}"),
-                          capture_output=True,
-                          text=True)
+    done = subprocess.run(
+        [ROOT / 'tools' / script, *arguments],
+        env=dict(os.environ, GPUS='4', PATH=f'{tmp_path}:{os.environ["PATH"]}'),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     for text in ('-p part --job-name=job --gres=gpu:4', *wanted):
         assert text in done.stdout
@@ -311,8 +351,8 @@ def test_slurm_scripts(tmp_path, script, arguments, wanted):
 
 
 @pytest.mark.parametrize(
-    'script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh',
-               'slurm_test.sh'])
+    'script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh']
+)
 def test_launchers_say_how_they_are_used(script):
     output = run(f'tools/{script}', ok=False)
     assert output.startswith('usage:')
@@ -326,15 +366,27 @@ def test_amp_without_a_gpu_says_why_not(run_tool, config, tmp_path):
 
 
 def test_learning_rate_scales_with_the_batch(config, tmp_path):
-    train(config(), tmp_path, '--no-validate', '--auto-scale-lr',
-          '--cfg-options', 'train_cfg.max_epochs=1')
+    train(
+        config(),
+        tmp_path,
+        '--no-validate',
+        '--auto-scale-lr',
+        '--cfg-options',
+        'train_cfg.max_epochs=1',
+    )
     first = next(r for r in records(tmp_path) if 'lr' in r)
     assert first['lr'] == pytest.approx(1e-2 * 4 / 32)
 
 
 def test_the_runner_compiles_the_model(trained, config, tmp_path):
-    train(config(), tmp_path, '--no-validate', '--cfg-options',
-          "compile.backend='aot_eager'", 'train_cfg.max_epochs=1')
+    train(
+        config(),
+        tmp_path,
+        '--no-validate',
+        '--cfg-options',
+        "compile.backend='aot_eager'",
+        'train_cfg.max_epochs=1',
+    )
     ours = losses(tmp_path)
     for step in ours:
         assert ours[step] == pytest.approx(losses(trained)[step], rel=1e-4)
@@ -345,57 +397,94 @@ def results_in(work_dir):
     return {name: value for name, value in metrics.items() if '2' in name}
 
 
-def test_a_bank_of_training_queries(run_tool, trained, config, tmp_path,
-                                    capsys):
+def test_a_bank_of_training_queries(run_tool, trained, config, tmp_path, capsys):
     """Dump the embeddings of the training set, then test with them."""
     checkpoint = str(trained / f'epoch_{EPOCHS}.pth')
     bank = tmp_path / 'bank.pt'
-    run_tool('tools/test.py', config(), checkpoint, '--work-dir',
-             tmp_path / 'dump', '--dump-embeddings', bank, '--cfg-options',
-             'test_dataloader.dataset.ann_file=train.json')
+    run_tool(
+        'tools/test.py',
+        config(),
+        checkpoint,
+        '--work-dir',
+        tmp_path / 'dump',
+        '--dump-embeddings',
+        bank,
+        '--cfg-options',
+        'test_dataloader.dataset.ann_file=train.json',
+    )
     content = torch.load(bank, weights_only=True)
     assert content['video_id'] == [f'{number}.mp4' for number in range(5)]
     assert content['owner'].tolist() == [n // 2 for n in range(10)]
     assert content['video'].shape == (5, 32)
     capsys.readouterr()
-    run_tool('tools/test.py', config(), checkpoint, '--work-dir',
-             tmp_path / 'test', '--qb-norm', bank, '--dsl')
+    run_tool(
+        'tools/test.py',
+        config(),
+        checkpoint,
+        '--work-dir',
+        tmp_path / 'test',
+        '--qb-norm',
+        bank,
+        '--dsl',
+    )
     output = capsys.readouterr().out
     result = results_in(tmp_path / 'test')
     plain = metrics(trained)[-1]
     assert set(result) == {
-        f'{prefix}{name}' for prefix in ('', 'dsl/', 'qb_norm/')
-        for name in plain
+        f'{prefix}{name}' for prefix in ('', 'dsl/', 'qb_norm/') for name in plain
     }
     assert {name: result[name] for name in plain} == pytest.approx(plain)
     assert output.count('Not to be compared with plain numbers') == 1
     assert '5 test videos are in the bank' in output
 
     with pytest.raises(SystemExit, match='was made with another model'):
-        run_tool('tools/test.py', config(), trained / 'epoch_1.pth',
-                 '--qb-norm', bank, '--work-dir', tmp_path / 'other')
+        run_tool(
+            'tools/test.py',
+            config(),
+            trained / 'epoch_1.pth',
+            '--qb-norm',
+            bank,
+            '--work-dir',
+            tmp_path / 'other',
+        )
     assert 'Epoch(test)' not in capsys.readouterr().out
 
-    run('tools/dist_test.sh', config(), checkpoint, '2', '--work-dir',
-        str(tmp_path / 'two'), '--qb-norm', str(bank), '--dsl',
-        '--dump-embeddings', str(tmp_path / 'two.pt'),
-        env=dict(PORT=free_port()))
+    run(
+        'tools/dist_test.sh',
+        config(),
+        checkpoint,
+        '2',
+        '--work-dir',
+        str(tmp_path / 'two'),
+        '--qb-norm',
+        str(bank),
+        '--dsl',
+        '--dump-embeddings',
+        str(tmp_path / 'two.pt'),
+        env=dict(PORT=free_port()),
+    )
     assert results_in(tmp_path / 'two') == pytest.approx(result)
     two = torch.load(tmp_path / 'two.pt', weights_only=True)
     assert two['model'] == content['model']
     assert two['video_id'] == content['video_id']
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['--qb-norm', 'nowhere.pt'], 'There is no file nowhere.pt'),
-    (['--qb-norm', 'setup.py'], 'setup.py is damaged, or holds no embeddings'),
-    (['--dsl', '-3'], 'dsl must be a positive number'),
-    (['--dump-embeddings', 'tools'], 'No file tools can be written'),
-    (['--dsl', '--cfg-options', 'test_evaluator.type=RetrievalMetric'],
-     'need one vop.RetrievalMetric'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--qb-norm', 'nowhere.pt'], 'There is no file nowhere.pt'),
+        (['--qb-norm', 'setup.py'], 'setup.py is damaged, or holds no embeddings'),
+        (['--dsl', '-3'], 'dsl must be a positive number'),
+        (['--dump-embeddings', 'tools'], 'No file tools can be written'),
+        (
+            ['--dsl', '--cfg-options', 'test_evaluator.type=RetrievalMetric'],
+            'need one vop.RetrievalMetric',
+        ),
+    ],
+)
 def test_what_is_wrong_is_said_before_clip_is_opened(
-        run_tool, config, monkeypatch, capsys, arguments, message):
+    run_tool, config, monkeypatch, capsys, arguments, message
+):
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as error:
         run_tool('tools/test.py', config('zero_shot'), *arguments)
@@ -404,10 +493,17 @@ def test_what_is_wrong_is_said_before_clip_is_opened(
     assert 'CLIP' not in output.out
 
 
-def test_lambda_of_dsl_and_dump_to_pickle_together(run_tool, config,
-                                                   tmp_path):
-    run_tool('tools/test.py', config('zero_shot'), '--dsl', '30', '--dump',
-             tmp_path / 'predictions.pkl', '--work-dir', tmp_path)
+def test_lambda_of_dsl_and_dump_to_pickle_together(run_tool, config, tmp_path):
+    run_tool(
+        'tools/test.py',
+        config('zero_shot'),
+        '--dsl',
+        '30',
+        '--dump',
+        tmp_path / 'predictions.pkl',
+        '--work-dir',
+        tmp_path,
+    )
     assert 'dsl/t2v/R@1' in results_in(tmp_path)
     saved = next(tmp_path.glob('*/vis_data/config.py')).read_text()
     assert 'dsl=30.0' in saved

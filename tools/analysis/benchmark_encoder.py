@@ -11,6 +11,7 @@ multiplication of them at the rate of a large matrix product. With --memory,
 the peak memory of a training step is measured instead of times, on a CPU in a
 process of its own for each form.
 """
+
 import argparse
 import copy
 import re
@@ -44,33 +45,33 @@ def concatenating(encoder: VideoEncoder, frames: Tensor) -> Tensor:
         if layer == encoder.tower.frame_layers + 1:
             table = encoder.frame_positional_embedding
             x = x + table[frame_index(f, len(table))][:, None]
-        prompts = torch.cat([
-            tokens.expand(b, f, -1, -1)
-            for tokens in encoder.prompt_tokens(layer, x[:, :, 0])
-        ], dim=2)
+        prompts = torch.cat(
+            [tokens.expand(b, f, -1, -1) for tokens in encoder.prompt_tokens(layer, x[:, :, 0])],
+            dim=2,
+        )
         p = prompts.shape[2]
         if layer == 1:
             prompts = clip.ln_pre(prompts)
         if layer <= encoder.tower.frame_layers:
             x = torch.cat([x[:, :, :1], prompts, x[:, :, 1:]], dim=2)
             x = block(x.flatten(0, 1)).unflatten(0, (b, f))
-            x = torch.cat([x[:, :, :1], x[:, :, 1 + p:]], dim=2)
+            x = torch.cat([x[:, :, :1], x[:, :, 1 + p :]], dim=2)
         else:
             patches = x[:, :, 1:].flatten(1, 2)
             x = block(torch.cat([x[:, :, 0], prompts[:, 0], patches], dim=1))
-            patches = x[:, f + p:].unflatten(1, (f, -1))
+            patches = x[:, f + p :].unflatten(1, (f, -1))
             x = torch.cat([x[:, :f, None], patches], dim=2)
     return clip.ln_post(x[:, :, 0]) @ clip.proj
 
 
 def plain(encoder: VideoEncoder, frames: Tensor) -> Tensor:
     """CLIP alone, as open_clip runs it."""
-    return encoder.backbone(frames.flatten(0, 1)).unflatten(
-        0, frames.shape[:2])
+    return encoder.backbone(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
 
 
-def measure(forms: Dict[str, Callable[[], None]], repeats: int,
-            device: str) -> Dict[str, List[float]]:
+def measure(
+    forms: Dict[str, Callable[[], None]], repeats: int, device: str
+) -> Dict[str, List[float]]:
     """Seconds of each form, run in turn so that drift hits all alike."""
     seconds = {name: [] for name in forms}
     for repeat in range(-1, repeats):  # the first round warms up
@@ -121,35 +122,27 @@ class Forms:
         step (dict[str, Callable]): Forward and backward.
     """
 
-    def __init__(self, method: str, towers: CLIPTowers,
-                 args: argparse.Namespace) -> None:
+    def __init__(self, method: str, towers: CLIPTowers, args: argparse.Namespace) -> None:
         config = Config.fromfile(CONFIGS / f'{method}_msrvtt.py').model.visual
         config.pop('type')
         encoder = VideoEncoder(copy.deepcopy(towers), **config).to(args.device)
         self.encoder = encoder
         self.frames = torch.randn(
-            args.batch,
-            args.frames,
-            3,
-            *towers.visual.image_size,
-            device=args.device)
+            args.batch, args.frames, 3, *towers.visual.image_size, device=args.device
+        )
         self.functions = dict(
-            ours=encoder,
-            concat=partial(concatenating, encoder),
-            plain=partial(plain, encoder))
+            ours=encoder, concat=partial(concatenating, encoder), plain=partial(plain, encoder)
+        )
         if args.compile:
-            self.functions = {
-                name: torch.compile(form)
-                for name, form in self.functions.items()
-            }
+            self.functions = {name: torch.compile(form) for name, form in self.functions.items()}
         self.autocast = partial(
             torch.autocast,
             args.device,
             getattr(torch, args.amp or 'bfloat16'),
-            enabled=args.amp is not None)
+            enabled=args.amp is not None,
+        )
         self.forward = {
-            name: partial(self.run_forward, form)
-            for name, form in self.functions.items()
+            name: partial(self.run_forward, form) for name, form in self.functions.items()
         }
         self.step = {
             name: partial(self.run_step, form, name == 'plain')
@@ -182,13 +175,11 @@ def matmul_rate(args: argparse.Namespace) -> float:
     size = 8192 if args.device == 'cuda' else 2048
     dtype = getattr(torch, args.amp or 'float32')
     a = torch.randn(size, size, device=args.device, dtype=dtype)
-    seconds = measure(
-        dict(matmul=lambda: a @ a), args.repeats, args.device)['matmul']
+    seconds = measure(dict(matmul=lambda: a @ a), args.repeats, args.device)['matmul']
     return 2 * size**3 / statistics.median(seconds)
 
 
-def compare_times(method: str, towers: CLIPTowers,
-                  args: argparse.Namespace) -> List[str]:
+def compare_times(method: str, towers: CLIPTowers, args: argparse.Namespace) -> List[str]:
     """The row of a method: ratios of times."""
     forms = Forms(method, towers, args)
     difference = forms.difference()
@@ -207,12 +198,14 @@ def compare_times(method: str, towers: CLIPTowers,
     floor = floor_flops / statistics.mean(rates)
     ours = statistics.median(step['ours'])
     row = [
-        method, f'{difference:.0e}',
+        method,
+        f'{difference:.0e}',
         ratio(forward, 'concat'),
         ratio(forward, 'plain'),
         ratio(step, 'concat'),
-        ratio(step, 'plain'), f'{flops / floor_flops:.2f}x',
-        f'{ours / floor:.2f}x'
+        ratio(step, 'plain'),
+        f'{flops / floor_flops:.2f}x',
+        f'{ours / floor:.2f}x',
     ]
     if args.device == 'cuda':
         row += [f'{1000 * ours:.1f}', f'{args.batch / ours:.0f}']
@@ -236,59 +229,59 @@ def compare_memory(method: str, args: argparse.Namespace) -> List[str]:
         with ProcessPoolExecutor(1, get_context('spawn')) as pool:
             memory[form] = pool.submit(memory_of, method, form, args).result()
     return [
-        method, f"{memory['ours'] / 2**30:.2f}",
-        f"{memory['ours'] / memory['concat']:.2f}x",
-        f"{memory['ours'] / memory['plain']:.2f}x"
+        method,
+        f'{memory["ours"] / 2**30:.2f}',
+        f'{memory["ours"] / memory["concat"]:.2f}x',
+        f'{memory["ours"] / memory["plain"]:.2f}x',
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        'methods',
-        nargs='*',
-        metavar='METHOD',
-        help=f"of {', '.join(METHODS)} (default: all)")
+        'methods', nargs='*', metavar='METHOD', help=f'of {", ".join(METHODS)} (default: all)'
+    )
     parser.add_argument('--clip', default='ViT-B-32-quickgelu')
     parser.add_argument('--batch', type=int, default=2, help='videos')
     parser.add_argument('--frames', type=int, default=12)
     parser.add_argument('--repeats', type=int, default=7)
     parser.add_argument('--amp', choices=['bfloat16', 'float16'])
-    parser.add_argument(
-        '--compile', action='store_true', help='torch.compile all forms')
+    parser.add_argument('--compile', action='store_true', help='torch.compile all forms')
     parser.add_argument(
         '--memory',
         action='store_true',
-        help='measure the peak memory of a training step, not times')
+        help='measure the peak memory of a training step, not times',
+    )
     parser.add_argument(
-        '--device',
-        choices=['cpu', 'cuda'],
-        default='cuda' if torch.cuda.is_available() else 'cpu')
+        '--device', choices=['cpu', 'cuda'], default='cuda' if torch.cuda.is_available() else 'cpu'
+    )
     args = parser.parse_args()
     for method in args.methods:
         if method not in METHODS:
-            parser.error(f"{method} is none of {', '.join(METHODS)}")
+            parser.error(f'{method} is none of {", ".join(METHODS)}')
     torch.manual_seed(0)
-    print(f'{args.clip}, {args.batch} videos of {args.frames} frames, '
-          f'{args.amp or "float32"}, {args.device}, '
-          f'{torch.get_num_threads()} CPU threads, torch {torch.__version__}'
-          f"{', compiled' if args.compile else ''}.")
+    print(
+        f'{args.clip}, {args.batch} videos of {args.frames} frames, '
+        f'{args.amp or "float32"}, {args.device}, '
+        f'{torch.get_num_threads()} CPU threads, torch {torch.__version__}'
+        f'{", compiled" if args.compile else ""}.'
+    )
     if args.memory:
-        header = [
-            'method', 'peak memory of a step, GiB', 'ours / concat',
-            'ours / plain CLIP'
-        ]
+        header = ['method', 'peak memory of a step, GiB', 'ours / concat', 'ours / plain CLIP']
         compare = compare_memory
     else:
-        print('Medians of the ratios of neighbouring runs; above 1 ours is '
-              'faster.')
+        print('Medians of the ratios of neighbouring runs; above 1 ours is faster.')
         header = [
-            'method', 'difference', 'forward: concat / ours',
-            'forward: plain CLIP / ours', 'forward + backward: concat / ours',
+            'method',
+            'difference',
+            'forward: concat / ours',
+            'forward: plain CLIP / ours',
+            'forward + backward: concat / ours',
             'forward + backward: plain CLIP / ours',
-            'operations: ours / floor', 'time: ours / floor'
+            'operations: ours / floor',
+            'time: ours / floor',
         ]
         if args.device == 'cuda':
             header += ['step, ms', 'videos/s']

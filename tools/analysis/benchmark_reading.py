@@ -7,6 +7,7 @@ how well a model sees in the copies what it would in the originals: the PSNR
 between what the test pipeline makes of each frame that it takes of a copy and
 of the frame that the original shows at the same time.
 """
+
 import argparse
 import json
 import platform
@@ -41,8 +42,10 @@ def find_videos(folder: Path) -> List[str]:
     if not folder.is_dir():
         raise SystemExit(f'There is no folder {folder}.')
     return sorted(
-        str(path.relative_to(folder)) for path in folder.rglob('*')
-        if path.suffix.lower() in SUFFIXES)
+        str(path.relative_to(folder))
+        for path in folder.rglob('*')
+        if path.suffix.lower() in SUFFIXES
+    )
 
 
 def spread(videos: List[str], number: int) -> List[str]:
@@ -59,28 +62,35 @@ def make_copies(folder: Path, videos: List[str], place: Path) -> List[Path]:
         link.symlink_to((folder / video).resolve())
     copies = [place / codec for codec in ('mjpeg', 'h264')]
     for copy in copies:
-        done = subprocess.run([
-            sys.executable, ROOT / 'tools/data/compress_videos.py',
-            place / 'originals', copy, '--codec', copy.name
-        ], capture_output=True, text=True)
+        done = subprocess.run(
+            [
+                sys.executable,
+                ROOT / 'tools/data/compress_videos.py',
+                place / 'originals',
+                copy,
+                '--codec',
+                copy.name,
+            ],
+            capture_output=True,
+            text=True,
+        )
         if done.stderr:  # one that cannot be read is said elsewhere
             raise SystemExit(done.stderr.strip())
     return copies
 
 
-def open_datasets(cfg: Config, split: str, folders: Dict[str, Path],
-                  videos: List[str]) -> dict:
+def open_datasets(cfg: Config, split: str, folders: Dict[str, Path], videos: List[str]) -> dict:
     """The data set of a split's dataloader, over these videos of each."""
     with tempfile.TemporaryDirectory() as place:
         ann_file = Path(place) / 'videos.json'
-        ann_file.write_text(
-            json.dumps({video: ['a video of something']
-                        for video in videos}))
+        ann_file.write_text(json.dumps({video: ['a video of something'] for video in videos}))
         change = dict(ann_file=str(ann_file), data_root='')
         return {
             name: DATASETS.build(
-                cfg[f'{split}_dataloader'].dataset.to_dict() | change
-                | dict(data_prefix=dict(video=str(folder))))
+                cfg[f'{split}_dataloader'].dataset.to_dict()
+                | change
+                | dict(data_prefix=dict(video=str(folder)))
+            )
             for name, folder in folders.items()
         }
 
@@ -117,13 +127,14 @@ def measure(datasets: dict, repeats: int) -> Dict[str, np.ndarray]:
     return {name: np.array(each) for name, each in seconds.items()}
 
 
-def same_moments(copy: decord.VideoReader, frames: np.ndarray,
-                 original: decord.VideoReader) -> np.ndarray:
+def same_moments(
+    copy: decord.VideoReader, frames: np.ndarray, original: decord.VideoReader
+) -> np.ndarray:
     """Of the original, the frames on screen when a copy takes its own.
 
     A frame of a copy stands for the middle of its interval.
     """
-    seconds = (frames + .5) / copy.get_avg_fps()
+    seconds = (frames + 0.5) / copy.get_avg_fps()
     starts = original.get_frame_timestamp(range(len(original)))[:, 0]
     starts = starts - starts[0]
     # Timestamps are float32, and the middle is often the start of a frame.
@@ -133,12 +144,11 @@ def same_moments(copy: decord.VideoReader, frames: np.ndarray,
 def psnr(original, copy, index: int) -> List[float]:
     """Decibels of each frame that the test pipeline takes of a video."""
     ours, theirs = copy.get_data_info(index), original.get_data_info(index)
-    for transform, other in zip(copy.pipeline.transforms,
-                                original.pipeline.transforms):
+    for transform, other in zip(copy.pipeline.transforms, original.pipeline.transforms):
         if type(transform).__name__ == 'DecordDecode':
             theirs['frame_inds'] = same_moments(
-                ours['video_reader'], ours['frame_inds'],
-                theirs['video_reader'])
+                ours['video_reader'], ours['frame_inds'], theirs['video_reader']
+            )
         ours, theirs = transform(ours), other(theirs)
     a, b = (results['inputs']['imgs'].double() for results in (ours, theirs))
     error = (a - b).square().flatten(1).mean(1).clamp(min=1e-2)
@@ -150,13 +160,11 @@ def table(header: List[str], rows: List[List[str]]) -> None:
         print('| ' + ' | '.join(row) + ' |')
 
 
-def report(cfg: Config, folders: Dict[str, Path], videos: List[str],
-           repeats: int) -> None:
+def report(cfg: Config, folders: Dict[str, Path], videos: List[str], repeats: int) -> None:
     """Measure and print."""
     train = open_datasets(cfg, 'train', folders, videos)
     seconds = measure(train, repeats)
-    rounds = {name: each[:, :, :-1].sum((1, 2))
-              for name, each in seconds.items()}
+    rounds = {name: each[:, :, :-1].sum((1, 2)) for name, each in seconds.items()}
     cpu = {name: each[:, :, -1].sum(1) for name, each in seconds.items()}
     originals, *copies = folders
     test = open_datasets(cfg, 'test', folders, videos)
@@ -168,32 +176,45 @@ def report(cfg: Config, folders: Dict[str, Path], videos: List[str],
     rows = []
     for name in folders:
         faster, cheaper = (
-            f'{statistics.median(each[originals] / each[name]):.1f}x'
-            for each in (rounds, cpu))
+            f'{statistics.median(each[originals] / each[name]):.1f}x' for each in (rounds, cpu)
+        )
         row = [
-            name, f'{size[name] / size[originals]:.0%}',
+            name,
+            f'{size[name] / size[originals]:.0%}',
             f'{len(videos) / statistics.median(rounds[name]):.1f}',
-            faster, cheaper, '', ''
+            faster,
+            cheaper,
+            '',
+            '',
         ]
         if name in copies:
             decibels = [
-                each for index in range(len(videos))
+                each
+                for index in range(len(videos))
                 for each in psnr(test[originals], test[name], index)
             ]
-            row[5:] = [f'{statistics.mean(decibels):.1f} dB',
-                       f'{min(decibels):.1f} dB']
+            row[5:] = [f'{statistics.mean(decibels):.1f} dB', f'{min(decibels):.1f} dB']
         rows.append(row)
-    table(['videos', 'size', 'clips a second', 'against the originals',
-           'by CPU time', 'mean PSNR', 'worst PSNR'], rows)
+    table(
+        [
+            'videos',
+            'size',
+            'clips a second',
+            'against the originals',
+            'by CPU time',
+            'mean PSNR',
+            'worst PSNR',
+        ],
+        rows,
+    )
 
     print('\nTime of a clip, by transform:\n')
-    means = {name: np.median(each[:, :, :-1].mean(1), 0) * 1e3
-             for name, each in seconds.items()}
-    names = [type(transform).__name__
-             for transform in train[originals].pipeline.transforms]
-    rows = [[name] + [f'{mean[i] / mean.sum():.1%}'
-                      for mean in means.values()]
-            for i, name in enumerate(names)]
+    means = {name: np.median(each[:, :, :-1].mean(1), 0) * 1e3 for name, each in seconds.items()}
+    names = [type(transform).__name__ for transform in train[originals].pipeline.transforms]
+    rows = [
+        [name] + [f'{mean[i] / mean.sum():.1%}' for mean in means.values()]
+        for i, name in enumerate(names)
+    ]
     rows.append(['all'] + [f'{mean.sum():.1f} ms' for mean in means.values()])
     table(['transform', *folders], rows)
 
@@ -202,30 +223,36 @@ def cpu() -> str:
     """What the machine says of its processor."""
     try:
         lines = Path('/proc/cpuinfo').read_text().splitlines()
-        return next(line.split(': ')[1] for line in lines
-                    if line.startswith('model name'))
+        return next(line.split(': ')[1] for line in lines if line.startswith('model name'))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('originals', type=Path, metavar='VIDEO_DIR', help='folder of the originals')
     parser.add_argument(
-        'originals', type=Path, metavar='VIDEO_DIR',
-        help='folder of the originals')
-    parser.add_argument(
-        'copies', type=Path, nargs='*', metavar='COPY_DIR',
+        'copies',
+        type=Path,
+        nargs='*',
+        metavar='COPY_DIR',
         help='folders of copies; if none is named, copies of both codecs are '
-        'made in a temporary folder')
+        'made in a temporary folder',
+    )
     parser.add_argument(
-        '--config', default=str(ROOT / 'configs/vop_msrvtt.py'),
-        help='config of the pipelines (default: %(default)s)')
+        '--config',
+        default=str(ROOT / 'configs/vop_msrvtt.py'),
+        help='config of the pipelines (default: %(default)s)',
+    )
     parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument(
-        '--videos', type=int, default=32,
-        help='how many videos, evenly from the folder (default: %(default)s)')
+        '--videos',
+        type=int,
+        default=32,
+        help='how many videos, evenly from the folder (default: %(default)s)',
+    )
     args = parser.parse_args()
     for name in ('repeats', 'videos'):
         if getattr(args, name) < 1:
@@ -250,20 +277,22 @@ def main() -> None:
         left_out = [video for video in found if video not in in_all]
         videos = spread(sorted(in_all), args.videos)
         if not videos:
-            raise SystemExit(f'No video of {args.originals} is in all of '
-                             f"{', '.join(map(str, copies))}.")
+            raise SystemExit(
+                f'No video of {args.originals} is in all of {", ".join(map(str, copies))}.'
+            )
         folders = dict(originals=args.originals)
         for copy in copies:
             name = copy.name if copy.name not in folders else str(copy)
             folders[name] = copy
-        print(f'{len(videos)} videos, train pipeline of '
-              f'{Path(args.config).name}, one process, {cpu()}, decord '
-              f'{decord.__version__}, OpenCV {cv2.__version__}, MMAction2 '
-              f'{mmaction.__version__}, torch {torch.__version__}. Medians '
-              f'over {args.repeats} rounds in turn, and of their ratios.')
+        print(
+            f'{len(videos)} videos, train pipeline of '
+            f'{Path(args.config).name}, one process, {cpu()}, decord '
+            f'{decord.__version__}, OpenCV {cv2.__version__}, MMAction2 '
+            f'{mmaction.__version__}, torch {torch.__version__}. Medians '
+            f'over {args.repeats} rounds in turn, and of their ratios.'
+        )
         if left_out:
-            print(f'{len(left_out)} left out, of which there is no copy: '
-                  f'{some(left_out)}.')
+            print(f'{len(left_out)} left out, of which there is no copy: {some(left_out)}.')
         print()
         report(cfg, folders, videos, args.repeats)
 

@@ -28,6 +28,7 @@ reads the losses after each step, as in training. Nothing is saved. Each
 setting reads other items; files that were read before can come from memory,
 as they do in training from its second epoch on.
 """
+
 import argparse
 import itertools
 import json
@@ -45,21 +46,34 @@ from mmengine.device import get_device
 from mmengine.dist import get_world_size, is_distributed, is_main_process
 
 from projects.vop.datasets import VideoReadError
-from projects.vop.engine import (build_runner, check_data, open_config,
-                                 pin_memory, use_amp, use_gloo_without_gpu)
+from projects.vop.engine import (
+    build_runner,
+    check_data,
+    open_config,
+    pin_memory,
+    use_amp,
+    use_gloo_without_gpu,
+)
 from projects.vop.engine.profiling import PARTS, dataset_of, loader_config
 
 # A step that waits for data for a larger share of its time is bound by
 # reading.
-WAITING = .1
+WAITING = 0.1
 # Rates that differ by less are called the same.
-NOISE = .03
+NOISE = 0.03
 
 
 COLUMNS = [
-    'batch', 'workers', 'data', 'pairs/s', 'step ms', *PARTS.values(),
-    'loader alone, pairs/s', 'model alone, pairs/s', 'GPU memory',
-    'start-up s'
+    'batch',
+    'workers',
+    'data',
+    'pairs/s',
+    'step ms',
+    *PARTS.values(),
+    'loader alone, pairs/s',
+    'model alone, pairs/s',
+    'GPU memory',
+    'start-up s',
 ]
 
 
@@ -79,20 +93,17 @@ def setting_cells(row: dict) -> list:
 def cells(row: dict) -> list:
     """A row as the table shows it."""
     if row['out_of_memory']:
-        return [
-            *setting_cells(row), 'out of memory',
-            *['-'] * (len(COLUMNS) - 4)
-        ]
+        return [*setting_cells(row), 'out of memory', *['-'] * (len(COLUMNS) - 4)]
     memory = row['peak_gpu_memory_bytes']
     return [
         *setting_cells(row),
         number(row['pairs_per_s']),
         number(row['step_ms']),
-        *(f"{row['share'][part]:.0%}" for part in PARTS),
+        *(f'{row["share"][part]:.0%}' for part in PARTS),
         number(row['read_alone_pairs_per_s']),
         number(row['model_alone_pairs_per_s']),
         '-' if memory is None else f'{memory / 2**30:.1f} GiB',
-        number(row['start_up_s'])
+        number(row['start_up_s']),
     ]
 
 
@@ -119,11 +130,13 @@ def diagnose(row: dict, cores: int, here: int, processes: int) -> dict:
         bound='reading' if row['share']['data'] > WAITING else 'computing',
         worker_pairs_per_s=worker,
         model_pairs_per_s=model,
-        workers_needed=math.ceil(model / worker))
+        workers_needed=math.ceil(model / worker),
+    )
 
 
-def advise(row: dict, rows: List[dict], cores: int, here: int,
-           processes: int, amp: bool, gpu: bool) -> List[str]:
+def advise(
+    row: dict, rows: List[dict], cores: int, here: int, processes: int, amp: bool, gpu: bool
+) -> List[str]:
     """What bounds a setting, and what to do about it, in words.
 
     Args:
@@ -139,60 +152,63 @@ def advise(row: dict, rows: List[dict], cores: int, here: int,
     """
     found = diagnose(row, cores, here, processes)
     needed, workers = found['workers_needed'], row['num_workers']
-    read, model = (row[f'{name}_alone_pairs_per_s']
-                   for name in ('read', 'model'))
+    read, model = (row[f'{name}_alone_pairs_per_s'] for name in ('read', 'model'))
     each = ' in each process' if processes > 1 else ''
-    who = (f'{here} training processes and their' if here > 1 else
-           'the training process and its')
-    faster = ('a copy of the videos that is faster to decode '
-              '(tools/data/compress_videos.py makes one; compare it with '
-              '--data-root)')
+    who = f'{here} training processes and their' if here > 1 else 'the training process and its'
+    faster = (
+        'a copy of the videos that is faster to decode '
+        '(tools/data/compress_videos.py makes one; compare it with '
+        '--data-root)'
+    )
     lines = []
     if found['bound'] == 'reading':
-        tried = max(other['num_workers'] for other in rows
-                    if all(other[key] == row[key]
-                           for key in ('batch_size', 'data_root')))
+        tried = max(
+            other['num_workers']
+            for other in rows
+            if all(other[key] == row[key] for key in ('batch_size', 'data_root'))
+        )
         useful = min(needed, max(1, cores // here))
         if useful > tried and (read < model or workers == 0):
             todo = f'take --num-workers {useful}'
             if useful < needed:
-                todo += (f', as many as there are cores{each}, and {faster}, '
-                         'as that is not enough')
+                todo += f', as many as there are cores{each}, and {faster}, as that is not enough'
         elif read >= model:
-            todo = (f'{who} workers share {count(cores, "core")}, which is '
-                    f'too few for both: take {faster}, or more cores')
+            todo = (
+                f'{who} workers share {count(cores, "core")}, which is '
+                f'too few for both: take {faster}, or more cores'
+            )
         elif tried > workers:
             todo = f'more workers were tried, and are no faster: take {faster}'
         else:
-            todo = (f'more workers would only share the '
-                    f'{count(cores, "core")}: take {faster}')
+            todo = f'more workers would only share the {count(cores, "core")}: take {faster}'
     else:
-        ways = ('a larger batch (where memory is left) or more GPUs'
-                if gpu else 'a GPU')
+        ways = 'a larger batch (where memory is left) or more GPUs' if gpu else 'a GPU'
         if gpu and not amp:
             ways = f'mixed precision (--amp), {ways}'
         todo = f'reading is fast enough; {ways} would help'
     lines += [
-        f"Bottleneck: {found['bound']}. A step waits for data for "
-        f"{row['share']['data']:.0%} of its time. Alone, the data loader "
+        f'Bottleneck: {found["bound"]}. A step waits for data for '
+        f'{row["share"]["data"]:.0%} of its time. Alone, the data loader '
         f'reads {number(read)} pairs/s and the model trains {number(model)} '
-        f"pairs/s; in training both reach {number(row['pairs_per_s'])}.",
+        f'pairs/s; in training both reach {number(row["pairs_per_s"])}.',
         f'What to do: {todo}.',
-        f"What keeps the {'GPU' if gpu else 'model'} busy: a worker with a "
-        f"core to itself reads {number(found['worker_pairs_per_s'])} pairs/s, "
-        f"and the model trains {number(found['model_pairs_per_s'])}{each}: "
-        f"{count(needed, 'worker')}{each}."
+        f'What keeps the {"GPU" if gpu else "model"} busy: a worker with a '
+        f'core to itself reads {number(found["worker_pairs_per_s"])} pairs/s, '
+        f'and the model trains {number(found["model_pairs_per_s"])}{each}: '
+        f'{count(needed, "worker")}{each}.',
     ]
     slower = min(read, model) / row['pairs_per_s']
     if row['steps_in_epoch'] >= row['steps'] and workers and slower > 1.25:
         lines.append(
             f'Training is {slower:.1f} times as slow as the slower of both '
-            f'alone: {who} workers share {count(cores, "core")}.')
+            f'alone: {who} workers share {count(cores, "core")}.'
+        )
     if row['steps_in_epoch'] < row['steps']:
         lines.append(
-            f"An epoch has {count(row['steps_in_epoch'], 'step')}, fewer than "
+            f'An epoch has {count(row["steps_in_epoch"], "step")}, fewer than '
             'were measured: its start, when the workers have nothing ready '
-            'yet, is in these figures.')
+            'yet, is in these figures.'
+        )
     return lines
 
 
@@ -205,8 +221,7 @@ def duration(seconds: float) -> str:
         return f'{seconds:.1f} s'
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f'{hours} h {minutes} min' if hours else \
-        f'{minutes} min {seconds} s'
+    return f'{hours} h {minutes} min' if hours else f'{minutes} min {seconds} s'
 
 
 class Report:
@@ -233,16 +248,21 @@ class Report:
             torch=torch.__version__,
             steps=self.args.steps,
             warmup=self.args.warmup,
-            config_batch_size=self.config_batch)
-        self.say(f'{self.args.config}, {name}, {self.processes} '
-                 f"process{'es' * (self.processes > 1)}, "
-                 f"{count(cores, 'core')}, "
-                 f"{'mixed' if self.amp else 'full'} precision, torch "
-                 f'{torch.__version__}; {self.args.steps} steps after '
-                 f'{self.args.warmup}.\n')
+            config_batch_size=self.config_batch,
+        )
+        self.say(
+            f'{self.args.config}, {name}, {self.processes} '
+            f'process{"es" * (self.processes > 1)}, '
+            f'{count(cores, "core")}, '
+            f'{"mixed" if self.amp else "full"} precision, torch '
+            f'{torch.__version__}; {self.args.steps} steps after '
+            f'{self.args.warmup}.\n'
+        )
         if self.compiled:
-            self.say('The config compiles the train step. Its parts are those '
-                     'of the step without compilation.\n')
+            self.say(
+                'The config compiles the train step. Its parts are those '
+                'of the step without compilation.\n'
+            )
         self.say(line(COLUMNS))
         self.say(line(['---'] * len(COLUMNS)))
 
@@ -255,49 +275,51 @@ class Report:
         """Print the best setting and what bounds it."""
         done = [row for row in self.rows if not row['out_of_memory']]
         if not done:
-            raise SystemExit('Every setting ran out of memory. Give a smaller '
-                             '--batch-size.')
+            raise SystemExit('Every setting ran out of memory. Give a smaller --batch-size.')
         best = max(done, key=lambda row: row['pairs_per_s'])
         found = diagnose(best, self.cores, self.here, self.processes)
         self.save(best=dict(best, **found))
-        self.say(f'\nBest: {self.name(best)}: {number(best["pairs_per_s"])} '
-                 f'pairs/s, {number(best["step_ms"])} ms a step. An epoch of '
-                 f"{best['pairs_in_data_set']:,} pairs takes "
-                 f"{duration(best['epoch_s'])}, start-up included.")
+        self.say(
+            f'\nBest: {self.name(best)}: {number(best["pairs_per_s"])} '
+            f'pairs/s, {number(best["step_ms"])} ms a step. An epoch of '
+            f'{best["pairs_in_data_set"]:,} pairs takes '
+            f'{duration(best["epoch_s"])}, start-up included.'
+        )
         as_fast = [
-            self.name(row) for row in done
-            if row is not best and row['pairs_per_s'] > (1 - NOISE) *
-            best['pairs_per_s']
+            self.name(row)
+            for row in done
+            if row is not best and row['pairs_per_s'] > (1 - NOISE) * best['pairs_per_s']
         ]
         if as_fast:
-            self.say(f"As fast, within {NOISE:.0%}: {'; '.join(as_fast)}.")
-        for text in advise(best, done, self.cores, self.here,
-                           self.processes, self.amp, self.gpu):
+            self.say(f'As fast, within {NOISE:.0%}: {"; ".join(as_fast)}.')
+        for text in advise(best, done, self.cores, self.here, self.processes, self.amp, self.gpu):
             self.say(text)
         self.say_batch(best, done)
 
     def say_batch(self, best: dict, done: List[dict]) -> None:
         """Say where the batch in all is not the config's."""
-        others = sorted({row['batch_size'] for row in done}
-                        - {self.config_batch})
+        others = sorted({row['batch_size'] for row in done} - {self.config_batch})
         if not others:
             return
         own = self.config_batch * self.processes
         others = ', '.join(str(n * self.processes) for n in others)
-        self.say(f'The config trains on {own} pairs a step in all; {others} '
-                 'in all changes what is trained: train with --auto-scale-lr, '
-                 'or look for the learning rate again.')
+        self.say(
+            f'The config trains on {own} pairs a step in all; {others} '
+            'in all changes what is trained: train with --auto-scale-lr, '
+            'or look for the learning rate again.'
+        )
         same = [row for row in done if row['batch_size'] == self.config_batch]
         if same and best not in same:
             best = max(same, key=lambda row: row['pairs_per_s'])
-            self.say(f"Best with the config's batch: {self.name(best)}: "
-                     f'{number(best["pairs_per_s"])} pairs/s.')
+            self.say(
+                f"Best with the config's batch: {self.name(best)}: "
+                f'{number(best["pairs_per_s"])} pairs/s.'
+            )
 
     def name(self, row: dict) -> str:
         each = ' in each process' if self.processes > 1 else ''
-        root = f", {row['data_root']}" if row['data_root'] else ''
-        return (f"batch {row['batch_size']} and "
-                f"{count(row['num_workers'], 'worker')}{each}{root}")
+        root = f', {row["data_root"]}' if row['data_root'] else ''
+        return f'batch {row["batch_size"]} and {count(row["num_workers"], "worker")}{each}{root}'
 
     def say(self, text: str) -> None:
         if is_main_process():
@@ -306,13 +328,12 @@ class Report:
     def save(self, **more) -> None:
         if self.args.json and is_main_process():
             Path(self.args.json).write_text(
-                json.dumps(
-                    dict(self.machine, rows=self.rows, **more), indent=1))
+                json.dumps(dict(self.machine, rows=self.rows, **more), indent=1)
+            )
 
 
 def batch_size_of(loader: dict) -> int:
-    return loader['batch_size'] if 'batch_size' in loader else \
-        loader['batch_sampler']['batch_size']
+    return loader['batch_size'] if 'batch_size' in loader else loader['batch_sampler']['batch_size']
 
 
 def at_least(lowest: int) -> Callable[[str], int]:
@@ -328,50 +349,52 @@ def at_least(lowest: int) -> Callable[[str], int]:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        'config',
-        help='config file; configs/METHOD_DATASET.py need not be a file')
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config file; configs/METHOD_DATASET.py need not be a file')
     parser.add_argument(
         '--batch-size',
         type=at_least(1),
         nargs='+',
         metavar='N',
-        help="pairs of one process in a step (default: the config's)")
+        help="pairs of one process in a step (default: the config's)",
+    )
     parser.add_argument(
         '--num-workers',
         type=at_least(0),
         nargs='+',
         metavar='N',
-        help="workers of one process that read (default: the config's)")
+        help="workers of one process that read (default: the config's)",
+    )
     parser.add_argument(
         '--data-root',
         nargs='+',
         metavar='DIR',
         help='copies of the data set, such as of '
-        "tools/data/compress_videos.py (default: the config's)")
+        "tools/data/compress_videos.py (default: the config's)",
+    )
     parser.add_argument('--steps', type=at_least(1), default=50)
     parser.add_argument(
         '--warmup',
         type=at_least(0),
         default=5,
-        help='steps of each measurement that are not counted')
-    parser.add_argument(
-        '--amp', action='store_true', help='mixed precision (needs a GPU)')
+        help='steps of each measurement that are not counted',
+    )
+    parser.add_argument('--amp', action='store_true', help='mixed precision (needs a GPU)')
     parser.add_argument('--json', metavar='FILE', help='write figures there')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
         metavar='KEY=VALUE',
-        help='change the config, such as model.clip.pretrained=None to '
-        'measure without weights')
+        help='change the config, such as model.clip.pretrained=None to measure without weights',
+    )
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
-        help='how the processes of this run were started')
+        help='how the processes of this run were started',
+    )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
@@ -394,31 +417,30 @@ def prepare(args: argparse.Namespace) -> Tuple[Config, List[dict]]:
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     missing = [
-        key for key in ('model', 'train_dataloader', 'train_cfg',
-                        'optim_wrapper') if not cfg.get(key)
+        key
+        for key in ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
+        if not cfg.get(key)
     ]
     if missing:
-        raise ValueError(f"{args.config} does not train: it lacks "
-                         f"{', '.join(missing)}.")
+        raise ValueError(f'{args.config} does not train: it lacks {", ".join(missing)}.')
     if args.amp:
         if get_device() == 'cpu':
-            raise ValueError("--amp needs a GPU: MMEngine's AmpOptimWrapper "
-                             'does not run on CPUs. Measure without it here.')
+            raise ValueError(
+                "--amp needs a GPU: MMEngine's AmpOptimWrapper "
+                'does not run on CPUs. Measure without it here.'
+            )
         use_amp(cfg)
     loader = cfg.train_dataloader
     settings = [
         dict(batch_size=batch, num_workers=workers, data_root=root)
         for batch, root, workers in itertools.product(
             dict.fromkeys(args.batch_size or [batch_size_of(loader)]),
-            dict.fromkeys(args.data_root
-                          or [dataset_of(loader).get('data_root')]),
-            dict.fromkeys(args.num_workers
-                          or [loader.get('num_workers', 0)]))
+            dict.fromkeys(args.data_root or [dataset_of(loader).get('data_root')]),
+            dict.fromkeys(args.num_workers or [loader.get('num_workers', 0)]),
+        )
     ]
     for setting in settings:
-        check_data(
-            Config(dict(train_dataloader=loader_config(loader, **setting))),
-            'train')
+        check_data(Config(dict(train_dataloader=loader_config(loader, **setting))), 'train')
     return cfg, settings
 
 
@@ -427,15 +449,15 @@ def leave_training_alone(cfg: Config) -> None:
     for key in ('val', 'test'):
         for part in ('cfg', 'dataloader', 'evaluator'):
             cfg[f'{key}_{part}'] = None
-    for key in ('param_scheduler', 'auto_scale_lr', 'visualizer', 'load_from',
-                'custom_hooks'):
+    for key in ('param_scheduler', 'auto_scale_lr', 'visualizer', 'load_from', 'custom_hooks'):
         cfg[key] = None
     cfg.resume = False
     cfg.log_level = 'ERROR'
     # RuntimeInfoHook, which is left, reads the losses: it waits for the GPU
     # after each step, in training too.
     cfg.default_hooks = dict.fromkeys(
-        ('timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint'))
+        ('timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
+    )
 
 
 def main() -> None:
@@ -450,10 +472,8 @@ def main() -> None:
     report = Report(args, cfg)
     leave_training_alone(cfg)
     cfg.train_cfg = dict(
-        type='vop.ProfileLoop',
-        settings=settings,
-        steps=args.steps,
-        warmup=args.warmup)
+        type='vop.ProfileLoop', settings=settings, steps=args.steps, warmup=args.warmup
+    )
     # Said in the report, of all processes together.
     warnings.filterwarnings('ignore', 'This DataLoader will create')
     warnings.filterwarnings('ignore', category=FutureWarning)

@@ -1,4 +1,5 @@
 """Collect the runs of tools/reproduce.py into a table, a csv and a plot."""
+
 import argparse
 import csv
 import json
@@ -23,13 +24,18 @@ def collect(work_dir: Path) -> List[dict]:
 
     One that diverged has no metrics.
     """
-    results = [json.loads(path.read_text())
-               for path in work_dir.rglob('result.json')]
+    results = [json.loads(path.read_text()) for path in work_dir.rglob('result.json')]
     order = {method: i for i, method in enumerate(TABLE_1)}
     return sorted(
         results,
-        key=lambda r: (order.get(r['method'], len(order)), r['method'],
-                       r['setting'], r['lr'] or 0, r['seed']))
+        key=lambda r: (
+            order.get(r['method'], len(order)),
+            r['method'],
+            r['setting'],
+            r['lr'] or 0,
+            r['seed'],
+        ),
+    )
 
 
 def choose_rates(results: List[dict]) -> Dict[Tuple[str, str], List[dict]]:
@@ -47,8 +53,7 @@ def choose_rates(results: List[dict]) -> Dict[Tuple[str, str], List[dict]]:
     def quality(runs: List[dict]) -> Tuple[int, float]:
         return len(runs), statistics.mean(r['t2v/R@1'] for r in runs)
 
-    return {key: max(rates.values(), key=quality)
-            for key, rates in groups.items()}
+    return {key: max(rates.values(), key=quality) for key, rates in groups.items()}
 
 
 def name_of(method: str, setting: str = '') -> str:
@@ -67,29 +72,37 @@ def mean_and_std(values: List[float]) -> str:
 def table(best: dict, dataset: str) -> str:
     """Markdown, with the paper's row behind ours where it has one."""
     paper = is_msrvtt(dataset)
-    rows = [['method', 'trained', *(['as the paper counts'] if paper else []),
-             'lr', 'seeds', *(column.replace('/', ' ') for column in COLUMNS)]]
+    rows = [
+        [
+            'method',
+            'trained',
+            *(['as the paper counts'] if paper else []),
+            'lr',
+            'seeds',
+            *(column.replace('/', ' ') for column in COLUMNS),
+        ]
+    ]
     for (method, setting), runs in best.items():
         first = runs[0]
         share = 100 * first['as_paper'] / PAPER_CLIP
-        counted = f"{first['as_paper']:,} ({share:.3f}%)"
-        rows.append([
-            name_of(method, setting), f"{first['trained']:,}",
-            *([counted] if paper else []),
-            '' if first['lr'] is None else f"{first['lr']:g}",
-            '' if first['lr'] is None else str(len(runs)),
-            *(mean_and_std([run[column] for run in runs])
-              for column in COLUMNS)
-        ])
+        counted = f'{first["as_paper"]:,} ({share:.3f}%)'
+        rows.append(
+            [
+                name_of(method, setting),
+                f'{first["trained"]:,}',
+                *([counted] if paper else []),
+                '' if first['lr'] is None else f'{first["lr"]:g}',
+                '' if first['lr'] is None else str(len(runs)),
+                *(mean_and_std([run[column] for run in runs]) for column in COLUMNS),
+            ]
+        )
         row = TABLE_1.get(method)
         if paper and row and not setting:
             numbers = [*(row.t2v or [''] * 5), *(row.v2t or [''] * 5)]
-            rows.append(['*the paper*', '', row.params or '', '', '',
-                         *map(str, numbers)])
+            rows.append(['*the paper*', '', row.params or '', '', '', *map(str, numbers)])
     widths = [max(map(len, column)) for column in zip(*rows)]
     rows.insert(1, ['-' * width for width in widths])
-    return '\n'.join(
-        f"| {' | '.join(map(str.ljust, row, widths))} |" for row in rows)
+    return '\n'.join(f'| {" | ".join(map(str.ljust, row, widths))} |' for row in rows)
 
 
 def is_msrvtt(dataset: str) -> bool:
@@ -99,8 +112,7 @@ def is_msrvtt(dataset: str) -> bool:
 
 def write_csv(results: List[dict], path: Path) -> None:
     """Every run, one a line."""
-    keys = ['dataset', 'method', 'setting', 'lr', 'seed', 'trained',
-            'as_paper', *COLUMNS]
+    keys = ['dataset', 'method', 'setting', 'lr', 'seed', 'trained', 'as_paper', *COLUMNS]
     with path.open('w', newline='') as file:
         writer = csv.DictWriter(file, keys, extrasaction='ignore')
         writer.writeheader()
@@ -118,9 +130,15 @@ def plot(best: dict, dataset: str, path: Path) -> None:
         label = name_of(method, setting)
         if not x:
             axes.axhline(mean, color='grey', linestyle='--', linewidth=1)
-            axes.annotate(label, (1, mean), (-4, 3), color='grey',
-                          xycoords=('axes fraction', 'data'),
-                          textcoords='offset points', ha='right')
+            axes.annotate(
+                label,
+                (1, mean),
+                (-4, 3),
+                color='grey',
+                xycoords=('axes fraction', 'data'),
+                textcoords='offset points',
+                ha='right',
+            )
             continue
         spread = statistics.stdev(values) if len(values) > 1 else 0
         color = 'tab:red' if method.startswith('vop') else 'tab:blue'
@@ -133,71 +151,72 @@ def plot(best: dict, dataset: str, path: Path) -> None:
     axes.set_ylabel('text-to-video R@1')
     seeds = max(len(runs) for runs in best.values())
     axes.set_title(
-        dataset +
-        (f': mean and standard deviation of {seeds} seeds' if seeds > 1 else
-         '') +
-        (', hollow: the paper' if is_msrvtt(dataset) else ''))
-    axes.margins(x=.15, y=.15)
-    axes.grid(alpha=.3)
+        dataset
+        + (f': mean and standard deviation of {seeds} seeds' if seeds > 1 else '')
+        + (', hollow: the paper' if is_msrvtt(dataset) else '')
+    )
+    axes.margins(x=0.15, y=0.15)
+    axes.grid(alpha=0.3)
     figure.tight_layout()
     label_points(axes, points)
     figure.savefig(path, dpi=120)
 
 
-def label_points(axes: pyplot.Axes,
-                 points: List[Tuple[str, float, float]]) -> None:
+def label_points(axes: pyplot.Axes, points: List[Tuple[str, float, float]]) -> None:
     """Write a label beside each point, clear of the labels before it."""
     # Where a label can stand: right, left, and further and further off.
-    places = [(x, 4 + sign * step, align) for step in range(0, 60, 12)
-              for sign in (1, -1)
-              for x, align in ((7, 'left'), (-7, 'right'))]
-    taken = [Bbox.from_bounds(*axes.transData.transform((x, y)) - 5, 10, 10)
-             for _, x, y in points]
+    places = [
+        (x, 4 + sign * step, align)
+        for step in range(0, 60, 12)
+        for sign in (1, -1)
+        for x, align in ((7, 'left'), (-7, 'right'))
+    ]
+    taken = [Bbox.from_bounds(*axes.transData.transform((x, y)) - 5, 10, 10) for _, x, y in points]
     for label, x, y in points:
         for *offset, align in places:
-            text = axes.annotate(label, (x, y), offset, ha=align,
-                                 textcoords='offset points')
+            text = axes.annotate(label, (x, y), offset, ha=align, textcoords='offset points')
             box = text.get_window_extent()
             if not any(box.overlaps(other) for other in taken):
                 break
             text.remove()
         else:
-            text = axes.annotate(label, (x, y), (7, 4),
-                                 textcoords='offset points')
+            text = axes.annotate(label, (x, y), (7, 4), textcoords='offset points')
         taken.append(text.get_window_extent())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('work_dir', type=Path,
-                        help='the --work-dir of tools/reproduce.py')
+    parser.add_argument('work_dir', type=Path, help='the --work-dir of tools/reproduce.py')
     args = parser.parse_args()
     results = collect(args.work_dir)
     if not results:
         raise SystemExit(f'No run in {args.work_dir} is finished.')
     datasets = sorted({result['dataset'] for result in results})
     if len(datasets) > 1:
-        raise SystemExit(f"{args.work_dir} holds runs on {len(datasets)} data "
-                         f"sets ({', '.join(datasets)}); name one's folder.")
+        raise SystemExit(
+            f'{args.work_dir} holds runs on {len(datasets)} data '
+            f"sets ({', '.join(datasets)}); name one's folder."
+        )
     dataset = datasets[0]
     best = choose_rates(results)
     if not best:
-        raise SystemExit(f'All runs in {args.work_dir} diverged; lower the '
-                         'learning rates.')
+        raise SystemExit(f'All runs in {args.work_dir} diverged; lower the learning rates.')
     text = table(best, dataset)
-    note = ('Numbers of the last epoch; mean ± standard deviation over '
-            'seeds.')
-    if len(best) < len({(r['method'], r['setting'], r['lr'])
-                        for r in results}):
-        note += (' The learning rate of each method is the one with the '
-                 'highest t2v R@1 on the test split, of those in '
-                 'results.csv.')
+    note = 'Numbers of the last epoch; mean ± standard deviation over seeds.'
+    if len(best) < len({(r['method'], r['setting'], r['lr']) for r in results}):
+        note += (
+            ' The learning rate of each method is the one with the '
+            'highest t2v R@1 on the test split, of those in '
+            'results.csv.'
+        )
     (args.work_dir / 'results.md').write_text(
-        f'# {dataset}\n\n{text}\n\n{note}\n', encoding='utf-8')
+        f'# {dataset}\n\n{text}\n\n{note}\n', encoding='utf-8'
+    )
     write_csv(results, args.work_dir / 'results.csv')
     plot(best, dataset, args.work_dir / 'results.png')
-    print(f'{text}\n\n{note}\nWritten to results.md, results.csv and '
-          f'results.png in {args.work_dir}.')
+    print(
+        f'{text}\n\n{note}\nWritten to results.md, results.csv and results.png in {args.work_dir}.'
+    )
 
 
 if __name__ == '__main__':

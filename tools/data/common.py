@@ -3,6 +3,7 @@
 A split is a dict from the path of a video to what vop.VideoTextDataset reads
 of it: its captions, or a dict of captions and a window of time.
 """
+
 import argparse
 import csv
 import io
@@ -16,8 +17,19 @@ from typing import Callable, Dict, Iterable, List, Optional, Tuple, Union
 
 Split = Dict[str, Union[List[str], dict]]
 
-SUFFIXES = ('.mp4', '.avi', '.mkv', '.webm', '.mov', '.m4v', '.flv', '.mpg',
-            '.mpeg', '.wmv', '.3gp')
+SUFFIXES = (
+    '.mp4',
+    '.avi',
+    '.mkv',
+    '.webm',
+    '.mov',
+    '.m4v',
+    '.flv',
+    '.mpg',
+    '.mpeg',
+    '.wmv',
+    '.3gp',
+)
 KINDS = {str: 'text', list: 'list', dict: 'object'}
 
 
@@ -55,8 +67,9 @@ def read_json(path: Path, kind: Optional[type] = None):
     try:
         data = json.loads(read_text(path), object_pairs_hook=unique)
     except json.JSONDecodeError as error:
-        raise BadFile(f'{path}, line {error.lineno}, column {error.colno}: '
-                      f'not valid JSON ({error.msg}).') from error
+        raise BadFile(
+            f'{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}).'
+        ) from error
     if kind and not (isinstance(data, kind) and data):
         raise BadFile(f'{path} holds no {KINDS[kind]} of videos.')
     return data
@@ -80,8 +93,7 @@ def caption(text, place: str) -> str:
 def captions(texts: list, place: str) -> List[str]:
     """A list of captions, checked and stripped."""
     return [
-        caption(text, f'{place}: caption {number}')
-        for number, text in enumerate(texts, start=1)
+        caption(text, f'{place}: caption {number}') for number, text in enumerate(texts, start=1)
     ]
 
 
@@ -117,21 +129,21 @@ def read_csv(path: Path, *columns: str) -> List[Tuple[int, Dict[str, str]]]:
         header = reader.fieldnames or []
         missing = [column for column in columns if column not in header]
         if missing:
-            raise BadFile(f"{path}, line 1: no column {', '.join(missing)}; "
-                          f"the header is {','.join(header)!r}.")
+            raise BadFile(
+                f'{path}, line 1: no column {", ".join(missing)}; '
+                f'the header is {",".join(header)!r}.'
+            )
         for row in reader:
             place = f'{path}, line {reader.line_num}'
             if None in row.values() or None in row:
-                raise BadFile(f'{place}: {len(header)} columns expected, as '
-                              'in the header.')
+                raise BadFile(f'{place}: {len(header)} columns expected, as in the header.')
             row = {column: value.strip() for column, value in row.items()}
             if not all(row[column] for column in columns):
                 raise BadFile(f'{place}: an empty value.')
             rows.append((reader.line_num, row))
     except csv.Error as error:
         # Of the row that begins there; its quotation mark may stay open.
-        raise BadFile(f'{path}, line {reader.line_num + 1}: not valid csv '
-                      f'({error}).') from error
+        raise BadFile(f'{path}, line {reader.line_num + 1}: not valid csv ({error}).') from error
     if not rows:
         raise BadFile(f'{path} names no video.')
     return rows
@@ -142,18 +154,20 @@ def refuse_twice(path: Path, lines: Iterable[Tuple[int, str]]) -> None:
     first = {}
     for number, key in lines:
         if key in first:
-            raise BadFile(f'{path}, line {number}: {key} stands already in '
-                          f'line {first[key]}. Remove one of them.')
+            raise BadFile(
+                f'{path}, line {number}: {key} stands already in '
+                f'line {first[key]}. Remove one of them.'
+            )
         first[key] = number
 
 
-def select(path: Path, lines: List[Tuple[int, str]], source: Path,
-           found: Dict[str, List[str]]) -> Dict[str, List[str]]:
+def select(
+    path: Path, lines: List[Tuple[int, str]], source: Path, found: Dict[str, List[str]]
+) -> Dict[str, List[str]]:
     """Of the captions found in ``source``, those of videos in ``path``."""
     for number, video in lines:
         if video not in found:
-            raise BadFile(f'{path}, line {number}: {video} has no caption in '
-                          f'{source}.')
+            raise BadFile(f'{path}, line {number}: {video} has no caption in {source}.')
     return {video: found[video] for _, video in lines}
 
 
@@ -194,30 +208,38 @@ def only_one(paths: List[str], video: str, folder: Path) -> str:
     """The one path that matches a video."""
     if len(paths) > 1:
         first, second, *_ = sorted(paths)
-        raise BadFile(f'Both {first} and {second} in {folder} could be '
-                      f'{video}. Keep one of them there.')
+        raise BadFile(
+            f'Both {first} and {second} in {folder} could be {video}. Keep one of them there.'
+        )
     return paths[0]
 
 
-def locate(splits: Dict[str, Split], folder: Path,
-           skip_missing: bool) -> Dict[str, Split]:
+def locate(splits: Dict[str, Split], folder: Path, skip_missing: bool) -> Dict[str, Split]:
     """Splits with the paths that the videos have in ``folder``."""
     there, found = videos_in(folder), {}
     for name, split in splits.items():
         missing = [video for video in split if not match(video, there)]
         count = f'{len(missing):,} of {len(split):,} videos are not in'
         if missing and not skip_missing:
-            raise BadFile(f'{name}: {count} {folder}: {some(missing)}. To go '
-                          'on without them, add --skip-missing.')
+            raise BadFile(
+                f'{name}: {count} {folder}: {some(missing)}. To go '
+                'on without them, add --skip-missing.'
+            )
         if len(missing) == len(split):
             raise BadFile(f'{name}: {count} {folder}.')
         if missing:
-            print(f'{name}: {count} {folder} and are left out.' +
-                  (' Figures on an incomplete test split cannot be compared '
-                   'with those of others.' if name.startswith('test') else ''))
+            print(
+                f'{name}: {count} {folder} and are left out.'
+                + (
+                    ' Figures on an incomplete test split cannot be compared with those of others.'
+                    if name.startswith('test')
+                    else ''
+                )
+            )
         found[name] = {
             only_one(match(video, there), video, folder): value
-            for video, value in split.items() if match(video, there)
+            for video, value in split.items()
+            if match(video, there)
         }
     return found
 
@@ -231,14 +253,14 @@ def check_splits(splits: Dict[str, Split]) -> None:
     for name, split in splits.items():
         stems[name] = {stem(video) for video in split}
         if len(stems[name]) < len(split):
-            raise BadFile(f'{name}: two of its videos differ in folder or '
-                          'extension alone.')
+            raise BadFile(f'{name}: two of its videos differ in folder or extension alone.')
     for one, other in combinations(splits, 2):
         kinds = [re.match('[a-z]+', name)[0] for name in (one, other)]
         shared = stems[one] & stems[other]
         if shared and kinds[0] != kinds[1]:  # train_9k and train_7k overlap
-            raise BadFile(f'{len(shared)} {kinds[1]} videos are in {one} too: '
-                          f'{some(sorted(shared))}.')
+            raise BadFile(
+                f'{len(shared)} {kinds[1]} videos are in {one} too: {some(sorted(shared))}.'
+            )
 
 
 def write(path: Path, text: str) -> None:
@@ -254,19 +276,23 @@ def write_splits(splits: Dict[str, Split], out: Path) -> None:
     for name, split in splits.items():
         write(out / name, json.dumps(split))
         total = sum(
-            len(value['captions'] if isinstance(value, dict) else value)
-            for value in split.values())
-        print(f'{out / name}: {len(split):,} videos, {total:,} captions '
-              f'({total / len(split):.1f} a video)')
+            len(value['captions'] if isinstance(value, dict) else value) for value in split.values()
+        )
+        print(
+            f'{out / name}: {len(split):,} videos, {total:,} captions '
+            f'({total / len(split):.1f} a video)'
+        )
 
 
-def run(convert: Callable[[Path], Dict[str, Split]],
-        doc: str,
-        files: List[str],
-        owner: str,
-        counts: str,
-        out: str,
-        argv: Optional[List[str]] = None) -> None:
+def run(
+    convert: Callable[[Path], Dict[str, Split]],
+    doc: str,
+    files: List[str],
+    owner: str,
+    counts: str,
+    out: str,
+    argv: Optional[List[str]] = None,
+) -> None:
     """The command line of a converter.
 
     Args:
@@ -279,18 +305,20 @@ def run(convert: Callable[[Path], Dict[str, Split]],
         argv (list[str], optional): The command line, if not the process's.
     """
     parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('source', type=Path, help='folder of these files')
     parser.add_argument(
-        '--out', type=Path, default=Path(out),
-        help='folder to write to (default: %(default)s)')
+        '--out', type=Path, default=Path(out), help='folder to write to (default: %(default)s)'
+    )
     parser.add_argument(
-        '--videos', type=Path,
-        help='folder of the videos; check that each is there, and use its '
-        'path there')
+        '--videos',
+        type=Path,
+        help='folder of the videos; check that each is there, and use its path there',
+    )
     parser.add_argument(
-        '--skip-missing', action='store_true',
-        help='leave out videos that are not in --videos')
+        '--skip-missing', action='store_true', help='leave out videos that are not in --videos'
+    )
     args = parser.parse_args(argv)
     if args.skip_missing and args.videos is None:
         parser.error('--skip-missing needs --videos')
@@ -308,5 +336,7 @@ def run(convert: Callable[[Path], Dict[str, Split]],
     print(counts)
     expected = args.out / 'videos'
     if args.videos and expected.resolve() != args.videos.resolve():
-        print(f'The config looks for the videos in {expected}: make that a '
-              f'link to {args.videos.resolve()}.')
+        print(
+            f'The config looks for the videos in {expected}: make that a '
+            f'link to {args.videos.resolve()}.'
+        )

@@ -14,6 +14,7 @@ any folder of videos. Give the same command again to go on after a stop: what
 is done is skipped, and what is newer in SRC is done again. Each process holds
 one copy in memory until it is complete.
 """
+
 import argparse
 import io
 import json
@@ -45,6 +46,7 @@ TEMPORARY = re.compile(r'\.compress_videos\.(.+)\.(\d+)\.tmp')
 
 class Codec(NamedTuple):
     """How a codec of --codec is set up."""
+
     encoder: str
     pixels: str
     color_range: ColorRange
@@ -56,17 +58,18 @@ class Codec(NamedTuple):
             return dict(qmin=str(quality), qmax=str(quality))
         # Without CABAC and the loop filter, which is what fastdecode leaves
         # out, it decodes in two thirds of the time.
-        return dict(
-            crf=str(quality), g='1', bf='0', tune='fastdecode', threads='1')
+        return dict(crf=str(quality), g='1', bf='0', tune='fastdecode', threads='1')
 
 
 CODECS = dict(
     mjpeg=Codec('mjpeg', 'yuvj420p', ColorRange.JPEG, range(2, 32), 4),
-    h264=Codec('libx264', 'yuv420p', ColorRange.MPEG, range(0, 52), 23))
+    h264=Codec('libx264', 'yuv420p', ColorRange.MPEG, range(0, 52), 23),
+)
 
 
 class Settings(NamedTuple):
     """What the copies in a folder have in common."""
+
     fps: float
     short_side: int
     codec: str
@@ -74,8 +77,9 @@ class Settings(NamedTuple):
     min_frames: int
 
     def __str__(self) -> str:
-        return ' '.join(f"--{name.replace('_', '-')} {value}"
-                        for name, value in self._asdict().items())
+        return ' '.join(
+            f'--{name.replace("_", "-")} {value}' for name, value in self._asdict().items()
+        )
 
 
 class Unreadable(Exception):
@@ -91,6 +95,7 @@ class WriteError(Exception):
 
 class Timeline(NamedTuple):
     """When the frames of a video are on screen, in seconds."""
+
     start: Fraction
     duration: Fraction
     num_frames: int
@@ -120,31 +125,33 @@ def read_timeline(path: Path) -> Timeline:
             if not packet.size:
                 continue  # marks the end
             if packet.pts is not None:
-                end = max(
-                    end, (packet.pts + packet.duration) * packet.time_base)
+                end = max(end, (packet.pts + packet.duration) * packet.time_base)
             if packet.stream.index != stream.index:
                 continue
             if packet.is_corrupt:
-                raise Unreadable(
-                    f'it is cut off at {float(end):.1f} s, in a frame')
+                raise Unreadable(f'it is cut off at {float(end):.1f} s, in a frame')
             if not packet.is_discard:  # by an edit list
                 packets.append((packet.pts, packet.dts, packet.duration))
         if container.duration:
             promised = container.duration / av.time_base
             # Headers are not exact.
-            if end and end < .95 * promised and end < promised - .5:
-                raise Unreadable(f'it is cut off: it ends at {float(end):.1f}'
-                                 f' s, of {promised:.1f} s in its header')
+            if end and end < 0.95 * promised and end < promised - 0.5:
+                raise Unreadable(
+                    f'it is cut off: it ends at {float(end):.1f}'
+                    f' s, of {promised:.1f} s in its header'
+                )
         rate = stream.average_rate or stream.guessed_rate
         unit = stream.time_base
     if not packets:
         raise Unreadable('its video stream is empty')
     n = len(packets)
-    shown = sorted(
-        (pts, duration) for pts, _, duration in packets if pts is not None)
+    shown = sorted((pts, duration) for pts, _, duration in packets if pts is not None)
     decoded = [dts for _, dts, _ in packets if dts is not None]
-    if len(shown) == n and decoded == sorted(decoded) and not jumps(
-            [pts * unit for pts, _ in shown]):
+    if (
+        len(shown) == n
+        and decoded == sorted(decoded)
+        and not jumps([pts * unit for pts, _ in shown])
+    ):
         first, last = shown[0][0], shown[-1][0]
         final = shown[-1][1] * unit
         if not final:  # not every format has it
@@ -174,8 +181,7 @@ def rotation(container, stream, frame: av.VideoFrame) -> int:
     return round(degrees / 90) % 4
 
 
-def decode(path: Path, timeline: Timeline
-           ) -> Iterator[Tuple[Fraction, av.VideoFrame]]:
+def decode(path: Path, timeline: Timeline) -> Iterator[Tuple[Fraction, av.VideoFrame]]:
     """Frames with the second when they come on screen, upright.
 
     Raises:
@@ -192,10 +198,10 @@ def decode(path: Path, timeline: Timeline
                     time = frame.pts * frame.time_base
                 turns = rotation(container, stream, frame)
                 if turns:
-                    picture = np.rot90(
-                        frame.to_ndarray(format='rgb24'), turns)
+                    picture = np.rot90(frame.to_ndarray(format='rgb24'), turns)
                     frame = av.VideoFrame.from_ndarray(
-                        np.ascontiguousarray(picture), format='rgb24')
+                        np.ascontiguousarray(picture), format='rgb24'
+                    )
                 yield time, frame
                 number += 1
         except av.FFmpegError as error:
@@ -207,8 +213,9 @@ def decode(path: Path, timeline: Timeline
         raise Unreadable('no frame of it can be decoded')
 
 
-def pick(frames: Iterable[Tuple[Fraction, av.VideoFrame]],
-         seconds: List[Fraction]) -> Iterator[av.VideoFrame]:
+def pick(
+    frames: Iterable[Tuple[Fraction, av.VideoFrame]], seconds: List[Fraction]
+) -> Iterator[av.VideoFrame]:
     """The frames that are on screen at these seconds, which ascend.
 
     All ``frames`` are drawn, so that an error behind the last second shows.
@@ -233,8 +240,7 @@ def picture_size(width: int, height: int, short_side: int) -> Tuple[int, int]:
     scale = min(1, short_side / min(width, height))
     if scale == 1:
         width, height = width - width % 2, height - height % 2
-    return tuple(max(2, 2 * round(side * scale / 2))
-                 for side in (width, height))
+    return tuple(max(2, 2 * round(side * scale / 2)) for side in (width, height))
 
 
 def encode(path: Path, settings: Settings) -> bytes:
@@ -249,10 +255,7 @@ def encode(path: Path, settings: Settings) -> bytes:
     n = max(settings.min_frames, round(timeline.duration * settings.fps))
     n = min(n, timeline.num_frames)
     rate = (n / timeline.duration).limit_denominator(1_000_000)
-    seconds = [
-        timeline.start + (i + Fraction(1, 2)) * timeline.duration / n
-        for i in range(n)
-    ]
+    seconds = [timeline.start + (i + Fraction(1, 2)) * timeline.duration / n for i in range(n)]
     output = io.BytesIO()
     container_format = CONTAINERS.get(path.suffix.lower(), 'matroska')
     with av.open(output, 'w', format=container_format) as container:
@@ -260,11 +263,11 @@ def encode(path: Path, settings: Settings) -> bytes:
         for number, frame in enumerate(pick(decode(path, timeline), seconds)):
             if stream is None:
                 stream = container.add_stream(
-                    codec.encoder,
-                    rate=rate,
-                    options=codec.options(settings.quality))
+                    codec.encoder, rate=rate, options=codec.options(settings.quality)
+                )
                 stream.width, stream.height = picture_size(
-                    frame.width, frame.height, settings.short_side)
+                    frame.width, frame.height, settings.short_side
+                )
                 stream.pix_fmt = codec.pixels
                 stream.codec_context.thread_count = 1
             # The matrix and range that decord takes for granted; the frame
@@ -275,7 +278,8 @@ def encode(path: Path, settings: Settings) -> bytes:
                 codec.pixels,
                 dst_colorspace=Colorspace.ITU601,
                 dst_color_range=codec.color_range,
-                interpolation='BICUBIC')
+                interpolation='BICUBIC',
+            )
             frame.pts, frame.time_base = number, 1 / rate
             frame.pict_type = 0  # not the original's
             container.mux(stream.encode(frame))
@@ -297,7 +301,8 @@ def check(copy: io.BytesIO, num_frames: int, shape: tuple) -> None:
     if found != (num_frames, *shape):
         raise Unreadable(
             'decord misreads its copy: frames x height x width x channels are'
-            f' {found}, not {(num_frames, *shape)}')
+            f' {found}, not {(num_frames, *shape)}'
+        )
 
 
 def write(path: Path, data: bytes, mtime_ns: Optional[int] = None) -> None:
@@ -309,8 +314,7 @@ def write(path: Path, data: bytes, mtime_ns: Optional[int] = None) -> None:
         mtime_ns (int, optional): When the file it is made from was modified.
             Taken before that is read, so that a change in the meantime shows.
     """
-    temporary = path.with_name(
-        f'.compress_videos.{socket.gethostname()}.{os.getpid()}.tmp')
+    temporary = path.with_name(f'.compress_videos.{socket.gethostname()}.{os.getpid()}.tmp')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -324,8 +328,7 @@ def write(path: Path, data: bytes, mtime_ns: Optional[int] = None) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise WriteError(f'{path} cannot be written: {error.strerror}.'
-                         ) from error
+        raise WriteError(f'{path} cannot be written: {error.strerror}.') from error
 
 
 def remove_temporaries(folder: Path) -> None:
@@ -360,20 +363,19 @@ def find_files(folder: Path) -> List[Path]:
         raise SystemExit(f'{error.filename} cannot be read: {error.strerror}.')
 
     files = []
-    for root, folders, names in os.walk(
-            folder, onerror=fail, followlinks=True):
-        above = Path(root).parents[:len(Path(root).relative_to(folder).parts)]
+    for root, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        above = Path(root).parents[: len(Path(root).relative_to(folder).parts)]
         if os.path.realpath(root) in map(os.path.realpath, above):
             folders.clear()  # it is a link to a folder above it
             continue
         folders.sort()
-        files += [Path(root, name).relative_to(folder)
-                  for name in sorted(names)]
+        files += [Path(root, name).relative_to(folder) for name in sorted(names)]
     return files
 
 
 class Task(NamedTuple):
     """A video to copy."""
+
     source: Path
     copy: Path
     settings: Settings
@@ -411,13 +413,11 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def perform_in_pool(tasks: List[Task], jobs: int
-                    ) -> Iterator[Tuple[Task, Optional[str]]]:
+def perform_in_pool(tasks: List[Task], jobs: int) -> Iterator[Tuple[Task, Optional[str]]]:
     """What ``perform`` says of each task, as they are done."""
     with ProcessPoolExecutor(
-            min(jobs, len(tasks)),
-            multiprocessing.get_context('spawn'),
-            initializer=end_with_parent) as pool:
+        min(jobs, len(tasks)), multiprocessing.get_context('spawn'), initializer=end_with_parent
+    ) as pool:
         try:
             # Workers start here and inherit that Ctrl-C does not reach them;
             # it reaches this process, which ends them.
@@ -435,8 +435,7 @@ def perform_in_pool(tasks: List[Task], jobs: int
             raise
 
 
-def perform_all(tasks: List[Task], jobs: int
-                ) -> Iterator[Tuple[Task, Optional[str]]]:
+def perform_all(tasks: List[Task], jobs: int) -> Iterator[Tuple[Task, Optional[str]]]:
     """The same, where a task that crashes its process does not stop it."""
     while tasks:
         done = set()
@@ -453,8 +452,7 @@ def perform_all(tasks: List[Task], jobs: int
             try:
                 yield from perform_in_pool([task], 1)
             except BrokenProcessPool:
-                yield task, ('its process crashed or was killed, perhaps for '
-                             'want of memory')
+                yield task, ('its process crashed or was killed, perhaps for want of memory')
 
 
 def check_folders(src: Path, dst: Path) -> None:
@@ -484,22 +482,26 @@ def check_settings(dst: Path, settings: Settings) -> None:
         except (ValueError, TypeError) as error:
             raise SystemExit(
                 f'{path} is not what this tool writes ({error}). Give '
-                'another DST, or delete this one.') from error
+                'another DST, or delete this one.'
+            ) from error
         if made != settings:
             raise SystemExit(
                 f'{dst} holds copies made with\n  {made}\nnot with\n  '
                 f'{settings}\nGive those options again, or another DST, or '
-                f'delete {dst}.')
+                f'delete {dst}.'
+            )
         return
     there = [
-        file for file in (find_files(dst) if dst.is_dir() else [])
+        file
+        for file in (find_files(dst) if dst.is_dir() else [])
         if file.suffix.lower() in (*SUFFIXES, '.json')
     ]
     if there:
         raise SystemExit(
             f'{dst} holds {there[0]}, but no {SETTINGS} that says how it was '
             'made. It may be an original, so nothing is written there: give '
-            'another DST.')
+            'another DST.'
+        )
     write(path, json.dumps(settings._asdict()).encode())
 
 
@@ -513,8 +515,7 @@ def copy_texts(files: List[Path], src: Path, dst: Path) -> None:
         try:
             data = (src / file).read_bytes()
         except OSError as error:
-            raise SystemExit(f'{src / file} cannot be read: '
-                             f'{error.strerror}.') from error
+            raise SystemExit(f'{src / file} cannot be read: {error.strerror}.') from error
         copy = dst / file
         if not (copy.is_file() and copy.read_bytes() == data):
             write(copy, data)
@@ -530,49 +531,53 @@ def compress(src: Path, dst: Path, settings: Settings, jobs: int) -> int:
     files = find_files(src)
     videos = [file for file in files if file.suffix.lower() in SUFFIXES]
     if not videos:
-        raise SystemExit(
-            f"There is no video ({', '.join(SUFFIXES)}) in {src}.")
+        raise SystemExit(f'There is no video ({", ".join(SUFFIXES)}) in {src}.')
     check_settings(dst, settings)
     remove_temporaries(dst)
     # The notes of a run are no part of a data set.
-    texts = [file for file in files if file.suffix.lower() == '.json'
-             and file != Path(SETTINGS)]
+    texts = [file for file in files if file.suffix.lower() == '.json' and file != Path(SETTINGS)]
     copy_texts(texts, src, dst)
 
     tasks = [
-        Task(src / file, dst / file, settings) for file in videos
+        Task(src / file, dst / file, settings)
+        for file in videos
         if not is_done(src / file, dst / file)
     ]
     unreadable = {}
     for task, reason in tqdm(
-            perform_all(tasks, jobs),
-            total=len(videos),
-            initial=len(videos) - len(tasks),
-            unit='video',
-            disable=None):  # where there is no terminal
+        perform_all(tasks, jobs),
+        total=len(videos),
+        initial=len(videos) - len(tasks),
+        unit='video',
+        disable=None,
+    ):  # where there is no terminal
         if reason is not None:
             unreadable[task.source] = reason
             task.copy.unlink(missing_ok=True)  # of what was there before
 
     copied = [file for file in videos if src / file not in unreadable]
-    sizes = [sum((root / file).stat().st_size for file in copied)
-             for root in (src, dst)]
-    print(f'{len(tasks) - len(unreadable):,} videos copied, '
-          f'{len(videos) - len(tasks):,} done before, '
-          f'{len(unreadable):,} unreadable; {len(texts):,} .json files; '
-          f'{len(files) - len(videos) - len(texts):,} other files left alone.')
+    sizes = [sum((root / file).stat().st_size for file in copied) for root in (src, dst)]
+    print(
+        f'{len(tasks) - len(unreadable):,} videos copied, '
+        f'{len(videos) - len(tasks):,} done before, '
+        f'{len(unreadable):,} unreadable; {len(texts):,} .json files; '
+        f'{len(files) - len(videos) - len(texts):,} other files left alone.'
+    )
     if copied:
-        print(f'{src}: {in_megabytes(sizes[0])} of videos, {dst}: '
-              f'{in_megabytes(sizes[1])} ({sizes[1] / sizes[0]:.0%}).')
+        print(
+            f'{src}: {in_megabytes(sizes[0])} of videos, {dst}: '
+            f'{in_megabytes(sizes[1])} ({sizes[1] / sizes[0]:.0%}).'
+        )
     report = dst / UNREADABLE
     if unreadable:
-        lines = [f'{path}: {unreadable[path]}\n'
-                 for path in sorted(unreadable)]
+        lines = [f'{path}: {unreadable[path]}\n' for path in sorted(unreadable)]
         write(report, ''.join(lines).encode())
         print(f'Unreadable (also in {report}):')
         print(''.join(lines), end='')
-        print(f'Training on {dst} needs them there, readable, or '
-              'train_dataloader.dataset.skip_bad_videos=True.')
+        print(
+            f'Training on {dst} needs them there, readable, or '
+            'train_dataloader.dataset.skip_bad_videos=True.'
+        )
     else:
         report.unlink(missing_ok=True)
     return len(unreadable)
@@ -593,40 +598,57 @@ def number(kind: type, least: float):
 
 def main(argv: Optional[List[str]] = None) -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('src', type=Path, metavar='SRC')
     parser.add_argument('dst', type=Path, metavar='DST')
     parser.add_argument(
-        '--fps', type=number(float, .01), default=3.,
-        help='frames a second, never more than the original has (default: '
-        '%(default)g)')
+        '--fps',
+        type=number(float, 0.01),
+        default=3.0,
+        help='frames a second, never more than the original has (default: %(default)g)',
+    )
     parser.add_argument(
-        '--short-side', type=number(int, 16), default=224,
-        help='pixels of the shorter side, never more than the original has '
-        '(default: %(default)s)')
+        '--short-side',
+        type=number(int, 16),
+        default=224,
+        help='pixels of the shorter side, never more than the original has (default: %(default)s)',
+    )
     parser.add_argument(
-        '--codec', choices=list(CODECS), default='mjpeg',
-        help='mjpeg is read faster, h264 is smaller (default: %(default)s)')
+        '--codec',
+        choices=list(CODECS),
+        default='mjpeg',
+        help='mjpeg is read faster, h264 is smaller (default: %(default)s)',
+    )
     parser.add_argument(
-        '--quality', type=int,
+        '--quality',
+        type=int,
         help='lower is better and larger: the quantiser of mjpeg, 2 to 31 '
-        f"(default: {CODECS['mjpeg'].quality}), or the constant rate factor "
-        f"of h264, 0 to 51 (default: {CODECS['h264'].quality})")
+        f'(default: {CODECS["mjpeg"].quality}), or the constant rate factor '
+        f'of h264, 0 to 51 (default: {CODECS["h264"].quality})',
+    )
     parser.add_argument(
-        '--min-frames', type=number(int, 1), default=24,
+        '--min-frames',
+        type=number(int, 1),
+        default=24,
         help='a video so short that it would have fewer frames gets a higher '
-        'rate, up to its own (default: %(default)s)')
+        'rate, up to its own (default: %(default)s)',
+    )
     parser.add_argument(
-        '--jobs', type=number(int, 1), default=len(os.sched_getaffinity(0)),
-        help='processes (default: one for each core, here %(default)s)')
+        '--jobs',
+        type=number(int, 1),
+        default=len(os.sched_getaffinity(0)),
+        help='processes (default: one for each core, here %(default)s)',
+    )
     args = parser.parse_args(argv)
     codec = CODECS[args.codec]
     if args.quality is None:
         args.quality = codec.quality
     if args.quality not in codec.qualities:
-        parser.error(f'--quality of {args.codec} is {codec.qualities[0]} to '
-                     f'{codec.qualities[-1]}, not {args.quality}')
+        parser.error(
+            f'--quality of {args.codec} is {codec.qualities[0]} to '
+            f'{codec.qualities[-1]}, not {args.quality}'
+        )
     settings = Settings(*(getattr(args, name) for name in Settings._fields))
     again = 'Give the same command again to go on.'
     try:
@@ -637,8 +659,9 @@ def main(argv: Optional[List[str]] = None) -> None:
         raise SystemExit(130) from None
     except WriteError as error:
         remove_temporaries(args.dst)
-        raise SystemExit(f'{error} The copies so far are complete, and '
-                         f'nothing is half written. {again}') from error
+        raise SystemExit(
+            f'{error} The copies so far are complete, and nothing is half written. {again}'
+        ) from error
     raise SystemExit(1 if unreadable else 0)
 
 

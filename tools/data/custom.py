@@ -13,6 +13,7 @@ configs/_base_/datasets/NAME.py. The test videos are those of --test, or of
 the column split, or a part drawn from the seed; a video is never in both.
 Everything is checked before anything is written.
 """
+
 import argparse
 import hashlib
 import math
@@ -21,11 +22,24 @@ import re
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
-from common import (SUFFIXES, BadFile, Split, only_one, read_csv,
-                    refuse_twice, some, stem, videos_in, write, write_splits)
+from common import (
+    SUFFIXES,
+    BadFile,
+    Split,
+    only_one,
+    read_csv,
+    refuse_twice,
+    some,
+    stem,
+    videos_in,
+    write,
+    write_splits,
+)
 
 MARK = '# Written by tools/data/custom.py, which overwrites it.\n'
-CONFIG = MARK + '''\
+CONFIG = (
+    MARK
+    + """\
 _base_ = '_video_text.py'
 
 data_root = {root!r}
@@ -38,7 +52,8 @@ val_dataloader = dict(
     dataset=dict(
         ann_file='test.json', data_root=data_root, data_prefix=data_prefix))
 test_dataloader = val_dataloader
-'''
+"""
+)
 
 
 def find_videos(names: Dict[str, int], folder: Path) -> Dict[str, str]:
@@ -48,8 +63,7 @@ def find_videos(names: Dict[str, int], folder: Path) -> Dict[str, str]:
         path = posixpath.normpath(name)
         parent = posixpath.dirname(path)
         paths = [
-            other for other in there.get(stem(path), ())
-            if parent in ('', posixpath.dirname(other))
+            other for other in there.get(stem(path), ()) if parent in ('', posixpath.dirname(other))
         ]
         if path in paths:
             found[name] = path
@@ -58,9 +72,11 @@ def find_videos(names: Dict[str, int], folder: Path) -> Dict[str, str]:
         else:
             missing.append(f'{name} (line {line})')
     if missing:
-        raise BadFile(f'{len(missing):,} of {len(names):,} videos are not in '
-                      f'{folder}: {some(missing)}. Known are '
-                      f"{', '.join(SUFFIXES)}.")
+        raise BadFile(
+            f'{len(missing):,} of {len(names):,} videos are not in '
+            f'{folder}: {some(missing)}. Known are '
+            f'{", ".join(SUFFIXES)}.'
+        )
     return found
 
 
@@ -75,12 +91,12 @@ def read_window(row: Dict[str, str], place: str) -> Dict[str, float]:
         except ValueError:
             window[key] = math.nan
         if not 0 <= window[key] < math.inf:
-            raise BadFile(f'{place}: {key} is {row[key]!r}; it must be a '
-                          'number of seconds, 0 or more.')
+            raise BadFile(
+                f'{place}: {key} is {row[key]!r}; it must be a number of seconds, 0 or more.'
+            )
     start = window.get('start', 0)
     if window.get('end', math.inf) <= start:
-        raise BadFile(f"{place}: the window ends at {window['end']} s but "
-                      f'starts at {start} s.')
+        raise BadFile(f'{place}: the window ends at {window["end"]} s but starts at {start} s.')
     return window
 
 
@@ -89,19 +105,21 @@ def read_captions(path: Path, folder: Path) -> Tuple[Split, Dict[str, str]]:
     rows = read_csv(path, 'video', 'caption')
     names = {row['video']: number for number, row in reversed(rows)}
     found = find_videos(names, folder)
-    refuse_twice(path, ((number, f'"{row["caption"]}" of '
-                         f'{found[row["video"]]}') for number, row in rows))
+    refuse_twice(
+        path, ((number, f'"{row["caption"]}" of {found[row["video"]]}') for number, row in rows)
+    )
     videos, first = {}, {}
     for number, row in rows:
         video, place = found[row['video']], f'{path}, line {number}'
         split, window = row.get('split'), read_window(row, place)
         if split not in (None, 'train', 'test'):
-            raise BadFile(f'{place}: split is {split!r}; it must be train or '
-                          'test.')
+            raise BadFile(f'{place}: split is {split!r}; it must be train or test.')
         line, *others = first.setdefault(video, (number, split, window))
         if others != [split, window]:
-            raise BadFile(f'{place}: {video} has another split or window than '
-                          f'in line {line}. A video has one of each.')
+            raise BadFile(
+                f'{place}: {video} has another split or window than '
+                f'in line {line}. A video has one of each.'
+            )
         value = videos.setdefault(video, dict(captions=[], **window))
         value['captions'].append(row['caption'])
     return videos, {video: split for video, (_, split, _) in first.items()}
@@ -110,23 +128,23 @@ def read_captions(path: Path, folder: Path) -> Tuple[Split, Dict[str, str]]:
 def make_splits(args: argparse.Namespace) -> Dict[str, Split]:
     """Read the csv files, and divide their videos."""
     videos, split_of = read_captions(args.captions, args.videos)
-    test, test_split_of = (
-        read_captions(args.test, args.videos) if args.test else ({}, {}))
+    test, test_split_of = read_captions(args.test, args.videos) if args.test else ({}, {})
     shared = [video for video in videos if video in test]
     if shared:
-        raise BadFile(f'{len(shared)} videos of {args.test} are in '
-                      f'{args.captions} too: {some(shared)}.')
+        raise BadFile(
+            f'{len(shared)} videos of {args.test} are in {args.captions} too: {some(shared)}.'
+        )
     has_column = any((*split_of.values(), *test_split_of.values()))
     if has_column + bool(test) + (args.test_fraction is not None) > 1:
-        raise BadFile('Give one of --test, --test-fraction and the column '
-                      'split: each says what to test on.')
+        raise BadFile(
+            'Give one of --test, --test-fraction and the column split: each says what to test on.'
+        )
     if has_column:
         test = {video for video in videos if split_of[video] == 'test'}
     elif not args.test:
-        fraction = .1 if args.test_fraction is None else args.test_fraction
+        fraction = 0.1 if args.test_fraction is None else args.test_fraction
         if not 0 < fraction < 1:
-            raise BadFile(f'--test-fraction is {fraction}; it must be between '
-                          '0 and 1.')
+            raise BadFile(f'--test-fraction is {fraction}; it must be between 0 and 1.')
         count = max(1, round(fraction * len(videos)))
 
         # By a hash, so that videos that are added later hardly move others
@@ -151,41 +169,48 @@ def make_splits(args: argparse.Namespace) -> Dict[str, Split]:
 def check_name(name: str, folder: Path, root: Path) -> Path:
     """Where the config of this name goes, if the name is free."""
     if not re.fullmatch('[A-Za-z][A-Za-z0-9_]*', name):
-        raise BadFile(f'NAME is {name!r}; it must begin with a letter and '
-                      'hold letters, digits and _ alone.')
+        raise BadFile(
+            f'NAME is {name!r}; it must begin with a letter and hold letters, digits and _ alone.'
+        )
     if not (folder / '_base_/datasets/_video_text.py').is_file():
-        raise BadFile(f'{folder} has no _base_/datasets/_video_text.py. Run '
-                      'this in the folder of the project, or set '
-                      '--config-dir.')
+        raise BadFile(
+            f'{folder} has no _base_/datasets/_video_text.py. Run '
+            'this in the folder of the project, or set '
+            '--config-dir.'
+        )
     path = folder / f'_base_/datasets/{name}.py'
     if path.is_file() and path.read_text(encoding='utf-8').startswith(MARK):
         return path
     for other in (path, folder / name, folder / f'vop_{name}.py', root):
         if other.exists():
-            raise BadFile(f'{name} is the name of another data set: there is '
-                          f'{other}. Choose another name.')
+            raise BadFile(
+                f'{name} is the name of another data set: there is {other}. Choose another name.'
+            )
     return path
 
 
 def main(argv: Optional[List[str]] = None) -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('videos', type=Path, metavar='VIDEO_DIR')
     parser.add_argument('captions', type=Path, metavar='CAPTIONS.csv')
     parser.add_argument('name', metavar='NAME')
     parser.add_argument(
-        '--test', type=Path, metavar='TEST.csv',
-        help='captions of the videos to test on')
+        '--test', type=Path, metavar='TEST.csv', help='captions of the videos to test on'
+    )
     parser.add_argument(
-        '--test-fraction', type=float,
-        help='the part of the videos to test on (default: 0.1)')
+        '--test-fraction', type=float, help='the part of the videos to test on (default: 0.1)'
+    )
     parser.add_argument(
-        '--seed', type=int, default=0,
-        help='draws the videos to test on (default: %(default)s)')
+        '--seed', type=int, default=0, help='draws the videos to test on (default: %(default)s)'
+    )
     parser.add_argument(
-        '--config-dir', type=Path, default=Path('configs'),
-        help='folder of the configs (default: %(default)s)')
+        '--config-dir',
+        type=Path,
+        default=Path('configs'),
+        help='folder of the configs (default: %(default)s)',
+    )
     args = parser.parse_args(argv)
     try:
         for path in filter(None, (args.captions, args.test)):
@@ -197,11 +222,9 @@ def main(argv: Optional[List[str]] = None) -> None:
     except BadFile as error:
         raise SystemExit(f'{error}\nNothing was written.') from error
     # The config comes first: it tells another run that the rest is ours.
-    write(config, CONFIG.format(root=root.as_posix(),
-                                videos=args.videos.resolve().as_posix()))
+    write(config, CONFIG.format(root=root.as_posix(), videos=args.videos.resolve().as_posix()))
     write_splits(splits, root)
-    print(f'{config} is its config. Train on it:\n'
-          f'python tools/train.py configs/vop_{args.name}.py')
+    print(f'{config} is its config. Train on it:\npython tools/train.py configs/vop_{args.name}.py')
 
 
 if __name__ == '__main__':

@@ -11,17 +11,19 @@ the field, all sentences of a video make one paragraph, and only its first
 30 s are used: no more was shown to those who wrote the sentences. Everything
 is checked before anything is written.
 """
+
 from collections import defaultdict
 from pathlib import Path
 from typing import Dict, List, Optional
 
 from common import Split, caption, get, read_json, run
 
-OWNER = ("The data set's repository (github.com/LisaAnne/LocalizingMoments) "
-         'publishes it.')
-COUNTS = ('The field counts 8,395 training, 1,065 validation and 1,004 test '
-          'videos, each with one paragraph.')
-SECONDS = 30.
+OWNER = "The data set's repository (github.com/LisaAnne/LocalizingMoments) publishes it."
+COUNTS = (
+    'The field counts 8,395 training, 1,065 validation and 1,004 test '
+    'videos, each with one paragraph.'
+)
+SECONDS = 30.0
 
 
 def read_split(path: Path) -> Split:
@@ -31,11 +33,10 @@ def read_split(path: Path) -> Split:
         place = f'{path}: entry {number}'
         video = get(moment, 'video', str, place)
         sentences[video].append(
-            caption(moment.get('description'),
-                    f'{place}: "description" of {video}'))
+            caption(moment.get('description'), f'{place}: "description" of {video}')
+        )
     return {
-        video: dict(captions=[' '.join(texts)], end=SECONDS)
-        for video, texts in sentences.items()
+        video: dict(captions=[' '.join(texts)], end=SECONDS) for video, texts in sentences.items()
     }
 
 

@@ -12,6 +12,7 @@ one of them a test clip, are reported as broken in the field; where yours are,
 delete them and give --videos with --skip-missing. Everything is checked before
 anything is written.
 """
+
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -22,14 +23,21 @@ from common import BadFile, Split, caption, read_lines, refuse_twice, run
 FILES = dict(
     train='LSMDC16_annos_training.csv',
     val='LSMDC16_annos_val.csv',
-    test='LSMDC16_challenge_1000_publictect.csv')
-OWNER = ('The owners of LSMDC (sites.google.com/site/describingmovies) give '
-         'it to those who sign their agreement.')
-COUNTS = ('The paper counts 109,673 training, 7,408 validation and 1,000 test '
-          'clips; its owners count 101,079 for training.')
-BROKEN = ('0017_Pianist_00.23.28.872-00.23.34.843',
-          '0017_Pianist_00.30.36.767-00.30.38.009',
-          '3064_SPARKLE_2012_01.41.07.000-01.41.11.793')
+    test='LSMDC16_challenge_1000_publictect.csv',
+)
+OWNER = (
+    'The owners of LSMDC (sites.google.com/site/describingmovies) give '
+    'it to those who sign their agreement.'
+)
+COUNTS = (
+    'The paper counts 109,673 training, 7,408 validation and 1,000 test '
+    'clips; its owners count 101,079 for training.'
+)
+BROKEN = (
+    '0017_Pianist_00.23.28.872-00.23.34.843',
+    '0017_Pianist_00.30.36.767-00.30.38.009',
+    '3064_SPARKLE_2012_01.41.07.000-01.41.11.793',
+)
 TIME = r'\d\d\.\d\d\.\d\d\.\d\d\d'
 
 
@@ -41,18 +49,22 @@ def read_split(path: Path) -> Split:
         # Not csv's rules: a quotation mark is part of a sentence.
         values = line.split('\t')
         if len(values) != 6:
-            raise BadFile(f'{place}: {len(values)} columns, where six are '
-                          'expected, with tabs between them.')
-        clip, sentence = values[0].strip(), caption(
-            values[5], f'{place}: the sentence')
+            raise BadFile(
+                f'{place}: {len(values)} columns, where six are expected, with tabs between them.'
+            )
+        clip, sentence = values[0].strip(), caption(values[5], f'{place}: the sentence')
         movie = re.fullmatch(f'(.+)_{TIME}-{TIME}', clip)
         if not movie:
-            raise BadFile(f'{place}: {clip!r} is no name of a clip; '
-                          'MOVIE_hh.mm.ss.mmm-hh.mm.ss.mmm is expected.')
+            raise BadFile(
+                f'{place}: {clip!r} is no name of a clip; '
+                'MOVIE_hh.mm.ss.mmm-hh.mm.ss.mmm is expected.'
+            )
         keys.append((number, f'"{sentence}" of {clip}'))
         if clip in BROKEN:
-            print(f'{place}: the video of {clip} is reported as broken. Where '
-                  'yours is, delete it and give --videos with --skip-missing.')
+            print(
+                f'{place}: the video of {clip} is reported as broken. Where '
+                'yours is, delete it and give --videos with --skip-missing.'
+            )
         sentences[f'{movie[1]}/{clip}.avi'].append(sentence)
     refuse_twice(path, keys)
     return dict(sentences)
@@ -60,15 +72,11 @@ def read_split(path: Path) -> Split:
 
 def convert(source: Path) -> Dict[str, Split]:
     """Make all splits; see the module."""
-    return {
-        f'{name}.json': read_split(source / file)
-        for name, file in FILES.items()
-    }
+    return {f'{name}.json': read_split(source / file) for name, file in FILES.items()}
 
 
 def main(argv: Optional[List[str]] = None) -> None:
-    run(convert, __doc__, list(FILES.values()), OWNER, COUNTS, 'data/lsmdc',
-        argv)
+    run(convert, __doc__, list(FILES.values()), OWNER, COUNTS, 'data/lsmdc', argv)
 
 
 if __name__ == '__main__':

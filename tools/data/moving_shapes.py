@@ -4,6 +4,7 @@ The CLIP is trained from scratch on still pictures with captions, so that it
 knows colours, shapes and places but nothing of motion, as the CLIP that VoP
 starts from knows pictures. What is there already is left alone.
 """
+
 import argparse
 import json
 import os
@@ -15,25 +16,22 @@ import open_clip
 import torch
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
-from projects.vop.datasets.moving_shapes import (draw_still, still_captions,
-                                                 write_moving_shapes)
+from projects.vop.datasets.moving_shapes import draw_still, still_captions, write_moving_shapes
 from projects.vop.models import open_towers
 
 MODEL = 'configs/moving_shapes/moving-shapes-clip.json'
 
 
-def still_batch(pictures: list, size: int,
-                rng: np.random.Generator) -> torch.Tensor:
+def still_batch(pictures: list, size: int, rng: np.random.Generator) -> torch.Tensor:
     """Draw one still of each kind, normalised as the configs do."""
-    frames = np.stack([
-        cv2.resize(
-            draw_still(*picture, rng), (size, size),
-            interpolation=cv2.INTER_CUBIC) for picture in pictures
-    ])
+    frames = np.stack(
+        [
+            cv2.resize(draw_still(*picture, rng), (size, size), interpolation=cv2.INTER_CUBIC)
+            for picture in pictures
+        ]
+    )
     x = torch.from_numpy(frames).permute(0, 3, 1, 2) / 255
-    mean, std = (
-        torch.tensor(v).view(3, 1, 1)
-        for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
     return (x - mean) / std
 
 
@@ -55,10 +53,10 @@ def train_clip(path: Path, steps: int, seed: int) -> bool:
     length = int(tokens.argmax(-1).max()) + 1
     tokens = tokens[:, :length]
     model.text.attn_mask = model.text.attn_mask[:length, :length]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3,
-                                  weight_decay=.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=1e-3, total_steps=steps, pct_start=.1)
+        optimizer, max_lr=1e-3, total_steps=steps, pct_start=0.1
+    )
     loss_of = open_clip.ClipLoss()
     for step in range(1, steps + 1):
         images = still_batch(pictures, model.visual.image_size[0], rng)
@@ -71,8 +69,10 @@ def train_clip(path: Path, steps: int, seed: int) -> bool:
         right = (image @ text.T).argmax(-1) == torch.arange(len(image))
         found = 100 * right.float().mean().item()
         if step % 50 == 0:
-            print(f'step {step}/{steps}: loss {loss.item():.3f}, {found:.0f} '
-                  '% of the stills find their caption')
+            print(
+                f'step {step}/{steps}: loss {loss.item():.3f}, {found:.0f} '
+                '% of the stills find their caption'
+            )
     if found < 95:
         return False
     # Renamed into place: a file of that name is always whole.
@@ -84,20 +84,22 @@ def train_clip(path: Path, steps: int, seed: int) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('root', nargs='?', default='data/moving_shapes')
-    parser.add_argument('--clip-steps', type=int, default=400,
-                        help='training steps of the small CLIP')
+    parser.add_argument(
+        '--clip-steps', type=int, default=400, help='training steps of the small CLIP'
+    )
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     write_moving_shapes(args.root, seed=args.seed)
     path = Path(args.root) / 'clip.pt'
     settings = dict(steps=args.clip_steps, seed=args.seed)
     done = path.with_name('clip_settings.json')
-    if not (path.is_file() and done.is_file()
-            and json.loads(done.read_text()) == settings):
-        if not any(train_clip(path, args.clip_steps, seed)
-                   for seed in range(args.seed, args.seed + 3)):
-            raise SystemExit('The small CLIP does not learn its stills; train '
-                             'it longer (--clip-steps).')
+    if not (path.is_file() and done.is_file() and json.loads(done.read_text()) == settings):
+        if not any(
+            train_clip(path, args.clip_steps, seed) for seed in range(args.seed, args.seed + 3)
+        ):
+            raise SystemExit(
+                'The small CLIP does not learn its stills; train it longer (--clip-steps).'
+            )
         done.write_text(json.dumps(settings))
     open_towers(MODEL, str(path))
     print(f'MovingShapes is in {args.root}.')

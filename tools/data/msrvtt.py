@@ -10,18 +10,21 @@ Reads, from one folder, the files that the field shares:
 and writes train_9k.json, train_7k.json and test_1k.json for
 vop.VideoTextDataset. Everything is checked before anything is written.
 """
+
 from collections import defaultdict
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
-from common import (Split, caption, get, read_csv, read_json, refuse_twice,
-                    run, select)
+from common import Split, caption, get, read_csv, read_json, refuse_twice, run, select
 
 DATA, TEST = 'MSRVTT_data.json', 'MSRVTT_JSFUSION_test.csv'
-OWNER = ('The repository of CLIP4Clip (github.com/ArrowLuo/CLIP4Clip) says '
-         'where the field shares it.')
-COUNTS = ('The field counts 9,000 videos and 180,000 captions (9k), 7,010 and '
-          '140,200 (7k), 1,000 and 1,000 (1k-A).')
+OWNER = (
+    'The repository of CLIP4Clip (github.com/ArrowLuo/CLIP4Clip) says where the field shares it.'
+)
+COUNTS = (
+    'The field counts 9,000 videos and 180,000 captions (9k), 7,010 and '
+    '140,200 (7k), 1,000 and 1,000 (1k-A).'
+)
 
 
 def read_sentences(path: Path) -> Dict[str, List[str]]:
@@ -31,15 +34,13 @@ def read_sentences(path: Path) -> Dict[str, List[str]]:
     for number, sentence in enumerate(sentences):
         place = f'{path}: sentence {number}'
         video = get(sentence, 'video_id', str, place)
-        captions[video].append(
-            caption(sentence.get('caption'), f'{place}, of {video},'))
+        captions[video].append(caption(sentence.get('caption'), f'{place}, of {video},'))
     return captions
 
 
 def read_videos(path: Path) -> List[Tuple[int, str]]:
     """Lines and videos of a csv file that names each video once."""
-    lines = [(line, row['video_id'])
-             for line, row in read_csv(path, 'video_id')]
+    lines = [(line, row['video_id']) for line, row in read_csv(path, 'video_id')]
     refuse_twice(path, lines)
     return lines
 
@@ -50,8 +51,7 @@ def convert(source: Path) -> Dict[str, Split]:
     for name in ('9k', '7k'):
         path = source / f'MSRVTT_train.{name}.csv'
         if path.is_file():
-            splits[f'train_{name}.json'] = select(
-                path, read_videos(path), source / DATA, sentences)
+            splits[f'train_{name}.json'] = select(path, read_videos(path), source / DATA, sentences)
         else:
             print(f'train_{name}.json is left out: there is no {path}.')
     read_videos(source / TEST)
@@ -66,8 +66,7 @@ def convert(source: Path) -> Dict[str, Split]:
 
 
 def main(argv: Optional[List[str]] = None) -> None:
-    run(convert, __doc__, [DATA, 'MSRVTT_train.9k.csv', TEST], OWNER, COUNTS,
-        'data/msrvtt', argv)
+    run(convert, __doc__, [DATA, 'MSRVTT_train.9k.csv', TEST], OWNER, COUNTS, 'data/msrvtt', argv)
 
 
 if __name__ == '__main__':

@@ -10,17 +10,18 @@ Reads, from one folder, the files that the field shares:
 and writes train.json, val.json and test.json for vop.VideoTextDataset.
 Everything is checked before anything is written.
 """
+
 from pathlib import Path
 from typing import Dict, List, Optional
 
-from common import (BadFile, Split, captions, read_json, read_list, run,
-                    select)
+from common import BadFile, Split, captions, read_json, read_list, run, select
 
 DATA = 'captions_msvd.json'
-OWNER = ('The repository of X-Pool (github.com/layer6ai-labs/xpool) holds it, '
-         'in data/MSVD.')
-COUNTS = ('The field counts 1,200 videos and 48,774 captions (training), 100 '
-          'and 4,290 (validation), 670 and 27,763 (test).')
+OWNER = 'The repository of X-Pool (github.com/layer6ai-labs/xpool) holds it, in data/MSVD.'
+COUNTS = (
+    'The field counts 1,200 videos and 48,774 captions (training), 100 '
+    'and 4,290 (validation), 670 and 27,763 (test).'
+)
 
 
 def convert(source: Path) -> Dict[str, Split]:
@@ -38,9 +39,15 @@ def convert(source: Path) -> Dict[str, Split]:
 
 
 def main(argv: Optional[List[str]] = None) -> None:
-    run(convert, __doc__,
-        [DATA, 'train_list.txt', 'val_list.txt', 'test_list.txt'], OWNER,
-        COUNTS, 'data/msvd', argv)
+    run(
+        convert,
+        __doc__,
+        [DATA, 'train_list.txt', 'val_list.txt', 'test_list.txt'],
+        OWNER,
+        COUNTS,
+        'data/msvd',
+        argv,
+    )
 
 
 if __name__ == '__main__':

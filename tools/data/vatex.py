@@ -11,16 +11,18 @@ and writes train.json, val.json and test.json for vop.VideoTextDataset. Without
 the lists all validation videos are the test split. Everything is checked
 before anything is written.
 """
+
 from pathlib import Path
 from typing import Dict, List, Optional
 
-from common import (BadFile, Split, captions, get, read_json, read_list, run,
-                    select)
+from common import BadFile, Split, captions, get, read_json, read_list, run, select
 
 TRAIN, VALIDATION = 'vatex_training_v1.0.json', 'vatex_validation_v1.0.json'
 OWNER = "The data set's page (eric-xw.github.io/vatex-website) publishes it."
-COUNTS = ('The field counts 25,991 training, 1,500 validation and 1,500 test '
-          'videos with 10 captions each.')
+COUNTS = (
+    'The field counts 25,991 training, 1,500 validation and 1,500 test '
+    'videos with 10 captions each.'
+)
 
 
 def read_captions(path: Path) -> Dict[str, List[str]]:
@@ -43,31 +45,33 @@ def convert(source: Path) -> Dict[str, Split]:
     lists = {name: source / f'{name}_list.txt' for name in ('val', 'test')}
     there = [path for path in lists.values() if path.is_file()]
     if len(there) == 1:
-        raise BadFile(f'There is {there[0]}, but not the list of the other '
-                      'half, val_list.txt or test_list.txt.')
+        raise BadFile(
+            f'There is {there[0]}, but not the list of the other '
+            'half, val_list.txt or test_list.txt.'
+        )
     for name, path in lists.items() if there else ():
-        splits[name] = select(
-            path, read_list(path), source / VALIDATION, validation)
+        splits[name] = select(path, read_list(path), source / VALIDATION, validation)
     if there:
-        unused = validation.keys() - splits['val'].keys() - (
-            splits['test'].keys())
-        print(f'{len(unused):,} of the {len(validation):,} videos of '
-              f'{VALIDATION} are in neither list.')
+        unused = validation.keys() - splits['val'].keys() - (splits['test'].keys())
+        print(
+            f'{len(unused):,} of the {len(validation):,} videos of '
+            f'{VALIDATION} are in neither list.'
+        )
     else:
         splits['test'] = validation
-        print(f'All of {VALIDATION} is test.json, as there are no '
-              'val_list.txt and test_list.txt. The field tests on half of it: '
-              'the lists are those of HGR (github.com/cshizhe/hgr_v2t).')
+        print(
+            f'All of {VALIDATION} is test.json, as there are no '
+            'val_list.txt and test_list.txt. The field tests on half of it: '
+            'the lists are those of HGR (github.com/cshizhe/hgr_v2t).'
+        )
     return {
-        f'{name}.json': {f'{video}.mp4': texts
-                         for video, texts in split.items()}
+        f'{name}.json': {f'{video}.mp4': texts for video, texts in split.items()}
         for name, split in splits.items()
     }
 
 
 def main(argv: Optional[List[str]] = None) -> None:
-    run(convert, __doc__, [TRAIN, VALIDATION], OWNER, COUNTS, 'data/vatex',
-        argv)
+    run(convert, __doc__, [TRAIN, VALIDATION], OWNER, COUNTS, 'data/vatex', argv)
 
 
 if __name__ == '__main__':

@@ -11,36 +11,22 @@ train_pipeline = [
     dict(type='UniformSample', clip_len=num_frames, num_clips=1),
     dict(type='DecordDecode'),
     dict(type='RandomResizedCrop', area_range=(0.5, 1.0)),
-    dict(
-        type='Resize',
-        scale=(224, 224),
-        keep_ratio=False,
-        interpolation='bicubic'),
+    dict(type='Resize', scale=(224, 224), keep_ratio=False, interpolation='bicubic'),
     dict(type='Flip', flip_ratio=0.5),
     dict(type='FormatShape', input_format='NCHW'),
     dict(type='vop.CLIPTokenize'),
-    dict(
-        type='PackActionInputs',
-        collect_keys=('imgs', 'text'),
-        meta_keys=('video_id', ))
+    dict(type='PackActionInputs', collect_keys=('imgs', 'text'), meta_keys=('video_id',)),
 ]
 test_pipeline = [
     dict(type='DecordInit'),
     dict(type='vop.TimeWindow'),
-    dict(
-        type='UniformSample',
-        clip_len=num_frames,
-        num_clips=1,
-        test_mode=True),
+    dict(type='UniformSample', clip_len=num_frames, num_clips=1, test_mode=True),
     dict(type='DecordDecode'),
     dict(type='Resize', scale=(-1, 224), interpolation='bicubic'),
     dict(type='CenterCrop', crop_size=224),
     dict(type='FormatShape', input_format='NCHW'),
     dict(type='vop.CLIPTokenize'),
-    dict(
-        type='PackActionInputs',
-        collect_keys=('imgs', 'text'),
-        meta_keys=('video_id', ))
+    dict(type='PackActionInputs', collect_keys=('imgs', 'text'), meta_keys=('video_id',)),
 ]
 
 # The paper's 32 pairs a step in all, shared among the GPUs of the run (1, 2,
@@ -53,10 +39,8 @@ train_dataloader = dict(
     persistent_workers=True,
     collate_fn=dict(type='default_collate'),  # stack frames in the workers
     sampler=dict(type='vop.ReproducibleSampler', shuffle=True),
-    dataset=dict(
-        type='vop.VideoTextDataset',
-        data_prefix=data_prefix,
-        pipeline=train_pipeline))
+    dataset=dict(type='vop.VideoTextDataset', data_prefix=data_prefix, pipeline=train_pipeline),
+)
 # As in the field, training is watched on the test split. Where there is a
 # val.json, it is watched on that with
 #   --cfg-options val_dataloader.dataset.ann_file=val.json
@@ -66,10 +50,9 @@ val_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type='vop.VideoTextDataset',
-        data_prefix=data_prefix,
-        pipeline=test_pipeline,
-        test_mode=True))
+        type='vop.VideoTextDataset', data_prefix=data_prefix, pipeline=test_pipeline, test_mode=True
+    ),
+)
 test_dataloader = val_dataloader
 
 val_evaluator = dict(type='vop.RetrievalMetric')

@@ -4,7 +4,6 @@ _base_ = '_video_text.py'
 
 data_root = '{{$DATA_ROOT:data/vatex}}'
 
-train_dataloader = dict(
-    dataset=dict(ann_file='train.json', data_root=data_root))
+train_dataloader = dict(dataset=dict(ann_file='train.json', data_root=data_root))
 val_dataloader = dict(dataset=dict(ann_file='test.json', data_root=data_root))
 test_dataloader = val_dataloader

@@ -3,7 +3,10 @@
 _base_ = 'vop_text.py'
 
 model = dict(
-    visual=dict(prompts=[
-        dict(type='vop.LearnedPrompt', length=4),
-        dict(type='vop.ContextPrompt', length=4, cmm='{{$CMM:bilstm}}')
-    ]))
+    visual=dict(
+        prompts=[
+            dict(type='vop.LearnedPrompt', length=4),
+            dict(type='vop.ContextPrompt', length=4, cmm='{{$CMM:bilstm}}'),
+        ]
+    )
+)

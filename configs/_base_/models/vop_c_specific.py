@@ -5,7 +5,9 @@ _base_ = 'vop_text.py'
 specific = int('{{$SPECIFIC:4}}')
 lengths = dict(LearnedPrompt=8 - specific, ContextPrompt=specific)
 model = dict(
-    visual=dict(prompts=[
-        dict(type=f'vop.{kind}', length=length)
-        for kind, length in lengths.items() if length
-    ]))
+    visual=dict(
+        prompts=[
+            dict(type=f'vop.{kind}', length=length) for kind, length in lengths.items() if length
+        ]
+    )
+)

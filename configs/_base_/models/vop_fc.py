@@ -6,10 +6,8 @@ model = dict(
         temporal_layers=4,
         prompts=[
             dict(type='vop.LearnedPrompt', length=4, layers='frame'),
-            dict(
-                type='vop.ContextPrompt',
-                length=4,
-                cmm='bilstm',
-                layers='frame'),
-            dict(type='vop.LearnedPrompt', length=8, layers='video')
-        ]))
+            dict(type='vop.ContextPrompt', length=4, cmm='bilstm', layers='frame'),
+            dict(type='vop.LearnedPrompt', length=8, layers='video'),
+        ],
+    )
+)

@@ -7,5 +7,7 @@ model = dict(
         prompts=[
             dict(type='vop.LearnedPrompt', length=4, layers='frame'),
             dict(type='vop.PositionPrompt', length=4, layers='frame'),
-            dict(type='vop.LearnedPrompt', length=8, layers='video')
-        ]))
+            dict(type='vop.LearnedPrompt', length=8, layers='video'),
+        ],
+    )
+)

@@ -2,7 +2,10 @@
 _base_ = 'vop_text.py'
 
 model = dict(
-    visual=dict(prompts=[
-        dict(type='vop.LearnedPrompt', length=4),
-        dict(type='vop.PositionPrompt', length=4)
-    ]))
+    visual=dict(
+        prompts=[
+            dict(type='vop.LearnedPrompt', length=4),
+            dict(type='vop.PositionPrompt', length=4),
+        ]
+    )
+)

@@ -9,6 +9,8 @@ model = dict(
         type='vop.ReleasedTextEncoder',
         prompts=[
             dict(type='vop.LearnedPrompt', length=4),
-            dict(type='vop.LearnedPrompt', length=4)
-        ]),
-    normalize_video=False)
+            dict(type='vop.LearnedPrompt', length=4),
+        ],
+    ),
+    normalize_video=False,
+)

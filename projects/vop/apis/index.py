@@ -1,4 +1,5 @@
 """Searching the videos of a folder."""
+
 import json
 import re
 from pathlib import Path
@@ -24,10 +25,13 @@ FILES = dict(
     embeddings='embeddings-{}.npy',
     names='names-{}.json',
     stamps='stamps-{}.npy',
-    ivf='ivf-{}.faiss')
-OURS = re.compile('({})([.]part)?'.format('|'.join(
-    re.escape(name.format('@')).replace('@', '[0-9a-f]+')
-    for name in FILES.values())))
+    ivf='ivf-{}.faiss',
+)
+OURS = re.compile(
+    '({})([.]part)?'.format(
+        '|'.join(re.escape(name.format('@')).replace('@', '[0-9a-f]+') for name in FILES.values())
+    )
+)
 
 
 class Hit(NamedTuple):
@@ -38,6 +42,7 @@ class Hit(NamedTuple):
         score (float): The model's score: a cosine, unless the config says
             ``normalize_video=False``.
     """
+
     name: str
     score: float
 
@@ -90,12 +95,12 @@ class VideoIndex:
         self.stamps = _read(self.files['stamps'], _mapped)
         count, width = manifest['videos'], manifest['width']
         for what, shape, wanted in (
-                ('names', (len(self.names), ), (count, )),
-                ('embeddings', self.embeddings.shape, (count, width)),
-                ('stamps', self.stamps.shape, (count, 3))):
+            ('names', (len(self.names),), (count,)),
+            ('embeddings', self.embeddings.shape, (count, width)),
+            ('stamps', self.stamps.shape, (count, 3)),
+        ):
             if shape != wanted:
-                raise damaged(self.files[what],
-                              f'it is of shape {shape}, not {wanted}')
+                raise damaged(self.files[what], f'it is of shape {shape}, not {wanted}')
         self.ivf = None
         if 'ivf' in self.files:
             self.ivf = self.open_ivf(mapped=True)
@@ -140,8 +145,7 @@ class VideoIndex:
             raise damaged(path, error) from error
         held = ivf.index.ntotal, ivf.index.d
         if held != self.embeddings.shape:
-            raise damaged(
-                path, f'it is of shape {held}, not {self.embeddings.shape}')
+            raise damaged(path, f'it is of shape {held}, not {self.embeddings.shape}')
         return ivf
 
     def __len__(self) -> int:
@@ -155,10 +159,9 @@ class VideoIndex:
         """Path of a video."""
         return self.video_dir / name
 
-    def search(self,
-               embeddings: Union[Tensor, np.ndarray],
-               topk: int,
-               exact: bool = False) -> List[List[Hit]]:
+    def search(
+        self, embeddings: Union[Tensor, np.ndarray], topk: int, exact: bool = False
+    ) -> List[List[Hit]]:
         """Find the videos with the highest scores.
 
         Args:
@@ -180,8 +183,7 @@ class VideoIndex:
         queries = np.ascontiguousarray(embeddings, dtype=np.float32)
         width = self.embeddings.shape[1]
         if queries.ndim != 2 or queries.shape[1] != width:
-            raise ValueError(f'Queries must be of shape [q x {width}], got '
-                             f'{list(queries.shape)}.')
+            raise ValueError(f'Queries must be of shape [q x {width}], got {list(queries.shape)}.')
         if not np.isfinite(queries).all():
             raise ValueError('The embedding of a query is not finite.')
         if topk < 1:
@@ -198,24 +200,22 @@ class VideoIndex:
         hits = self._hits(scores, rows)
         if few.any():
             exactly = iter(self._search_exactly(queries[few], topk))
-            hits = [next(exactly) if short else found
-                    for short, found in zip(few, hits)]
+            hits = [next(exactly) if short else found for short, found in zip(few, hits)]
         return hits
 
-    def _search_exactly(self, queries: np.ndarray,
-                        topk: int) -> List[List[Hit]]:
+    def _search_exactly(self, queries: np.ndarray, topk: int) -> List[List[Hit]]:
         if not self._finite:  # FAISS passes over what is not a number
             for start in range(0, len(self), CHUNK):
-                if not np.isfinite(self.embeddings[start:start + CHUNK]).all():
-                    raise damaged(self.files['embeddings'],
-                                  'it holds numbers that are not finite')
+                if not np.isfinite(self.embeddings[start : start + CHUNK]).all():
+                    raise damaged(self.files['embeddings'], 'it holds numbers that are not finite')
             self._finite = True
         return self._hits(*search_exactly(queries, self.embeddings, topk))
 
     def _hits(self, scores: np.ndarray, rows: np.ndarray) -> List[List[Hit]]:
-        return [[
-            Hit(self.names[row], score) for score, row in zip(*found)
-        ] for found in zip(scores.tolist(), rows.tolist())]
+        return [
+            [Hit(self.names[row], score) for score, row in zip(*found)]
+            for found in zip(scores.tolist(), rows.tolist())
+        ]
 
     def check_model(self, fingerprint: str) -> None:
         """Refuse queries of another model.
@@ -234,11 +234,12 @@ class VideoIndex:
                 "Search with the index's own model (without --config and "
                 '--checkpoint), or index the videos again with this one: '
                 f'`python tools/search.py index {self.video_dir} '
-                f'{self.folder} --config CONFIG --checkpoint CHECKPOINT`.')
+                f'{self.folder} --config CONFIG --checkpoint CHECKPOINT`.'
+            )
 
-    def load_inferencer(self,
-                        device: Optional[str] = None,
-                        show_progress: bool = True) -> VoPInferencer:
+    def load_inferencer(
+        self, device: Optional[str] = None, show_progress: bool = True
+    ) -> VoPInferencer:
         """Open the index's own model.
 
         Args:
@@ -254,8 +255,9 @@ class VideoIndex:
                 if the config or the trained weights are damaged.
         """
         try:
-            inferencer = VoPInferencer(self.config_file, str(self.state_file),
-                                       device, show_progress)
+            inferencer = VoPInferencer(
+                self.config_file, str(self.state_file), device, show_progress
+            )
         except SyntaxError as error:
             raise damaged(self.config_file, error) from error
         self.check_model(inferencer.fingerprint)
@@ -278,33 +280,38 @@ def read_manifest(folder: Path) -> Dict[str, Any]:
         raise FileNotFoundError(_why_missing(folder))
     manifest = _read(path, _json)
     if not isinstance(manifest, dict) or 'format' not in manifest:
-        raise ValueError(f'{path} is not of an index of videos. Give the '
-                         'folder of an index, or a new one.')
+        raise ValueError(
+            f'{path} is not of an index of videos. Give the folder of an index, or a new one.'
+        )
     if manifest['format'] != FORMAT:
         raise ValueError(
-            f"{path} is of version {manifest['format']} of the format, and "
+            f'{path} is of version {manifest["format"]} of the format, and '
             f'this program reads version {FORMAT}. Use the program that wrote '
-            'it, or index the videos again into another folder.')
+            'it, or index the videos again into another folder.'
+        )
     missing = KEYS - manifest.keys()
     if missing:
-        raise damaged(path, f"it lacks {', '.join(sorted(missing))}")
+        raise damaged(path, f'it lacks {", ".join(sorted(missing))}')
     return manifest
 
 
 def _why_missing(folder: Path) -> str:
     runs = list(folder.glob(f'{PARTS}/*/run-*.json'))
     if not runs:
-        return (f'There is no index in {folder}: it has no {MANIFEST}. '
-                '`python tools/search.py index VIDEO_DIR INDEX` makes one.')
+        return (
+            f'There is no index in {folder}: it has no {MANIFEST}. '
+            '`python tools/search.py index VIDEO_DIR INDEX` makes one.'
+        )
     run = max(runs, key=lambda path: path.stat().st_mtime)
     about = _read(run, _json)
     done = {name for name, *_ in read_parts(run.parent.glob('*.npz'))}
     return (
-        f"The first indexing of {about['video_dir']} into {folder} is not "
-        f"finished: {len(done):,} of {about['videos']:,} videos are saved. "
+        f'The first indexing of {about["video_dir"]} into {folder} is not '
+        f'finished: {len(done):,} of {about["videos"]:,} videos are saved. '
         'Wait for it; or, if it was stopped, give the same command again, and '
-        f"it goes on: `python tools/search.py index {about['video_dir']} "
-        f'{folder}`.')
+        f'it goes on: `python tools/search.py index {about["video_dir"]} '
+        f'{folder}`.'
+    )
 
 
 def _json(path: Path) -> Any:
@@ -328,4 +335,5 @@ def damaged(path: Union[str, Path], reason: Any) -> ValueError:
     """What to say of a file that an index cannot do without."""
     return ValueError(
         f'{path} of the index is damaged: {reason}. Delete the folder '
-        f'{Path(path).parent} and index the videos again.')
+        f'{Path(path).parent} and index the videos again.'
+    )

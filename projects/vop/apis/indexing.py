@@ -1,4 +1,5 @@
 """Making the index of a folder of videos, and bringing it up to date."""
+
 import io
 import itertools
 import logging
@@ -9,8 +10,7 @@ import uuid
 from contextlib import ExitStack, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import (Any, Callable, Dict, Iterable, List, NamedTuple,
-                    Optional, Tuple, Union)
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -20,9 +20,19 @@ from mmengine.logging import print_log
 from .index import FAILED, FILES, FORMAT, MANIFEST, OURS, PARTS, VideoIndex
 from .inferencer import VoPInferencer
 from .nearest import IVF, open_faiss
-from .storage import (LOCK, IndexingError, Stamp, check_room, locked,
-                      read_parts, scan, write, write_array, write_part,
-                      writing)
+from .storage import (
+    LOCK,
+    IndexingError,
+    Stamp,
+    check_room,
+    locked,
+    read_parts,
+    scan,
+    write,
+    write_array,
+    write_part,
+    writing,
+)
 
 # Collections below this size are searched exactly.
 EXACT_BELOW = 100_000
@@ -32,13 +42,42 @@ SAVE_VIDEOS, SAVE_SECONDS = 256, 30
 # once.
 PATIENCE = timedelta(days=7)
 # Captions of many kinds, to measure what an approximate search misses.
-SUBJECTS = ('a man', 'a woman', 'a child', 'two people', 'a crowd', 'a dog',
-            'a cat', 'a bird', 'a car', 'a machine', 'a player', 'a cook',
-            'a singer', 'a cartoon figure', 'a hand', 'a view')
-SCENES = ('in a kitchen', 'on a street', 'at the sea', 'in the snow',
-          'on a stage', 'in a studio', 'on a field', 'in a forest',
-          'in a car', 'under water', 'at night', 'in an office',
-          'in a computer game', 'on a table', 'from above', 'with music')
+SUBJECTS = (
+    'a man',
+    'a woman',
+    'a child',
+    'two people',
+    'a crowd',
+    'a dog',
+    'a cat',
+    'a bird',
+    'a car',
+    'a machine',
+    'a player',
+    'a cook',
+    'a singer',
+    'a cartoon figure',
+    'a hand',
+    'a view',
+)
+SCENES = (
+    'in a kitchen',
+    'on a street',
+    'at the sea',
+    'in the snow',
+    'on a stage',
+    'in a studio',
+    'on a field',
+    'in a forest',
+    'in a car',
+    'under water',
+    'at night',
+    'in an office',
+    'in a computer game',
+    'on a table',
+    'from above',
+    'with music',
+)
 
 
 class Summary(NamedTuple):
@@ -53,6 +92,7 @@ class Summary(NamedTuple):
         failed (dict[str, str]): Videos that could not be read, and why. They
             are not in the index, and each update tries them again.
     """
+
     added: int
     changed: int
     removed: int
@@ -67,16 +107,19 @@ class Plan(NamedTuple):
         todo (list[tuple[str, Stamp]]): Videos, the largest first.
         run (Path): A file beside the parts that every process must see.
     """
+
     todo: List[Tuple[str, Stamp]]
     run: Path
 
 
-def update_index(inferencer: VoPInferencer,
-                 video_dir: Union[str, Path],
-                 index_dir: Union[str, Path],
-                 batch_size: int = 8,
-                 num_workers: Optional[int] = None,
-                 exact_below: int = EXACT_BELOW) -> Summary:
+def update_index(
+    inferencer: VoPInferencer,
+    video_dir: Union[str, Path],
+    index_dir: Union[str, Path],
+    batch_size: int = 8,
+    num_workers: Optional[int] = None,
+    exact_below: int = EXACT_BELOW,
+) -> Summary:
     """Index the videos of a folder, or bring its index up to date.
 
     Only videos that are new, or whose size or time of change is another, are
@@ -125,22 +168,22 @@ def update_index(inferencer: VoPInferencer,
             return update.plan()
 
         plan = processes.first(begin)
-        if not all(processes.gather(
-            (plan.run.parent == update.parts and plan.run.exists()))):
+        if not all(processes.gather((plan.run.parent == update.parts and plan.run.exists()))):
             raise IndexingError(
                 f'Not all processes see {plan.run}, or not all have the same '
                 'model. The index must be in a folder that all machines '
-                'share.')
-        share = plan.todo[processes.rank::processes.number]
+                'share.'
+            )
+        share = plan.todo[processes.rank :: processes.number]
         done = processes.gather(
-            _encode(inferencer, video_dir, dict(share), update.parts,
-                    batch_size, num_workers))
+            _encode(inferencer, video_dir, dict(share), update.parts, batch_size, num_workers)
+        )
 
         def finish() -> Summary:
             return update.finish(
                 [path for paths, _ in done for path in paths],
-                {name: reason for _, failed in done
-                 for name, reason in failed.items()})
+                {name: reason for _, failed in done for name, reason in failed.items()},
+            )
 
         return processes.first(finish)
 
@@ -156,7 +199,8 @@ def claim(folder: Path) -> None:
         if names and not names & {MANIFEST, LOCK}:
             raise ValueError(
                 f'{folder} holds {min(names)} and is no index: nothing is '
-                'written there. Give the folder of an index, or a new one.')
+                'written there. Give the folder of an index, or a new one.'
+            )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
@@ -182,20 +226,28 @@ def model_files(index_dir: Union[str, Path]) -> Tuple[Path, Path]:
         return index.config_file, index.state_file
     states = list(folder.glob(FILES['model'].format('*')))
     if len(states) > 1:
-        raise ValueError(f'Indexing into {folder} was begun with several '
-                         'models: say with --config and --checkpoint which '
-                         'one to go on with.')
+        raise ValueError(
+            f'Indexing into {folder} was begun with several '
+            'models: say with --config and --checkpoint which '
+            'one to go on with.'
+        )
     if not states:
         raise FileNotFoundError(
             f'There is no index in {folder} yet: say with --config and '
-            '--checkpoint which model is to make it.')
+            '--checkpoint which model is to make it.'
+        )
     short = states[0].stem.split('-')[1]
     return folder / FILES['config'].format(short), states[0]
 
 
-def _encode(inferencer: VoPInferencer, video_dir: Path,
-            todo: Dict[str, Stamp], parts: Path, batch_size: int,
-            num_workers: Optional[int]) -> Tuple[List[Path], Dict[str, str]]:
+def _encode(
+    inferencer: VoPInferencer,
+    video_dir: Path,
+    todo: Dict[str, Stamp],
+    parts: Path,
+    batch_size: int,
+    num_workers: Optional[int],
+) -> Tuple[List[Path], Dict[str, str]]:
     """Encode videos and save them as parts.
 
     Whatever stops it, what is finished by then is saved.
@@ -223,8 +275,7 @@ def _encode(inferencer: VoPInferencer, video_dir: Path,
         saved_at = time.monotonic()
 
     try:
-        for batch in inferencer.iter_videos(
-                list(names), batch_size, num_workers):
+        for batch in inferencer.iter_videos(list(names), batch_size, num_workers):
             finite = batch.embeddings.isfinite().all(dim=1)
             for path, good in zip(batch.paths, finite.tolist()):
                 if good:
@@ -234,8 +285,7 @@ def _encode(inferencer: VoPInferencer, video_dir: Path,
             embeddings.append(batch.embeddings[finite])
             for path, reason in batch.failed.items():
                 failed[names[path]] = reason
-            if len(videos) >= SAVE_VIDEOS or \
-                    time.monotonic() - saved_at >= SAVE_SECONDS:
+            if len(videos) >= SAVE_VIDEOS or time.monotonic() - saved_at >= SAVE_SECONDS:
                 save()
     finally:
         save()
@@ -286,22 +336,23 @@ class _Processes:
             raise IndexingError(
                 'Another process of this run has ended; its messages say '
                 f'why. What was saved stays in {PARTS}/: give the same '
-                'command again, and it goes on.') from error
+                'command again, and it goes on.'
+            ) from error
 
 
 class _Update:
     """What the first process does before and after the encoding."""
 
-    def __init__(self, inferencer: VoPInferencer, video_dir: Path,
-                 folder: Path, exact_below: int) -> None:
+    def __init__(
+        self, inferencer: VoPInferencer, video_dir: Path, folder: Path, exact_below: int
+    ) -> None:
         self.inferencer, self.fingerprint = inferencer, inferencer.fingerprint
         self.video_dir, self.folder = video_dir, folder
         self.exact_below = exact_below
         short = self.fingerprint[:12]
         self.parts = folder / PARTS / short
         self.model_files = {
-            what: folder / FILES[what].format(short)
-            for what in ('config', 'model')
+            what: folder / FILES[what].format(short) for what in ('config', 'model')
         }
 
     def scan(self) -> None:
@@ -316,20 +367,21 @@ class _Update:
             self._check_folder()
             if self.old.fingerprint == self.fingerprint:
                 self.before = {
-                    name: Stamp(*stamp) for name, stamp in zip(
-                        self.old.names, self.old.stamps[:, 1:].tolist())
+                    name: Stamp(*stamp)
+                    for name, stamp in zip(self.old.names, self.old.stamps[:, 1:].tolist())
                 }
             else:
                 print_log(
                     f'{self.folder} was made with another model: all '
                     f'{len(self.videos):,} videos are encoded with this one. '
                     'Until that is done, the index stays what it is.',
-                    'current', logging.WARNING)
+                    'current',
+                    logging.WARNING,
+                )
         self._keep_model()
         self._prepare_parts()
         todo = {
-            name: stamp for name, stamp in self.videos.items()
-            if self.before.get(name) != stamp
+            name: stamp for name, stamp in self.videos.items() if self.before.get(name) != stamp
         }
         self.todo = set(todo)
         self.saved = sorted(self.parts.glob('*.npz'))
@@ -337,24 +389,26 @@ class _Update:
             if todo.get(name) == stamp:
                 del todo[name]
         if len(todo) < len(self.todo):
-            print_log(f'{len(self.todo) - len(todo):,} videos are taken over '
-                      'from a run that was not finished.', 'current')
+            print_log(
+                f'{len(self.todo) - len(todo):,} videos are taken over '
+                'from a run that was not finished.',
+                'current',
+            )
         run = self.parts / f'run-{uuid.uuid4().hex}.json'
-        write(run, dict(
-            video_dir=str(self.video_dir), videos=len(self.todo)))
+        write(run, dict(video_dir=str(self.video_dir), videos=len(self.todo)))
         # Dealt in turn, so ordered, processes get equal shares.
         return Plan(sorted(todo.items(), key=lambda item: -item[1].size), run)
 
     def _check_folder(self) -> None:
         """Refuse a folder that has nothing to do with the index."""
         names = self.videos.keys() | self.unreadable.keys()
-        if self.old.video_dir != self.video_dir and \
-                names.isdisjoint(self.old.names):
+        if self.old.video_dir != self.video_dir and names.isdisjoint(self.old.names):
             raise ValueError(
                 f'{self.folder} is the index of {self.old.video_dir}, and '
                 f'none of its videos is in {self.video_dir}. Give another '
                 f'folder for the index of these, or delete {self.folder} if '
-                'you no longer want it.')
+                'you no longer want it.'
+            )
 
     def _keep_model(self) -> None:
         """Write the config and the weights that were trained."""
@@ -366,10 +420,7 @@ class _Update:
         if not self.model_files['model'].exists():
             state = self.inferencer.model.state_dict()
             data = io.BytesIO()
-            torch.save(
-                dict(state_dict={
-                    name: value.cpu() for name, value in state.items()
-                }), data)
+            torch.save(dict(state_dict={name: value.cpu() for name, value in state.items()}), data)
             write(self.model_files['model'], data.getvalue())
 
     def _prepare_parts(self) -> None:
@@ -377,12 +428,14 @@ class _Update:
         for pattern in ('run-*.json', '*.part'):
             for path in self.parts.glob(pattern):
                 path.unlink()
-        if any(path.parent != self.parts
-               for path in self.parts.parent.glob('*/*.npz')):
+        if any(path.parent != self.parts for path in self.parts.parent.glob('*/*.npz')):
             print_log(
                 f'{self.parts.parent} holds videos that an unfinished run '
                 'encoded with another model: they are left out, and removed '
-                'when this run is done.', 'current', logging.WARNING)
+                'when this run is done.',
+                'current',
+                logging.WARNING,
+            )
 
     def finish(self, files: List[Path], failed: Dict[str, str]) -> Summary:
         """Make the next generation, of the parts and of what stays."""
@@ -390,7 +443,8 @@ class _Update:
         names, embeddings = self._collect(files, failed)
         write(self.folder / FAILED, failed)
         rows = [
-            row for row, (name, stamp) in enumerate(self.before.items())
+            row
+            for row, (name, stamp) in enumerate(self.before.items())
             if self.videos.get(name) == stamp
         ]
         if not rows and not names:
@@ -398,7 +452,8 @@ class _Update:
             raise IndexingError(
                 f'None of the {len(failed):,} videos of {self.video_dir} can '
                 f'be read, such as {name}: {reason} {self.folder / FAILED} '
-                'lists them. An index that was there stays as it was.')
+                'lists them. An index that was there stays as it was.'
+            )
         files = self._commit(rows, names, embeddings)
         self._tidy({name for name, _ in files.values()})
         known = set(self.old.names) if self.old else set()
@@ -407,10 +462,12 @@ class _Update:
             changed=len(known.intersection(names)),
             removed=len(known - self.videos.keys() - self.unreadable.keys()),
             kept=len(rows),
-            failed=failed)
+            failed=failed,
+        )
 
-    def _collect(self, files: List[Path], failed: Dict[str, str]
-                 ) -> Tuple[List[str], Optional[np.ndarray]]:
+    def _collect(
+        self, files: List[Path], failed: Dict[str, str]
+    ) -> Tuple[List[str], Optional[np.ndarray]]:
         """Names, in order, and embeddings of what was encoded."""
         names = sorted(self.todo - failed.keys())
         row_of = {name: row for row, name in enumerate(names)}
@@ -418,20 +475,20 @@ class _Update:
         for name, stamp, embedding in read_parts([*self.saved, *files]):
             if name in row_of and self.videos[name] == stamp:
                 if embeddings is None:
-                    embeddings = np.empty((len(names), len(embedding)),
-                                          np.float32)
+                    embeddings = np.empty((len(names), len(embedding)), np.float32)
                 embeddings[row_of[name]] = embedding
                 missing.discard(name)
         if missing:
             raise IndexingError(
                 f'{len(missing):,} videos that were encoded, such as '
                 f'{min(missing)}, cannot be read from {self.parts}. Give the '
-                'same command again, and these are encoded again.')
+                'same command again, and these are encoded again.'
+            )
         return names, embeddings
 
-    def _commit(self, rows: List[int], names: List[str],
-                embeddings: Optional[np.ndarray]
-                ) -> Dict[str, Tuple[str, Optional[int]]]:
+    def _commit(
+        self, rows: List[int], names: List[str], embeddings: Optional[np.ndarray]
+    ) -> Dict[str, Tuple[str, Optional[int]]]:
         """Write the files of the next generation, ``index.json`` last.
 
         Args:
@@ -445,15 +502,13 @@ class _Update:
         """
         old, count = self.old, len(rows) + len(names)
         approximate = count >= self.exact_below
-        if old and not names and len(rows) == len(old) and \
-                approximate == (old.ivf is not None):
-            write(self.folder / MANIFEST,
-                  dict(old.manifest, video_dir=str(self.video_dir)))
+        if old and not names and len(rows) == len(old) and approximate == (old.ivf is not None):
+            write(self.folder / MANIFEST, dict(old.manifest, video_dir=str(self.video_dir)))
             return old.manifest['files']
         next_id = old.manifest['next_id'] if rows else 0
-        stamps = np.array([
-            (i, *self.videos[name]) for i, name in enumerate(names, next_id)
-        ], np.int64).reshape(-1, 3)
+        stamps = np.array(
+            [(i, *self.videos[name]) for i, name in enumerate(names, next_id)], np.int64
+        ).reshape(-1, 3)
         next_id += len(names)
         blocks = [embeddings] if names else []
         if rows:
@@ -463,8 +518,7 @@ class _Update:
         generation, width = old.generation + 1 if old else 1, len(blocks[0][0])
         paths = {
             what: self.folder / FILES[what].format(generation)
-            for what in ('names', 'stamps', 'embeddings',
-                         *['ivf'] * approximate)
+            for what in ('names', 'stamps', 'embeddings', *['ivf'] * approximate)
         }
         manifest = dict(
             format=FORMAT,
@@ -473,7 +527,8 @@ class _Update:
             video_dir=str(self.video_dir),
             videos=count,
             width=width,
-            next_id=next_id)
+            next_id=next_id,
+        )
         needed = count * (4 * width * (1 + approximate) + 100)
         _remove(paths.values())  # of a run that was killed here
         check_room(paths['embeddings'], needed)
@@ -487,8 +542,7 @@ class _Update:
                     ivf.write(part)
                 manifest['ivf'] = ivf.settings._asdict()
             manifest['files'] = {
-                what: (path.name, path.stat().st_size)
-                for what, path in paths.items()
+                what: (path.name, path.stat().st_size) for what, path in paths.items()
             }
             for what, path in self.model_files.items():
                 manifest['files'][what] = path.name, None
@@ -505,19 +559,16 @@ class _Update:
         old = self.old.ivf if rows else None
         if old is None or len(ids) >= 2 * old.settings.trained_for:
             print_log(
-                f'Dividing {len(ids):,} videos among lists, for an '
-                'approximate search ...', 'current')
+                f'Dividing {len(ids):,} videos among lists, for an approximate search ...',
+                'current',
+            )
             ivf, new = IVF.train(embeddings), 0
         else:
             ivf, new = self.old.open_ivf(mapped=False), len(rows)
             ivf.remove(np.setdiff1d(self.old.stamps[:, 0], ids))
         ivf.add(ids[new:], embeddings[new:])
-        texts = [
-            f'{subject} {scene}'
-            for subject, scene in itertools.product(SUBJECTS, SCENES)
-        ]
-        ivf.choose_read(embeddings, ids,
-                        self.inferencer.encode_texts(texts).numpy())
+        texts = [f'{subject} {scene}' for subject, scene in itertools.product(SUBJECTS, SCENES)]
+        ivf.choose_read(embeddings, ids, self.inferencer.encode_texts(texts).numpy())
         return ivf
 
     def _tidy(self, files: set) -> None:
@@ -541,4 +592,4 @@ def _remove(paths: Iterable[Path]) -> None:
 def _runs(array: np.ndarray, rows: List[int]) -> List[np.ndarray]:
     """Rows of an array as few slices, of which none is a copy."""
     cuts = np.flatnonzero(np.diff(rows) != 1) + 1
-    return [array[run[0]:run[-1] + 1] for run in np.split(rows, cuts)]
+    return [array[run[0] : run[-1] + 1] for run in np.split(rows, cuts)]

@@ -1,4 +1,5 @@
 """Embedding one's own videos and texts."""
+
 import hashlib
 import itertools
 import json
@@ -39,6 +40,7 @@ class EncodedVideos(NamedTuple):
         failed (dict[str, str]): The other videos, and why each could not be
             read.
     """
+
     paths: List[str]
     embeddings: Tensor
     failed: Dict[str, str]
@@ -46,6 +48,7 @@ class EncodedVideos(NamedTuple):
 
 class Frames(NamedTuple):
     """A video as the test pipeline gives it, or why it cannot."""
+
     path: str
     frames: Optional[Tensor]  # uint8, [f x 3 x h x w]
     error: Optional[str] = None
@@ -95,28 +98,30 @@ class VoPInferencer(BaseInferencer):
     preprocess_kwargs = {'num_workers'}
     postprocess_kwargs = {'texts'}
 
-    def __init__(self,
-                 config: Union[str, Path, Config],
-                 checkpoint: Optional[str] = None,
-                 device: Optional[str] = None,
-                 show_progress: bool = True,
-                 towers: Optional[CLIPTowers] = None) -> None:
+    def __init__(
+        self,
+        config: Union[str, Path, Config],
+        checkpoint: Optional[str] = None,
+        device: Optional[str] = None,
+        show_progress: bool = True,
+        towers: Optional[CLIPTowers] = None,
+    ) -> None:
         cfg = config if isinstance(config, Config) else open_config(config)
-        if cfg.get('model', {}).get('type') != 'vop.RetrievalRecognizer' or \
-                not cfg.get('test_dataloader'):
+        if cfg.get('model', {}).get('type') != 'vop.RetrievalRecognizer' or not cfg.get(
+            'test_dataloader'
+        ):
             raise ValueError(
                 f'{cfg.filename or "The config"} is not one of retrieval: it '
                 "needs a model of type='vop.RetrievalRecognizer' and a "
-                'test_dataloader, whose pipeline reads the videos.')
+                'test_dataloader, whose pipeline reads the videos.'
+            )
         if device is not None:
             _check_device(device)
         init_default_scope(cfg.get('default_scope', 'mmaction'))
         self.towers = towers
-        super().__init__(
-            cfg, checkpoint, device, scope='vop', show_progress=show_progress)
+        super().__init__(cfg, checkpoint, device, scope='vop', show_progress=show_progress)
 
-    def _init_model(self, cfg: Config, weights: Optional[str],
-                    device: str) -> RetrievalRecognizer:
+    def _init_model(self, cfg: Config, weights: Optional[str], device: str) -> RetrievalRecognizer:
         for key in ('name', 'pretrained'):  # so that cfg can be kept elsewhere
             value = cfg.model.clip.get(key)
             if value and osp.isfile(value):
@@ -129,15 +134,16 @@ class VoPInferencer(BaseInferencer):
             state = load_safely(weights, map_location='cpu')
             model.load_state_dict(state.get('state_dict', state))
         else:
-            untrained = sum(p.numel() for p in model.parameters()
-                            if p.requires_grad)
+            untrained = sum(p.numel() for p in model.parameters() if p.requires_grad)
             if untrained:
                 print_log(
                     f'{cfg.filename or "The config"} trains {untrained:,} '
                     'parameters, and no checkpoint is given: they are as a '
                     'training begins, prompts at random. Name the checkpoint, '
-                    'or take a config of zero_shot.', 'current',
-                    logging.WARNING)
+                    'or take a config of zero_shot.',
+                    'current',
+                    logging.WARNING,
+                )
         model.cfg = cfg
         return model.to(device).eval()
 
@@ -147,7 +153,7 @@ class VoPInferencer(BaseInferencer):
             if step.type.endswith('CLIPTokenize'):
                 self.tokenizer = TRANSFORMS.build(step).tokenizer
             elif step.type.endswith('PackActionInputs'):
-                steps.append(dict(step, collect_keys=('imgs', )))
+                steps.append(dict(step, collect_keys=('imgs',)))
             else:
                 steps.append(step)
         if self.tokenizer is None:
@@ -169,8 +175,7 @@ class VoPInferencer(BaseInferencer):
         these are the same. Where CLIP's files lie does not matter.
         """
         model = self.model
-        weights = fingerprint(
-            itertools.chain(model.named_parameters(), model.named_buffers()))
+        weights = fingerprint(itertools.chain(model.named_parameters(), model.named_buffers()))
         settings = {
             key: value
             for key, value in self.cfg.model.to_dict().items()
@@ -182,15 +187,13 @@ class VoPInferencer(BaseInferencer):
             for tower in (self.towers.visual, self.towers.text)
             for block in tower.transformer.resblocks[:1]
         ]
-        settings['pipeline'] = [
-            dict(step) for step in self.cfg.test_dataloader.dataset.pipeline
-        ]
+        settings['pipeline'] = [dict(step) for step in self.cfg.test_dataloader.dataset.pipeline]
         text = weights + json.dumps(settings, sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
-    def share(self,
-              config: Union[str, Path, Config],
-              checkpoint: Optional[str] = None) -> 'VoPInferencer':
+    def share(
+        self, config: Union[str, Path, Config], checkpoint: Optional[str] = None
+    ) -> 'VoPInferencer':
         """Open other prompts on the same CLIP, which stays in memory once.
 
         For VoP at ViT-B/32 this takes half a megabyte and some milliseconds,
@@ -213,28 +216,29 @@ class VoPInferencer(BaseInferencer):
         other = config if isinstance(config, Config) else open_config(config)
         for cfg in (self.cfg, other):
             tunings = [
-                cfg.model.get(part, {}).get('tuning', 'frozen')
-                for part in ('visual', 'text')
+                cfg.model.get(part, {}).get('tuning', 'frozen') for part in ('visual', 'text')
             ]
             if tunings != ['frozen', 'frozen']:
                 raise ValueError(
-                    f"{cfg.filename or 'A config'} trains CLIP itself (tuning="
-                    f"{', '.join(tunings)}): its CLIP is its own and cannot "
-                    'be shared. Open it with VoPInferencer(...).')
+                    f'{cfg.filename or "A config"} trains CLIP itself (tuning='
+                    f'{", ".join(tunings)}): its CLIP is its own and cannot '
+                    'be shared. Open it with VoPInferencer(...).'
+                )
         if checkpoint is None and _clip_files(other) != _clip_files(self.cfg):
             raise ValueError(
                 f'Without a checkpoint, model.clip must be the same to share '
                 f'it; got {dict(other.model.clip)} beside '
-                f'{dict(self.cfg.model.clip)}.')
+                f'{dict(self.cfg.model.clip)}.'
+            )
         device = next(self.model.parameters()).device
-        return VoPInferencer(other, checkpoint, str(device),
-                             self.show_progress, self.towers)
+        return VoPInferencer(other, checkpoint, str(device), self.show_progress, self.towers)
 
-    def preprocess(self,
-                   inputs: Sequence[Union[str, Path]],
-                   batch_size: int = 8,
-                   num_workers: Optional[int] = None
-                   ) -> Iterator[List[Frames]]:
+    def preprocess(
+        self,
+        inputs: Sequence[Union[str, Path]],
+        batch_size: int = 8,
+        num_workers: Optional[int] = None,
+    ) -> Iterator[List[Frames]]:
         """Read videos in worker processes.
 
         Args:
@@ -250,14 +254,17 @@ class VoPInferencer(BaseInferencer):
         paths = [os.fspath(path) for path in inputs]
         if num_workers is None:
             # Slurm lends a job some cores of a machine.
-            cores = (len(os.sched_getaffinity(0)) if hasattr(
-                os, 'sched_getaffinity') else os.cpu_count() or 1)
+            cores = (
+                len(os.sched_getaffinity(0))
+                if hasattr(os, 'sched_getaffinity')
+                else os.cpu_count() or 1
+            )
             num_workers = min(8, cores)
         done = 0
         suspects = 0  # videos at the front, one of which killed its worker
         while done < len(paths):
             size = 1 if suspects else batch_size
-            part = paths[done:done + suspects] if suspects else paths[done:]
+            part = paths[done : done + suspects] if suspects else paths[done:]
             workers = min(num_workers, -(-len(part) // size))
             # A suspect has a worker of its own, which nothing else can kill.
             if suspects:
@@ -267,7 +274,8 @@ class VoPInferencer(BaseInferencer):
                 size,
                 num_workers=workers,
                 collate_fn=list,
-                timeout=READ_TIMEOUT if workers else 0)
+                timeout=READ_TIMEOUT if workers else 0,
+            )
             try:
                 for batch in loader:
                     yield batch
@@ -277,8 +285,7 @@ class VoPInferencer(BaseInferencer):
                 if 'DataLoader' not in str(error):
                     raise
                 if not suspects:  # all that was under way
-                    suspects = min(loader.prefetch_factor * workers * size,
-                                   len(part))
+                    suspects = min(loader.prefetch_factor * workers * size, len(part))
                     continue
                 yield [Frames(paths[done], None, f'reading it fails: {error}')]
                 done += 1
@@ -292,23 +299,25 @@ class VoPInferencer(BaseInferencer):
             embeddings = torch.empty(0, self._width())
         else:
             data = self.model.data_preprocessor(
-                dict(inputs=dict(imgs=[item.frames for item in good])))
+                dict(inputs=dict(imgs=[item.frames for item in good]))
+            )
             embeddings = self.model.encode_video(data['inputs']['imgs'])
         return EncodedVideos(
             [item.path for item in good],
             embeddings.float().cpu(),
-            {item.path: item.error
-             for item in inputs if item.frames is None})
+            {item.path: item.error for item in inputs if item.frames is None},
+        )
 
     def _width(self) -> int:
         """Width of an embedding."""
         return self.encode_texts(['width']).shape[1]
 
     def iter_videos(
-            self,
-            videos: Sequence[Union[str, Path]],
-            batch_size: int = 8,
-            num_workers: Optional[int] = None) -> Iterator[EncodedVideos]:
+        self,
+        videos: Sequence[Union[str, Path]],
+        batch_size: int = 8,
+        num_workers: Optional[int] = None,
+    ) -> Iterator[EncodedVideos]:
         """Embed videos, batch by batch.
 
         Args:
@@ -320,22 +329,21 @@ class VoPInferencer(BaseInferencer):
             EncodedVideos: Of a batch, in order.
         """
         with tqdm(
-                total=len(videos),
-                desc='Encoding',
-                unit='video',
-                disable=not self.show_progress) as bar:
+            total=len(videos), desc='Encoding', unit='video', disable=not self.show_progress
+        ) as bar:
             for batch in self.preprocess(videos, batch_size, num_workers):
                 encoded = self.forward(batch)
                 for path, reason in encoded.failed.items():
-                    print_log(f'{path} is left out: {reason}', 'current',
-                              logging.WARNING)
+                    print_log(f'{path} is left out: {reason}', 'current', logging.WARNING)
                 yield encoded
                 bar.update(len(batch))
 
-    def encode_videos(self,
-                      videos: Sequence[Union[str, Path]],
-                      batch_size: int = 8,
-                      num_workers: Optional[int] = None) -> EncodedVideos:
+    def encode_videos(
+        self,
+        videos: Sequence[Union[str, Path]],
+        batch_size: int = 8,
+        num_workers: Optional[int] = None,
+    ) -> EncodedVideos:
         """Embed videos.
 
         Args:
@@ -360,9 +368,7 @@ class VoPInferencer(BaseInferencer):
         return result._replace(embeddings=torch.cat(embeddings))
 
     @torch.inference_mode()
-    def encode_texts(self,
-                     texts: Sequence[str],
-                     batch_size: int = 256) -> Tensor:
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Embed texts.
 
         One that is longer than CLIP can read is cut, with a warning.
@@ -385,30 +391,32 @@ class VoPInferencer(BaseInferencer):
             raise ValueError('There are no texts to encode.')
         for number, text in enumerate(texts, start=1):
             if not isinstance(text, str) or not text.strip():
-                raise ValueError(f'Text {number} is {text!r}; it must be a '
-                                 'text with words.')
+                raise ValueError(f'Text {number} is {text!r}; it must be a text with words.')
         slots = self.model.text.slots
         device = self.model.logit_scale.device
         embeddings = []
         for start in range(0, len(texts), batch_size):
-            part = texts[start:start + batch_size]
+            part = texts[start : start + batch_size]
             # With one slot more than fits, what is too long shows.
             tokens = self.tokenizer(part, context_length=slots + 1)
             for number in tokens[:, slots].nonzero().flatten().tolist():
                 print_log(
                     f'The text "{part[number][:40]}..." is longer than the '
                     f'{slots - 2} tokens that this model reads; what stands '
-                    'behind them is left out.', 'current', logging.WARNING)
-            embeddings.append(
-                self.model.encode_text(tokens.to(device)).float().cpu())
+                    'behind them is left out.',
+                    'current',
+                    logging.WARNING,
+                )
+            embeddings.append(self.model.encode_text(tokens.to(device)).float().cpu())
         return torch.cat(embeddings)
 
-    def similarity(self,
-                   texts: Union[Sequence[str], Tensor],
-                   videos: Union[Sequence[Union[str, Path]], EncodedVideos,
-                                 Tensor],
-                   batch_size: int = 8,
-                   num_workers: Optional[int] = None) -> Tensor:
+    def similarity(
+        self,
+        texts: Union[Sequence[str], Tensor],
+        videos: Union[Sequence[Union[str, Path]], EncodedVideos, Tensor],
+        batch_size: int = 8,
+        num_workers: Optional[int] = None,
+    ) -> Tensor:
         """Score texts against videos: the cosine of their embeddings.
 
         Args:
@@ -438,12 +446,14 @@ class VoPInferencer(BaseInferencer):
                 scores[:, i] = texts @ encoded.embeddings[column[path]]
         return scores
 
-    def __call__(self,
-                 inputs: Union[str, Path, Sequence[Union[str, Path]]],
-                 return_datasamples: bool = False,
-                 batch_size: int = 8,
-                 num_workers: Optional[int] = None,
-                 texts: Optional[Sequence[str]] = None) -> dict:
+    def __call__(
+        self,
+        inputs: Union[str, Path, Sequence[Union[str, Path]]],
+        return_datasamples: bool = False,
+        batch_size: int = 8,
+        num_workers: Optional[int] = None,
+        texts: Optional[Sequence[str]] = None,
+    ) -> dict:
         """Embed videos, or score texts for them.
 
         Args:
@@ -461,8 +471,9 @@ class VoPInferencer(BaseInferencer):
             None.
         """
         if return_datasamples:
-            raise ValueError('VoPInferencer gives plain data: '
-                             'return_datasamples=True is not supported.')
+            raise ValueError(
+                'VoPInferencer gives plain data: return_datasamples=True is not supported.'
+            )
         if isinstance(inputs, os.PathLike):
             inputs = os.fspath(inputs)
         inputs = [os.fspath(path) for path in self._inputs_to_list(inputs)]
@@ -472,19 +483,14 @@ class VoPInferencer(BaseInferencer):
         predictions = []
         for path in inputs:
             if path not in embedded:
-                predictions.append(
-                    dict(video=path, error=encoded.failed[path]))
+                predictions.append(dict(video=path, error=encoded.failed[path]))
             elif texts_embedded is None:
-                predictions.append(
-                    dict(video=path, embedding=embedded[path].tolist()))
+                predictions.append(dict(video=path, embedding=embedded[path].tolist()))
             else:
-                scores, order = (texts_embedded @ embedded[path]).sort(
-                    descending=True)
+                scores, order = (texts_embedded @ embedded[path]).sort(descending=True)
                 predictions.append(
-                    dict(
-                        video=path,
-                        texts=[texts[i] for i in order],
-                        scores=scores.tolist()))
+                    dict(video=path, texts=[texts[i] for i in order], scores=scores.tolist())
+                )
         return dict(predictions=predictions, visualization=None)
 
     def visualize(self, *args, **kwargs) -> None:
@@ -508,8 +514,7 @@ class _Reader(Dataset):
         if not osp.isfile(path):
             return Frames(path, None, 'there is no such file.')
         try:
-            data = self.pipeline(
-                dict(filename=path, start_index=0, modality='RGB'))
+            data = self.pipeline(dict(filename=path, start_index=0, modality='RGB'))
         except Exception as error:  # a damaged file can raise nearly anything
             return Frames(path, None, f'{type(error).__name__}: {error}')
         return Frames(path, data['inputs']['imgs'])
@@ -527,13 +532,13 @@ def _check_device(device: str) -> None:
         reason = str(error).partition('\n')[0]
         raise ValueError(
             f"Nothing can be computed on the device '{device}': {reason}. "
-            "Take 'cpu', or 'cuda' where there is a GPU.") from error
+            "Take 'cpu', or 'cuda' where there is a GPU."
+        ) from error
 
 
 def _clip_files(cfg: Config) -> dict:
     """The arguments of a CLIP, with files as absolute paths."""
     return {
-        key: osp.abspath(value)
-        if isinstance(value, str) and osp.isfile(value) else value
+        key: osp.abspath(value) if isinstance(value, str) and osp.isfile(value) else value
         for key, value in cfg.model.clip.items()
     }

@@ -1,4 +1,5 @@
 """The nearest embeddings by inner product, by means of FAISS."""
+
 import math
 from pathlib import Path
 from types import ModuleType
@@ -8,7 +9,7 @@ import numpy as np
 
 # Recall is measured among so many neighbours.
 TOP = 10
-WANTED_RECALL = .95
+WANTED_RECALL = 0.95
 # Embeddings that a list of an IVF is trained with, and how many queries
 # choose how many lists are read.
 POINTS_PER_LIST = 64
@@ -32,8 +33,9 @@ def open_faiss() -> ModuleType:
     return faiss
 
 
-def search_exactly(queries: np.ndarray, embeddings: np.ndarray,
-                   topk: int) -> Tuple[np.ndarray, np.ndarray]:
+def search_exactly(
+    queries: np.ndarray, embeddings: np.ndarray, topk: int
+) -> Tuple[np.ndarray, np.ndarray]:
     """Compare each query with every embedding.
 
     This is what FAISS's ``IndexFlatIP`` does, without the copy that it makes:
@@ -49,8 +51,7 @@ def search_exactly(queries: np.ndarray, embeddings: np.ndarray,
         rows that they belong to; both of shape [q x topk].
     """
     faiss = open_faiss()
-    return faiss.knn(
-        queries, embeddings, topk, metric=faiss.METRIC_INNER_PRODUCT)
+    return faiss.knn(queries, embeddings, topk, metric=faiss.METRIC_INNER_PRODUCT)
 
 
 class Settings(NamedTuple):
@@ -64,17 +65,19 @@ class Settings(NamedTuple):
         trained_for (int): Embeddings that there were when the lists were
             made.
     """
+
     lists: int
     read: int
     recall: Dict[str, float]
     trained_for: int
 
     def __str__(self) -> str:
-        found = ', '.join(f'{100 * part:.0f} % for {kind}'
-                          for kind, part in self.recall.items())
-        return (f'Search is approximate: IVF with {self.lists:,} lists, of '
-                f'which {self.read:,} are read; of the exact top {TOP} it '
-                f'finds {found}.')
+        found = ', '.join(f'{100 * part:.0f} % for {kind}' for kind, part in self.recall.items())
+        return (
+            f'Search is approximate: IVF with {self.lists:,} lists, of '
+            f'which {self.read:,} are read; of the exact top {TOP} it '
+            f'finds {found}.'
+        )
 
 
 class IVF:
@@ -100,11 +103,9 @@ class IVF:
         faiss = open_faiss()
         count, width = embeddings.shape
         lists = max(1, min(round(4 * math.sqrt(count)), count // 8))
-        index = faiss.index_factory(width, f'IVF{lists},Flat',
-                                    faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(width, f'IVF{lists},Flat', faiss.METRIC_INNER_PRODUCT)
         index.cp.min_points_per_centroid = 1  # no warning of small samples
-        index.train(
-            sample(embeddings, min(count, POINTS_PER_LIST * lists))[0])
+        index.train(sample(embeddings, min(count, POINTS_PER_LIST * lists))[0])
         return cls(index, Settings(lists, 1, {}, count))
 
     @classmethod
@@ -123,8 +124,8 @@ class IVF:
         faiss = open_faiss()
         try:
             index = faiss.read_index(
-                str(path),
-                faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mapped else 0)
+                str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mapped else 0
+            )
         except RuntimeError as error:
             raise ValueError(f'FAISS cannot open it ({error})') from error
         return cls(index, settings)
@@ -138,8 +139,7 @@ class IVF:
         faiss = open_faiss()
         # By itself, FAISS would not notice that a disk is full at the end.
         with open(path, 'wb') as file:
-            faiss.write_index(self.index,
-                              faiss.PyCallbackIOWriter(file.write, 1 << 20))
+            faiss.write_index(self.index, faiss.PyCallbackIOWriter(file.write, 1 << 20))
 
     def remove(self, ids: np.ndarray) -> None:
         """Remove embeddings by their ids, int64 of shape [n]."""
@@ -157,16 +157,16 @@ class IVF:
             part = slice(start, start + CHUNK)
             self.index.add_with_ids(embeddings[part], ids[part])
 
-    def search(self, queries: np.ndarray,
-               topk: int) -> Tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, topk: int) -> Tuple[np.ndarray, np.ndarray]:
         """Inner products and ids, as of :func:`search_exactly`.
 
         Where the lists that are read hold fewer, the ids end with -1.
         """
         return self.index.search(queries, topk)
 
-    def choose_read(self, embeddings: np.ndarray, ids: np.ndarray,
-                    texts: Optional[np.ndarray]) -> None:
+    def choose_read(
+        self, embeddings: np.ndarray, ids: np.ndarray, texts: Optional[np.ndarray]
+    ) -> None:
         """Choose how many lists are read, by what would be missed.
 
         The least is taken that finds ``WANTED_RECALL`` of the exact top 10
@@ -192,8 +192,7 @@ class IVF:
         def measure(read: int) -> Dict[str, float]:
             self.index.nprobe = read
             return {
-                kind: overlap(
-                    without(self.search(queries, top)[1], own), wanted[kind])
+                kind: overlap(without(self.search(queries, top)[1], own), wanted[kind])
                 for kind, (queries, own) in kinds.items()
             }
 
@@ -207,15 +206,12 @@ class IVF:
                 below = middle
             else:
                 read = middle
-        self.settings = self.settings._replace(
-            read=read, recall=measure(read))
+        self.settings = self.settings._replace(read=read, recall=measure(read))
 
 
-def sample(embeddings: np.ndarray,
-           count: int) -> Tuple[np.ndarray, np.ndarray]:
+def sample(embeddings: np.ndarray, count: int) -> Tuple[np.ndarray, np.ndarray]:
     """Some embeddings, the same each time, and their rows in order."""
-    rows = np.random.default_rng(0).choice(
-        len(embeddings), count, replace=False)
+    rows = np.random.default_rng(0).choice(len(embeddings), count, replace=False)
     rows.sort()
     return np.ascontiguousarray(embeddings[rows]), rows
 
@@ -230,5 +226,4 @@ def without(found: np.ndarray, own: np.ndarray) -> Iterable[set]:
 
 def overlap(found: Iterable[set], wanted: Iterable[set]) -> float:
     """The part of what is wanted that was found."""
-    return sum(len(a & b) for a, b in zip(found, wanted)) / max(
-        1, sum(map(len, wanted)))
+    return sum(len(a & b) for a, b in zip(found, wanted)) / max(1, sum(map(len, wanted)))

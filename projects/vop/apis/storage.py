@@ -1,4 +1,5 @@
 """What an index reads from disks and writes to them."""
+
 import errno
 import fcntl
 import io
@@ -9,16 +10,31 @@ import shutil
 import socket
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import (Any, Dict, Iterable, Iterator, List, NamedTuple, Tuple,
-                    Union)
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Tuple, Union
 
 import numpy as np
 from mmengine.logging import print_log
 
 from .nearest import CHUNK
 
-SUFFIXES = ('.mp4', '.avi', '.mkv', '.webm', '.mov', '.m4v', '.flv', '.mpg',
-            '.mpeg', '.wmv', '.3gp', '.ts', '.mts', '.m2ts', '.ogv', '.vob')
+SUFFIXES = (
+    '.mp4',
+    '.avi',
+    '.mkv',
+    '.webm',
+    '.mov',
+    '.m4v',
+    '.flv',
+    '.mpg',
+    '.mpeg',
+    '.wmv',
+    '.3gp',
+    '.ts',
+    '.mts',
+    '.m2ts',
+    '.ogv',
+    '.vob',
+)
 LOCK = '.lock'
 
 
@@ -28,6 +44,7 @@ class IndexingError(RuntimeError):
 
 class Stamp(NamedTuple):
     """What tells that a file has changed."""
+
     size: int
     mtime_ns: int
 
@@ -64,16 +81,16 @@ def scan(folder: Path) -> Tuple[Dict[str, Stamp], Dict[str, str]]:
     if not videos and not failed:
         holds = 'it is empty (is its disk mounted?)'
         if others:
-            holds = (f"it holds {len(others):,} file{'s' * (len(others) > 1)}"
-                     f' such as {min(others)}')
+            holds = f'it holds {len(others):,} file{"s" * (len(others) > 1)} such as {min(others)}'
         raise FileNotFoundError(
-            f"There is no video ({', '.join(SUFFIXES)}) in {folder}: {holds}. "
-            'Nothing was changed.')
+            f'There is no video ({", ".join(SUFFIXES)}) in {folder}: {holds}. Nothing was changed.'
+        )
     return dict(sorted(videos.items())), failed
 
 
-def _walk(folder: Union[str, Path], prefix: str,
-          above: frozenset) -> Iterator[Tuple[str, os.DirEntry]]:
+def _walk(
+    folder: Union[str, Path], prefix: str, above: frozenset
+) -> Iterator[Tuple[str, os.DirEntry]]:
     stat = os.stat(folder)
     if (stat.st_dev, stat.st_ino) in above:
         return  # it is a link to a folder above it
@@ -119,8 +136,7 @@ def writing(path: Path, needed: int) -> Iterator[Path]:
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise _unwritable(path, error.strerror or str(error),
-                          needed) from error
+        raise _unwritable(path, error.strerror or str(error), needed) from error
 
 
 def _sync(path: Path) -> None:
@@ -137,7 +153,8 @@ def _unwritable(path: Path, reason: str, needed: int) -> IndexingError:
         f'{path} cannot be written: {reason}. The folder needs about '
         f'{needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free. The '
         'index is as it was, and the videos that were saved are kept: once '
-        'there is room, and leave to write, the same command goes on.')
+        'there is room, and leave to write, the same command goes on.'
+    )
 
 
 def check_room(path: Path, needed: int) -> None:
@@ -175,12 +192,13 @@ def write_array(path: Path, blocks: List[np.ndarray], needed: int) -> None:
     header = dict(
         descr=np.lib.format.dtype_to_descr(blocks[0].dtype),
         fortran_order=False,
-        shape=(sum(map(len, blocks)), *blocks[0].shape[1:]))
+        shape=(sum(map(len, blocks)), *blocks[0].shape[1:]),
+    )
     with writing(path, needed) as part, open(part, 'wb') as file:
         np.lib.format.write_array_header_1_0(file, header)
         for block in blocks:
             for start in range(0, len(block), CHUNK):
-                file.write(np.ascontiguousarray(block[start:start + CHUNK]))
+                file.write(np.ascontiguousarray(block[start : start + CHUNK]))
 
 
 @contextmanager
@@ -199,12 +217,15 @@ def locked(folder: Path) -> Iterator[None]:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 file.seek(0)
                 raise IndexingError(
-                    f'Another run is indexing into {folder} '
-                    f'({file.read()}). Wait until it is done.') from error
+                    f'Another run is indexing into {folder} ({file.read()}). Wait until it is done.'
+                ) from error
             print_log(
                 f'The file system of {folder} has no locks '
                 f'({error.strerror}): see to it that no other run writes '
-                'there.', 'current', logging.WARNING)
+                'there.',
+                'current',
+                logging.WARNING,
+            )
         with suppress(OSError):  # a full disk says so where it matters
             file.truncate(0)
             who = f'process {os.getpid()} on {socket.gethostname()}'
@@ -212,8 +233,9 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def write_part(path: Path, videos: List[Tuple[str, Stamp]],
-               embeddings: np.ndarray, left: int) -> None:
+def write_part(
+    path: Path, videos: List[Tuple[str, Stamp]], embeddings: np.ndarray, left: int
+) -> None:
     """Save finished videos.
 
     Args:
@@ -228,15 +250,15 @@ def write_part(path: Path, videos: List[Tuple[str, Stamp]],
         data,
         names=np.frombuffer(names, np.uint8),
         stamps=np.array([stamp for _, stamp in videos], np.int64),
-        embeddings=embeddings)
+        embeddings=embeddings,
+    )
     # All of them will be written as parts, and again as an index.
     needed = 2 * left * (embeddings[0].nbytes + 100)
     with writing(path, needed) as part:
         part.write_bytes(data.getvalue())
 
 
-def read_parts(paths: Iterable[Path]
-               ) -> Iterator[Tuple[str, Stamp, np.ndarray]]:
+def read_parts(paths: Iterable[Path]) -> Iterator[Tuple[str, Stamp, np.ndarray]]:
     """Read what :func:`write_part` saved; damaged files are left out.
 
     Args:
@@ -254,7 +276,9 @@ def read_parts(paths: Iterable[Path]
                 embeddings = part['embeddings']
         except Exception as error:  # a damaged file can raise nearly anything
             print_log(
-                f'{path} is damaged and left out ({error}): its videos are '
-                'encoded again.', 'current', logging.WARNING)
+                f'{path} is damaged and left out ({error}): its videos are encoded again.',
+                'current',
+                logging.WARNING,
+            )
             continue
         yield from zip(names, stamps, embeddings)

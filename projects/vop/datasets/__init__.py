@@ -1,9 +1,13 @@
 from .sampler import ReproducibleSampler
 from .transforms import CLIPTokenize, TimeWindow
-from .video_text import (Annotation, VideoReadError, VideoTextDataset,
-                         read_annotations)
+from .video_text import Annotation, VideoReadError, VideoTextDataset, read_annotations
 
 __all__ = [
-    'Annotation', 'CLIPTokenize', 'ReproducibleSampler', 'TimeWindow',
-    'VideoReadError', 'VideoTextDataset', 'read_annotations'
+    'Annotation',
+    'CLIPTokenize',
+    'ReproducibleSampler',
+    'TimeWindow',
+    'VideoReadError',
+    'VideoTextDataset',
+    'read_annotations',
 ]

@@ -8,6 +8,7 @@ alike, so it gets 50 % in text-to-video R@1 at best, whatever it learns (some
 percent more or less, as rounding breaks the ties); one that sees order can
 pass that.
 """
+
 import itertools
 import json
 import os
@@ -18,16 +19,11 @@ import av
 import cv2
 import numpy as np
 
-COLORS = dict(
-    red=(220, 40, 40),
-    green=(40, 180, 60),
-    blue=(50, 80, 230),
-    yellow=(230, 210, 50))
+COLORS = dict(red=(220, 40, 40), green=(40, 180, 60), blue=(50, 80, 230), yellow=(230, 210, 50))
 SHAPES = ('square', 'cross')
 # Centres in units of the picture's size.
-PLACES = dict(
-    left=(.2, .5), right=(.8, .5), top=(.5, .2), bottom=(.5, .8))
-STILL_PLACES = dict(PLACES, middle=(.5, .5))
+PLACES = dict(left=(0.2, 0.5), right=(0.8, 0.5), top=(0.5, 0.2), bottom=(0.5, 0.8))
+STILL_PLACES = dict(PLACES, middle=(0.5, 0.5))
 # From where to where, in the order of the labels of recognition.
 DIRECTIONS = tuple(itertools.permutations(PLACES, 2))
 
@@ -39,6 +35,7 @@ NUM_FRAMES = 17
 
 class Scene(NamedTuple):
     """What moves from where to where."""
+
     color: str
     shape: str
     start: str
@@ -46,16 +43,16 @@ class Scene(NamedTuple):
 
     @property
     def caption(self) -> str:
-        return (f'a {self.color} {self.shape} moves from the {self.start} to '
-                f'the {self.end}')
+        return f'a {self.color} {self.shape} moves from the {self.start} to the {self.end}'
 
     @property
     def reverse(self) -> 'Scene':
         return self._replace(start=self.end, end=self.start)
 
 
-def draw(color: str, shape: str, center: Tuple[float, float], radius: float,
-         background: int) -> np.ndarray:
+def draw(
+    color: str, shape: str, center: Tuple[float, float], radius: float, background: int
+) -> np.ndarray:
     """Draw one shape.
 
     Args:
@@ -81,12 +78,11 @@ def draw(color: str, shape: str, center: Tuple[float, float], radius: float,
 
 
 def _jitter(rng: np.random.Generator, place: str) -> np.ndarray:
-    return np.array(STILL_PLACES[place]) + rng.uniform(-.06, .06, 2)
+    return np.array(STILL_PLACES[place]) + rng.uniform(-0.06, 0.06, 2)
 
 
 def _look(rng: np.random.Generator) -> dict:
-    return dict(
-        radius=rng.uniform(.15, .2), background=int(rng.integers(0, 70)))
+    return dict(radius=rng.uniform(0.15, 0.2), background=int(rng.integers(0, 70)))
 
 
 def draw_clip(scene: Scene, rng: np.random.Generator) -> np.ndarray:
@@ -97,22 +93,28 @@ def draw_clip(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     """
     start, end = _jitter(rng, scene.start), _jitter(rng, scene.end)
     look = _look(rng)
-    return np.stack([
-        draw(scene.color, scene.shape, (1 - t) * start + t * end, **look)
-        for t in np.linspace(0, 1, NUM_FRAMES)
-    ])
+    return np.stack(
+        [
+            draw(scene.color, scene.shape, (1 - t) * start + t * end, **look)
+            for t in np.linspace(0, 1, NUM_FRAMES)
+        ]
+    )
 
 
 def still_captions() -> List[Tuple[Tuple[str, str, str], str]]:
     """All (colour, shape, place) of still pictures, with their captions."""
-    return [((color, shape, place), f'a {color} {shape} in the middle' if
-             place == 'middle' else f'a {color} {shape} on the {place}')
-            for color, shape, place in itertools.product(
-                COLORS, SHAPES, STILL_PLACES)]
+    return [
+        (
+            (color, shape, place),
+            f'a {color} {shape} in the middle'
+            if place == 'middle'
+            else f'a {color} {shape} on the {place}',
+        )
+        for color, shape, place in itertools.product(COLORS, SHAPES, STILL_PLACES)
+    ]
 
 
-def draw_still(color: str, shape: str, place: str,
-               rng: np.random.Generator) -> np.ndarray:
+def draw_still(color: str, shape: str, place: str, rng: np.random.Generator) -> np.ndarray:
     """Draw a still picture, of shape [SIZE x SIZE x 3]."""
     return draw(color, shape, tuple(_jitter(rng, place)), **_look(rng))
 
@@ -126,7 +128,8 @@ def write_clip(path: Path, frames: np.ndarray) -> None:
     """
     with av.open(str(path), 'w') as container:
         stream = container.add_stream(
-            'libx264', rate=8, options=dict(g='1', qp='16', preset='fast'))
+            'libx264', rate=8, options=dict(g='1', qp='16', preset='fast')
+        )
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = 'yuv420p'
         for frame in frames:
@@ -138,8 +141,10 @@ def write_clip(path: Path, frames: np.ndarray) -> None:
 def scenes() -> List[Scene]:
     """All scenes, one of each two that are reverses."""
     return [
-        Scene(color, shape, start, end) for color, shape, (start, end) in
-        itertools.product(COLORS, SHAPES, itertools.combinations(PLACES, 2))
+        Scene(color, shape, start, end)
+        for color, shape, (start, end) in itertools.product(
+            COLORS, SHAPES, itertools.combinations(PLACES, 2)
+        )
     ]
 
 
@@ -150,7 +155,7 @@ def ways(scene: Scene) -> Tuple[Scene, Scene]:
 
 def clip_name(split: str, scene: Scene) -> str:
     """Name of the clip of a scene in ``'train'`` or ``'test'``."""
-    return f"{split}_{'_'.join(scene)}.mp4"
+    return f'{split}_{"_".join(scene)}.mp4'
 
 
 def write_moving_shapes(root: str, seed: int = 0) -> None:
@@ -179,12 +184,12 @@ def write_moving_shapes(root: str, seed: int = 0) -> None:
     lists = {
         f'{split}_directions.txt': [
             f'{clip_name(split, way)} {DIRECTIONS.index((way.start, way.end))}'
-            for scene in scenes() for way in ways(scene)
-        ] for split in ('train', 'test')
+            for scene in scenes()
+            for way in ways(scene)
+        ]
+        for split in ('train', 'test')
     }
-    lists['directions.txt'] = [
-        f'from the {start} to the {end}' for start, end in DIRECTIONS
-    ]
+    lists['directions.txt'] = [f'from the {start} to the {end}' for start, end in DIRECTIONS]
     for name, lines in lists.items():
         if not (root / name).is_file():
             part = root / f'{name}.part'

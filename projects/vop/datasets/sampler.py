@@ -1,4 +1,5 @@
 """A sampler for runs that can be repeated and resumed exactly."""
+
 from mmengine.dataset import DefaultSampler
 
 from ..registry import DATA_SAMPLERS

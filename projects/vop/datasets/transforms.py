@@ -1,4 +1,5 @@
 """Transforms that MMAction2 does not have."""
+
 import math
 
 import open_clip
@@ -62,8 +63,10 @@ class TimeWindow(BaseTransform):
         if start is None and end is None:
             return results
         if 'frame_inds' in results:
-            raise ValueError('vop.TimeWindow must stand before the transform '
-                             'that samples frames, right behind DecordInit.')
+            raise ValueError(
+                'vop.TimeWindow must stand before the transform '
+                'that samples frames, right behind DecordInit.'
+            )
         fps, total = results['avg_fps'], results['total_frames']
 
         # Rounded, as 0.29 s at 100 frames a second are 29 frames, not 28.99.
@@ -71,10 +74,11 @@ class TimeWindow(BaseTransform):
         behind = total if end is None else math.ceil(round(end * fps, 6))
         if first >= total:
             raise ValueError(
-                f"{results['filename']} lasts {total / fps:.2f} s, and its "
-                f"window from {start} s to "
-                f"{'the end' if end is None else f'{end} s'} starts behind "
-                'that.')
+                f'{results["filename"]} lasts {total / fps:.2f} s, and its '
+                f'window from {start} s to '
+                f'{"the end" if end is None else f"{end} s"} starts behind '
+                'that.'
+            )
         results['start_index'] = results.get('start_index', 0) + first
         results['total_frames'] = min(behind, total) - first
         return results

@@ -1,4 +1,5 @@
 """Videos with captions."""
+
 import json
 import logging
 import math
@@ -24,14 +25,17 @@ class VideoReadError(RuntimeError):
 
 class Annotation(NamedTuple):
     """What an annotation file says of a video."""
+
     captions: List[str]
     start: Optional[float] = None  # of the window in use, in seconds
     end: Optional[float] = None
 
 
-WANTED = ('expected {"video0.mp4": ["a caption", ...], ...}, or with a window '
-          'in seconds {"video0.mp4": {"captions": ["a caption", ...], '
-          '"start": 0, "end": 30}, ...}')
+WANTED = (
+    'expected {"video0.mp4": ["a caption", ...], ...}, or with a window '
+    'in seconds {"video0.mp4": {"captions": ["a caption", ...], '
+    '"start": 0, "end": 30}, ...}'
+)
 
 
 def read_annotations(ann_file: str) -> Dict[str, Annotation]:
@@ -54,64 +58,68 @@ def read_annotations(ann_file: str) -> Dict[str, Annotation]:
     if not path.is_file():
         raise FileNotFoundError(
             f'There is no annotation file {ann_file}. Make it with a converter'
-            ' of tools/data, or correct ann_file and data_root.')
+            ' of tools/data, or correct ann_file and data_root.'
+        )
 
     def unique(pairs: list) -> dict:
         values = dict(pairs)
         if len(values) < len(pairs):
             keys = [key for key, _ in pairs]
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(f'{ann_file}: "{twice}" stands there twice. Put '
-                             'all captions of a video into one list.')
+            raise ValueError(
+                f'{ann_file}: "{twice}" stands there twice. Put '
+                'all captions of a video into one list.'
+            )
         return values
 
     try:
-        videos = json.loads(
-            path.read_text(encoding='utf-8'), object_pairs_hook=unique)
+        videos = json.loads(path.read_text(encoding='utf-8'), object_pairs_hook=unique)
     except json.JSONDecodeError as error:
-        raise ValueError(f'{ann_file}, line {error.lineno}, column '
-                         f'{error.colno}: not valid JSON ({error.msg}).'
-                         ) from error
+        raise ValueError(
+            f'{ann_file}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}).'
+        ) from error
     except UnicodeDecodeError as error:
         raise ValueError(f'{ann_file} is not UTF-8 text: {error}.') from error
     if not isinstance(videos, dict):
-        raise ValueError(f'{ann_file} holds a {type(videos).__name__}; '
-                         f'{WANTED}.')
+        raise ValueError(f'{ann_file} holds a {type(videos).__name__}; {WANTED}.')
     if not videos:
         raise ValueError(f'{ann_file} names no video; {WANTED}.')
-    return {
-        video: _check_annotation(value, ann_file, video)
-        for video, value in videos.items()
-    }
+    return {video: _check_annotation(value, ann_file, video) for video, value in videos.items()}
 
 
 def _check_annotation(value: Any, ann_file: str, video: str) -> Annotation:
     fields = value if isinstance(value, dict) else dict(captions=value)
     unknown = sorted(fields.keys() - set(Annotation._fields))
     if unknown:
-        raise ValueError(f'{ann_file}: "{video}" has the unknown key '
-                         f'"{unknown[0]}"; {WANTED}.')
+        raise ValueError(f'{ann_file}: "{video}" has the unknown key "{unknown[0]}"; {WANTED}.')
     captions = fields.get('captions')
     if not isinstance(captions, list) or not captions:
-        raise ValueError(f'{ann_file}: "{video}" has no list of captions but '
-                         f'{json.dumps(value)}; {WANTED}.')
+        raise ValueError(
+            f'{ann_file}: "{video}" has no list of captions but {json.dumps(value)}; {WANTED}.'
+        )
     for number, text in enumerate(captions, start=1):
         if not isinstance(text, str) or not text.strip():
             raise ValueError(
                 f'{ann_file}: caption {number} of "{video}" is '
-                f'{json.dumps(text)}; it must be a text with words.')
+                f'{json.dumps(text)}; it must be a text with words.'
+            )
     for key in fields.keys() - {'captions'}:
         seconds = fields[key]
-        if (isinstance(seconds, bool) or not isinstance(seconds, (int, float))
-                or not 0 <= seconds < math.inf):
+        if (
+            isinstance(seconds, bool)
+            or not isinstance(seconds, (int, float))
+            or not 0 <= seconds < math.inf
+        ):
             raise ValueError(
                 f'{ann_file}: "{key}" of "{video}" is {json.dumps(seconds)}; '
-                'it must be a number of seconds, 0 or more.')
+                'it must be a number of seconds, 0 or more.'
+            )
     annotation = Annotation(**fields)
     start, end = annotation.start or 0, annotation.end
     if end is not None and end <= start:
-        raise ValueError(f'{ann_file}: the window of "{video}" ends at {end} '
-                         f's but starts at {start} s.')
+        raise ValueError(
+            f'{ann_file}: the window of "{video}" ends at {end} s but starts at {start} s.'
+        )
     return annotation
 
 
@@ -146,26 +154,26 @@ class VideoTextDataset(BaseActionDataset):
         VideoReadError: From reading an item, if its video cannot be decoded.
     """
 
-    def __init__(self,
-                 ann_file: str,
-                 pipeline: list,
-                 data_prefix: dict = dict(video=''),
-                 skip_bad_videos: bool = False,
-                 test_mode: bool = False,
-                 **kwargs) -> None:
+    def __init__(
+        self,
+        ann_file: str,
+        pipeline: list,
+        data_prefix: dict = dict(video=''),
+        skip_bad_videos: bool = False,
+        test_mode: bool = False,
+        **kwargs,
+    ) -> None:
         if skip_bad_videos and test_mode:
             raise ValueError(
                 'skip_bad_videos=True is for training: a test that leaves out '
-                'videos would report numbers of another test set.')
+                'videos would report numbers of another test set.'
+            )
         self.skip_bad_videos = skip_bad_videos
         # Seed and epoch, in shared memory: persistent workers see a new epoch.
         self._clock: Optional[torch.Tensor] = None
         super().__init__(
-            ann_file,
-            pipeline=pipeline,
-            data_prefix=data_prefix,
-            test_mode=test_mode,
-            **kwargs)
+            ann_file, pipeline=pipeline, data_prefix=data_prefix, test_mode=test_mode, **kwargs
+        )
 
     def load_data_list(self) -> List[dict]:
         """Make the items."""
@@ -174,17 +182,13 @@ class VideoTextDataset(BaseActionDataset):
         folder = self.data_prefix['video']
         self._videos = [self._path(folder, video) for video in annotations]
         # One flag a video, shared by all workers.
-        self._bad = torch.zeros(
-            len(annotations), dtype=torch.bool).share_memory_()
+        self._bad = torch.zeros(len(annotations), dtype=torch.bool).share_memory_()
         if not re.match(r'[\w+]{2,}:', folder):  # not s3:// and its like
             self._check_files(folder)
 
         items = []
         for number, (video, annotation) in enumerate(annotations.items()):
-            item = dict(
-                filename=self._videos[number],
-                video_id=video,
-                video_number=number)
+            item = dict(filename=self._videos[number], video_id=video, video_number=number)
             if annotation.start is not None:
                 item['start'] = annotation.start
             if annotation.end is not None:
@@ -192,21 +196,19 @@ class VideoTextDataset(BaseActionDataset):
             if self.test_mode:
                 items.append(dict(item, text=annotation.captions))
             else:
-                items += [
-                    dict(item, text=text) for text in annotation.captions
-                ]
+                items += [dict(item, text=text) for text in annotation.captions]
         return items
 
     def _check_pipeline(self, annotations: Dict[str, Annotation]) -> None:
-        if any(isinstance(transform, TimeWindow)
-               for transform in self.pipeline.transforms):
+        if any(isinstance(transform, TimeWindow) for transform in self.pipeline.transforms):
             return
         for video, annotation in annotations.items():
             if annotation[1:] != (None, None):
                 raise ValueError(
                     f'{self.ann_file} gives "{video}" a window of time, which '
                     'the pipeline would not keep to: add '
-                    "dict(type='vop.TimeWindow') right behind DecordInit.")
+                    "dict(type='vop.TimeWindow') right behind DecordInit."
+                )
 
     @staticmethod
     def _path(folder: str, video: str) -> str:
@@ -214,22 +216,21 @@ class VideoTextDataset(BaseActionDataset):
         return osp.join(folder, video) + ('' if Path(video).suffix else '.mp4')
 
     def _check_files(self, folder: str) -> None:
-        missing = [
-            number for number, path in enumerate(self._videos)
-            if not Path(path).is_file()
-        ]
+        missing = [number for number, path in enumerate(self._videos) if not Path(path).is_file()]
         if not missing:
             return
         names = ', '.join(self._videos[number] for number in missing[:3])
-        message = (f'{len(missing)} of the {len(self._videos)} videos of '
-                   f'{self.ann_file} are missing: {names}'
-                   f"{', ...' if len(missing) > 3 else ''}.")
+        message = (
+            f'{len(missing)} of the {len(self._videos)} videos of '
+            f'{self.ann_file} are missing: {names}'
+            f'{", ..." if len(missing) > 3 else ""}.'
+        )
         if not self.skip_bad_videos or len(missing) == len(self._videos):
             raise FileNotFoundError(
                 f'{message} The videos are looked for in {folder} '
-                '(data_prefix).' +
-                ('' if self.test_mode else
-                 ' To train without them, set skip_bad_videos=True.'))
+                '(data_prefix).'
+                + ('' if self.test_mode else ' To train without them, set skip_bad_videos=True.')
+            )
         self._bad[missing] = True
         print_log(f'{message} They are skipped.', 'current', logging.WARNING)
 
@@ -270,26 +271,29 @@ class VideoTextDataset(BaseActionDataset):
             with self._randomness(idx):
                 return self.pipeline(item)
         except Exception as error:
-            message = (f"{item['filename']} cannot be read "
-                       f'({type(error).__name__}: {error}).')
+            message = f'{item["filename"]} cannot be read ({type(error).__name__}: {error}).'
             if not self.skip_bad_videos:
-                hint = ('' if self.test_mode else
-                        ' To train without such videos, set '
-                        'skip_bad_videos=True.')
+                hint = (
+                    ''
+                    if self.test_mode
+                    else ' To train without such videos, set skip_bad_videos=True.'
+                )
                 raise VideoReadError(f'{message}{hint}') from error
             self._bad[number] = True
             print_log(
                 f'{message} It is skipped; {int(self._bad.sum())} of '
                 f'{len(self._bad)} videos skipped so far.',
                 'current',
-                level=logging.ERROR)  # which every rank shows
+                level=logging.ERROR,
+            )  # which every rank shows
             return self._none_if_any_left(error)
 
     def _none_if_any_left(self, error: Optional[Exception]) -> None:
         if self._bad.all():
             raise VideoReadError(
                 f'None of the {len(self._bad)} videos of {self.ann_file} can '
-                'be read; see the warnings above.') from error
+                'be read; see the warnings above.'
+            ) from error
 
 
 @contextmanager

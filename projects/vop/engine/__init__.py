@@ -5,7 +5,14 @@ from .profiling import ProfileLoop
 from .runner import NothingTrains, build_runner
 
 __all__ = [
-    'NothingTrains', 'ProfileLoop', 'build_runner', 'check_data', 'check_fit',
-    'load_safely', 'open_config', 'pin_memory', 'use_amp',
-    'use_gloo_without_gpu'
+    'NothingTrains',
+    'ProfileLoop',
+    'build_runner',
+    'check_data',
+    'check_fit',
+    'load_safely',
+    'open_config',
+    'pin_memory',
+    'use_amp',
+    'use_gloo_without_gpu',
 ]

@@ -1,4 +1,5 @@
 """Opening checkpoint files without running code from them."""
+
 import os.path as osp
 import re
 from typing import Any
@@ -31,17 +32,18 @@ def load_safely(filename: str, map_location: Any = None) -> dict:
     if not osp.isfile(filename):
         raise FileNotFoundError(f'There is no checkpoint {filename}.')
     try:
-        return torch.load(
-            filename, map_location=map_location, weights_only=True)
+        return torch.load(filename, map_location=map_location, weights_only=True)
     except Exception as error:  # a damaged file can raise nearly anything
         # torch wraps the reason into advice to load the file unsafely.
-        reason = re.search(r'nsupported (?:global: GLOBAL|GLOBAL|class) (\S+)',
-                           str(error))
+        reason = re.search(r'nsupported (?:global: GLOBAL|GLOBAL|class) (\S+)', str(error))
         raise ValueError(
-            f'{filename} is not a checkpoint that can be opened safely: ' +
-            (f'it would call {reason[1]}, and only tensors and plain data are '
-             'loaded.' if reason else
-             'it is damaged, or no checkpoint of torch.')) from error
+            f'{filename} is not a checkpoint that can be opened safely: '
+            + (
+                f'it would call {reason[1]}, and only tensors and plain data are loaded.'
+                if reason
+                else 'it is damaged, or no checkpoint of torch.'
+            )
+        ) from error
 
 
 # MMEngine logs which backend loads a file, by the name behind 'load_from_'.
@@ -75,21 +77,24 @@ def check_fit(model: nn.Module, filename: str) -> None:
         model = model.module
     checkpoint = load_safely(filename, map_location='cpu')
     if not isinstance(checkpoint, dict):
-        raise ValueError(f'{filename} holds no state dict but a '
-                         f'{type(checkpoint).__name__}.')
+        raise ValueError(f'{filename} holds no state dict but a {type(checkpoint).__name__}.')
     theirs = _shapes(checkpoint.get('state_dict', checkpoint))
     ours = _shapes(model.state_dict())
     faults = [
-        f"{what} {', '.join(sorted(names)[:4])}"
-        f"{', ...' if len(names) > 4 else ''}"
+        f'{what} {", ".join(sorted(names)[:4])}{", ..." if len(names) > 4 else ""}'
         for what, names in (
             ('it lacks', ours.keys() - theirs.keys()),
             ('the model has no', theirs.keys() - ours.keys()),
-            ('of another shape are',
-             {k for k in ours.keys() & theirs.keys() if ours[k] != theirs[k]}))
+            (
+                'of another shape are',
+                {k for k in ours.keys() & theirs.keys() if ours[k] != theirs[k]},
+            ),
+        )
         if names
     ]
     if faults:
-        raise ValueError(f"{filename} does not fit the config: "
-                         f"{'; '.join(faults)}. Was it trained with another "
-                         'one?')
+        raise ValueError(
+            f'{filename} does not fit the config: '
+            f'{"; ".join(faults)}. Was it trained with another '
+            'one?'
+        )

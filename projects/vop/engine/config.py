@@ -1,4 +1,5 @@
 """Opening a config, and checking it before anything is made."""
+
 import logging
 import os
 import os.path as osp
@@ -38,15 +39,22 @@ def open_config(path: Union[str, Path]) -> Config:
         except ValueError as error:
             raise ValueError(
                 f'{path} cannot be opened: {error}. The variables that it '
-                'takes are said at the top of its _base_ model.') from error
-    base = next((parent / '_base_' / 'datasets' for parent in file.parents
-                 if (parent / '_base_' / 'datasets').is_dir()), None)
+                'takes are said at the top of its _base_ model.'
+            ) from error
+    base = next(
+        (
+            parent / '_base_' / 'datasets'
+            for parent in file.parents
+            if (parent / '_base_' / 'datasets').is_dir()
+        ),
+        None,
+    )
     if base is None:
         raise FileNotFoundError(f'There is no config {path}.')
     datasets = sorted(data.stem for data in base.glob('[!_]*.py'))
     methods = sorted(
-        config.stem.removesuffix('_msrvtt')
-        for config in file.parent.glob('*_msrvtt.py'))
+        config.stem.removesuffix('_msrvtt') for config in file.parent.glob('*_msrvtt.py')
+    )
     for dataset in datasets:
         method = file.stem.removesuffix(f'_{dataset}')
         if method != file.stem and method in methods:
@@ -56,11 +64,13 @@ def open_config(path: Union[str, Path]) -> Config:
                 cfg.to_dict() | data.to_dict(),
                 cfg_text=f'{cfg.text}\n{data.text}',
                 filename=str(file),  # names the run in logs
-                env_variables=cfg.env_variables)
+                env_variables=cfg.env_variables,
+            )
     raise FileNotFoundError(
         f'There is no config {path}, and {file.stem} is not METHOD_DATASET '
-        f"with a METHOD of {file.parent}, which are {', '.join(methods)}, and "
-        f"a DATASET of {base}, which are {', '.join(datasets)}.")
+        f'with a METHOD of {file.parent}, which are {", ".join(methods)}, and '
+        f'a DATASET of {base}, which are {", ".join(datasets)}.'
+    )
 
 
 def check_data(cfg: Config, *splits: str) -> None:
@@ -89,21 +99,26 @@ def check_data(cfg: Config, *splits: str) -> None:
         elif asked is not None:
             print_log(
                 f'DATA_ROOT={asked} has no effect: {split}_dataloader reads '
-                f'{root or "no data_root"}.', 'current', logging.WARNING)
+                f'{root or "no data_root"}.',
+                'current',
+                logging.WARNING,
+            )
         if not osp.isfile(ann_file):
-            how = (f'`python {converter}` makes it; --help says from what.'
-                   if (CHECKOUT / converter).is_file() else
-                   'tools/data/custom.py makes such files from a folder of '
-                   'videos and a csv.')
+            how = (
+                f'`python {converter}` makes it; --help says from what.'
+                if (CHECKOUT / converter).is_file()
+                else 'tools/data/custom.py makes such files from a folder of videos and a csv.'
+            )
             raise FileNotFoundError(
                 f'The annotation file {ann_file} of {split}_dataloader is '
-                f'missing.{by_variable or " " + how}')
-        folder = osp.join(root, dataset.get('data_prefix', {}).get(
-            'video', ''))
+                f'missing.{by_variable or " " + how}'
+            )
+        folder = osp.join(root, dataset.get('data_prefix', {}).get('video', ''))
         if '://' not in folder and not osp.isdir(folder):
             raise FileNotFoundError(
                 f'The folder {folder} of the videos is missing. Put or link '
-                f'the videos there, or set data_prefix.{by_variable}')
+                f'the videos there, or set data_prefix.{by_variable}'
+            )
 
 
 def pin_memory(cfg: Config) -> None:
@@ -133,7 +148,8 @@ def use_amp(cfg: Config) -> None:
     """
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise ValueError('--amp cannot be combined with the optimizer wrapper '
-                         f'{kind} of the config.')
+        raise ValueError(
+            f'--amp cannot be combined with the optimizer wrapper {kind} of the config.'
+        )
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')

@@ -1,4 +1,5 @@
 """Data-parallel runs: on machines without a GPU, and of tests."""
+
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -24,16 +25,17 @@ def use_gloo_without_gpu(cfg: Config) -> None:
     if cfg.get('launcher', 'none') == 'none' or get_device() != 'cpu':
         return
     if cfg.launcher != 'pytorch':
-        raise ValueError(f"There is no GPU here, and launcher "
-                         f"'{cfg.launcher}' needs one; on CPUs use "
-                         "'pytorch' (tools/dist_*.sh).")
+        raise ValueError(
+            f'There is no GPU here, and launcher '
+            f"'{cfg.launcher}' needs one; on CPUs use "
+            "'pytorch' (tools/dist_*.sh)."
+        )
     if not dist.is_initialized():
         dist.init_process_group('gloo')
-    cfg.setdefault('model_wrapper_cfg', {
-        'type': 'MMDistributedDataParallel',
-        'device_ids': None,
-        'broadcast_buffers': False
-    })
+    cfg.setdefault(
+        'model_wrapper_cfg',
+        {'type': 'MMDistributedDataParallel', 'device_ids': None, 'broadcast_buffers': False},
+    )
 
 
 @MODEL_WRAPPERS.register_module()

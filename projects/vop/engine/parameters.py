@@ -1,4 +1,5 @@
 """Counting what trains and what does not."""
+
 import logging
 from collections import Counter
 from typing import Dict, NamedTuple
@@ -18,6 +19,7 @@ PAPER_CLIP = 119_826_432
 
 class Count(NamedTuple):
     """Numbers of parameters of a part of a model."""
+
     trained: int
     frozen: int
 
@@ -38,8 +40,7 @@ def build_without_weights(cfg: Config) -> nn.Module:
     logger.setLevel(logging.ERROR)  # random weights are meant here
     scope = cfg.get('default_scope', 'mmaction')
     try:
-        with torch.device('meta'), \
-                DefaultScope.overwrite_default_scope(scope):
+        with torch.device('meta'), DefaultScope.overwrite_default_scope(scope):
             return MODELS.build(_without_weights(cfg.model))
     finally:
         logger.setLevel(level)
@@ -100,13 +101,8 @@ def count_as_paper(model: nn.Module) -> int:
     trained = {
         name: parameter.numel()
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-        and not name.endswith('frame_positional_embedding')
+        if parameter.requires_grad and not name.endswith('frame_positional_embedding')
     }
     clip = {name: n for name, n in trained.items() if '.backbone.' in name}
-    counted = {
-        name: n
-        for name, n in clip.items() if name.endswith(('.weight', '.bias'))
-    }
-    return (sum(trained.values()) - sum(clip.values()) +
-            sum((counted or clip).values()))
+    counted = {name: n for name, n in clip.items() if name.endswith(('.weight', '.bias'))}
+    return sum(trained.values()) - sum(clip.values()) + sum((counted or clip).values())

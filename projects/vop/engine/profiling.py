@@ -1,4 +1,5 @@
 """Training steps with a clock; tools/analysis/profile_training.py reports."""
+
 import copy
 import gc
 import math
@@ -26,7 +27,7 @@ PARTS = {
     'transfer': 'transfer',
     'forward': 'forward',
     'backward': 'backward',
-    'optimizer': 'optimizer'
+    'optimizer': 'optimizer',
 }
 
 
@@ -53,8 +54,9 @@ class Clock:
 
 
 @contextmanager
-def split_steps(model: nn.Module, optim_wrapper: OptimWrapper,
-                clock: Clock) -> Iterator[Callable[[Any], None]]:
+def split_steps(
+    model: nn.Module, optim_wrapper: OptimWrapper, clock: Clock
+) -> Iterator[Callable[[Any], None]]:
     """Time the parts of MMEngine's own ``train_step``.
 
     Nothing of it is written again here: the clock is told when the data
@@ -82,8 +84,7 @@ def split_steps(model: nn.Module, optim_wrapper: OptimWrapper,
         type(model).train_step(model, batch, optim_wrapper=optim_wrapper)
         clock.end('optimizer')
 
-    handle = module.data_preprocessor.register_forward_hook(
-        lambda *_: clock.end('transfer'))
+    handle = module.data_preprocessor.register_forward_hook(lambda *_: clock.end('transfer'))
     optim_wrapper.backward = timed_backward
     try:
         yield step
@@ -115,8 +116,9 @@ class ProfileLoop(EpochBasedTrainLoop):
         warmup (int): Steps that are not, before them.
     """
 
-    def __init__(self, runner: Runner, dataloader: dict, settings: List[dict],
-                 steps: int, warmup: int) -> None:
+    def __init__(
+        self, runner: Runner, dataloader: dict, settings: List[dict], steps: int, warmup: int
+    ) -> None:
         self._runner = runner
         self.config, self.settings = dataloader, settings
         self.steps, self.warmup = steps, warmup
@@ -126,8 +128,7 @@ class ProfileLoop(EpochBasedTrainLoop):
         # As in the midst of a long training: no step is the last one, in
         # which accumulated gradients would be scaled in another way.
         self._max_epochs = self._max_iters = -1
-        self._control = dist.new_group(
-            backend='gloo') if is_distributed() else None
+        self._control = dist.new_group(backend='gloo') if is_distributed() else None
         self._alone: Dict[int, Optional[List[dict]]] = {}
 
     def run(self) -> nn.Module:
@@ -144,14 +145,14 @@ class ProfileLoop(EpochBasedTrainLoop):
 
     def _build(self, setting: dict) -> None:
         # Which builds the data loader, and no more.
-        BaseLoop.__init__(self, self.runner,
-                          loader_config(self.config, **setting))
+        BaseLoop.__init__(self, self.runner, loader_config(self.config, **setting))
         loader = self.dataloader
         if not len(loader):
             raise ValueError(
                 f'The data set has {len(loader.dataset)} items, which is not '
-                f"enough for one batch of {setting['batch_size']} in each "
-                'process, and drop_last=True leaves smaller ones out.')
+                f'enough for one batch of {setting["batch_size"]} in each '
+                'process, and drop_last=True leaves smaller ones out.'
+            )
         loader.collate_fn = Counted(loader.collate_fn)
 
     @contextmanager
@@ -195,7 +196,8 @@ class ProfileLoop(EpochBasedTrainLoop):
         if is_model_wrapper(runner.model):
             # The old one may wait for the end of an exchange of gradients.
             runner.model = runner.wrap_model(
-                runner.cfg.get('model_wrapper_cfg'), runner.model.module)
+                runner.cfg.get('model_wrapper_cfg'), runner.model.module
+            )
             runner.model.train()
         gc.collect()
         if torch.cuda.is_available():
@@ -215,8 +217,7 @@ class ProfileLoop(EpochBasedTrainLoop):
         start = time.perf_counter()
         pairs = sum(run() for _ in range(steps))
         synchronize()
-        return dict(
-            seconds=time.perf_counter() - start, pairs=pairs, steps=steps)
+        return dict(seconds=time.perf_counter() - start, pairs=pairs, steps=steps)
 
     def _model_alone(self, setting: dict) -> Optional[List[dict]]:
         """Steps on a batch that is on the device, without workers."""
@@ -264,10 +265,8 @@ class ProfileLoop(EpochBasedTrainLoop):
             def read() -> dict:
                 # Workers deliver in turns: whole turns are measured, from
                 # the end of one to that of another.
-                self._timed(lambda: next(batches)[0],
-                            up(self.warmup + 1, workers) - 1)
-                return self._timed(lambda: next(batches)[0],
-                                   up(self.steps, workers))
+                self._timed(lambda: next(batches)[0], up(self.warmup + 1, workers) - 1)
+                return self._timed(lambda: next(batches)[0], up(self.steps, workers))
 
             def train() -> dict:
 
@@ -286,8 +285,7 @@ class ProfileLoop(EpochBasedTrainLoop):
 
             def split() -> dict:
                 clock = Clock()
-                with split_steps(self.runner.model, self.runner.optim_wrapper,
-                                 clock) as step:
+                with split_steps(self.runner.model, self.runner.optim_wrapper, clock) as step:
                     for _ in range(self.steps):
                         batch = next(batches)[1]
                         clock.end('data')
@@ -303,15 +301,18 @@ class ProfileLoop(EpochBasedTrainLoop):
                 setting,
                 *measured,
                 pairs=len(self.dataloader.dataset),
-                steps_in_epoch=len(self.dataloader))
+                steps_in_epoch=len(self.dataloader),
+            )
 
     def machine(self) -> Tuple[int, int]:
         """Cores of this machine, and the processes that share them."""
-        mine = (set(range(os.cpu_count())) if not hasattr(
-            os, 'sched_getaffinity') else os.sched_getaffinity(0))
+        mine = (
+            set(range(os.cpu_count()))
+            if not hasattr(os, 'sched_getaffinity')
+            else os.sched_getaffinity(0)
+        )
         host = socket.gethostname()
-        here = [cores for other, cores in self._gather((host, mine))
-                if other == host]
+        here = [cores for other, cores in self._gather((host, mine)) if other == host]
         return len(set().union(*here)), len(here)
 
 
@@ -328,8 +329,9 @@ def dataset_of(loader: dict) -> dict:
     return dataset
 
 
-def loader_config(loader: dict, batch_size: int, num_workers: int,
-                  data_root: Optional[str]) -> dict:
+def loader_config(
+    loader: dict, batch_size: int, num_workers: int, data_root: Optional[str]
+) -> dict:
     """The data loader's config for a setting."""
     loader = copy.deepcopy(loader)
     for options in (loader, loader.get('batch_sampler') or {}):
@@ -344,9 +346,16 @@ def loader_config(loader: dict, batch_size: int, num_workers: int,
     return loader
 
 
-def summarize(setting: dict, model: List[dict], start: List[dict],
-              read: List[dict], train: List[dict], split: List[dict],
-              pairs: int, steps_in_epoch: int) -> dict:
+def summarize(
+    setting: dict,
+    model: List[dict],
+    start: List[dict],
+    read: List[dict],
+    train: List[dict],
+    split: List[dict],
+    pairs: int,
+    steps_in_epoch: int,
+) -> dict:
     """A row of the table; of the ranks, the slowest counts.
 
     Args:
@@ -362,8 +371,7 @@ def summarize(setting: dict, model: List[dict], start: List[dict],
     """
 
     def rate(results: List[dict]) -> float:
-        return (sum(r['pairs'] for r in results) /
-                max(r['seconds'] for r in results))
+        return sum(r['pairs'] for r in results) / max(r['seconds'] for r in results)
 
     seconds = max(r['seconds'] for r in train)
     start_up = max(r['seconds'] for r in start)
@@ -378,10 +386,7 @@ def summarize(setting: dict, model: List[dict], start: List[dict],
         pairs_per_s=rate(train),
         step_ms=1000 * seconds / train[0]['steps'],
         split_step_ms=1000 * split_seconds / train[0]['steps'],
-        part_ms={
-            part: 1000 * parts[part] / train[0]['steps']
-            for part in PARTS
-        },
+        part_ms={part: 1000 * parts[part] / train[0]['steps'] for part in PARTS},
         share={part: parts[part] / split_seconds for part in PARTS},
         read_alone_pairs_per_s=rate(read),
         model_alone_pairs_per_s=rate(model),
@@ -389,4 +394,5 @@ def summarize(setting: dict, model: List[dict], start: List[dict],
         start_up_s=start_up,
         epoch_s=pairs / rate(train) + start_up,
         pairs_in_data_set=pairs,
-        steps_in_epoch=steps_in_epoch)
+        steps_in_epoch=steps_in_epoch,
+    )

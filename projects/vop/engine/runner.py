@@ -1,4 +1,5 @@
 """Building MMEngine's Runner for training."""
+
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -20,12 +21,13 @@ def build_runner(cfg: Config) -> Runner:
     Raises:
         NothingTrains: If the model has nothing to train.
     """
-    message = (f'Nothing trains in {cfg.filename}: it has neither prompts nor '
-               'adapters, and all of CLIP is frozen. Test it with '
-               'tools/test.py.')
+    message = (
+        f'Nothing trains in {cfg.filename}: it has neither prompts nor '
+        'adapters, and all of CLIP is frozen. Test it with '
+        'tools/test.py.'
+    )
     try:
-        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else \
-            Runner.from_cfg(cfg)
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     except RuntimeError as error:
         # DistributedDataParallel refuses a frozen model itself.
         if 'require a gradient' in str(error):

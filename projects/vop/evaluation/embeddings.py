@@ -1,4 +1,5 @@
 """Embeddings of a set of videos and captions as a file."""
+
 import os
 import os.path as osp
 from typing import List, NamedTuple, Optional
@@ -22,6 +23,7 @@ class Embeddings(NamedTuple):
         owner (Tensor): Index of each caption's video, of shape [m].
         model (str, optional): Fingerprint of the model's weights.
     """
+
     video_id: List[Optional[str]]
     video: Tensor
     text: Tensor
@@ -60,19 +62,15 @@ class Embeddings(NamedTuple):
         """
         how = '`tools/test.py --dump-embeddings FILE.pt` writes such a file.'
         if not osp.isfile(path):
-            raise FileNotFoundError(
-                f'There is no file {path} of embeddings. {how}')
+            raise FileNotFoundError(f'There is no file {path} of embeddings. {how}')
         try:
-            content = torch.load(
-                path, map_location='cpu', weights_only=True, mmap=True)
+            content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
         except Exception as error:  # a damaged file can raise nearly anything
-            raise ValueError(f'{path} is damaged, or holds no embeddings. '
-                             f'{how}') from error
+            raise ValueError(f'{path} is damaged, or holds no embeddings. {how}') from error
         if not isinstance(content, dict) or content.pop('kind', 0) != KIND:
             raise ValueError(f'{path} holds no embeddings. {how}')
         embeddings = cls(**content)
         for what in ('video', 'text'):
             if not finite_rows(getattr(embeddings, what)).all():
-                raise ValueError(f'Embeddings of {what}s in {path} are not '
-                                 'finite.')
+                raise ValueError(f'Embeddings of {what}s in {path} are not finite.')
         return embeddings

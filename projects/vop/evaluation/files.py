@@ -1,4 +1,5 @@
 """Files that a test is to leave."""
+
 import os
 import os.path as osp
 
@@ -18,7 +19,6 @@ def check_writable(path: str) -> None:
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
-        raise ValueError(f'There can be no folder {folder}: '
-                         f'{error.strerror}.') from error
+        raise ValueError(f'There can be no folder {folder}: {error.strerror}.') from error
     if osp.isdir(path) or not os.access(folder, os.W_OK):
         raise ValueError(f'No file {path} can be written.')

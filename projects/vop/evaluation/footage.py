@@ -1,4 +1,5 @@
 """Captions and frames of tested videos, to be looked at."""
+
 import logging
 import os.path as osp
 from typing import Dict, Optional
@@ -37,24 +38,21 @@ class Footage:
 
     def __init__(self, loader: DataLoader, tested: Embeddings) -> None:
         self.dataset, self.owner = loader.dataset, tested.owner
-        items = [
-            self.dataset.get_data_info(i) for i in range(len(self.dataset))
-        ]
+        items = [self.dataset.get_data_info(i) for i in range(len(self.dataset))]
         if None in tested.video_id:
-            if len(items) != len(tested.video_id) or getattr(
-                    loader.sampler, 'shuffle', False):
+            if len(items) != len(tested.video_id) or getattr(loader.sampler, 'shuffle', False):
                 raise ValueError(
                     "What was tested has no 'video_id' (meta_keys of "
                     'PackActionInputs), and it is not known by its order '
-                    'either, as the sampler of the test set changes that.')
+                    'either, as the sampler of the test set changes that.'
+                )
             self.places = range(len(items))
             self.names = [osp.basename(item['filename']) for item in items]
         else:
             place = {item.get('video_id'): i for i, item in enumerate(items)}
             unknown = [name for name in tested.video_id if name not in place]
             if unknown:
-                raise ValueError('The test set has no item with '
-                                 f'video_id={unknown[0]!r}.')
+                raise ValueError(f'The test set has no item with video_id={unknown[0]!r}.')
             self.places = [place[name] for name in tested.video_id]
             self.names = tested.video_id
         self._strips: Dict[int, Optional[bytes]] = {}
@@ -84,8 +82,8 @@ class Footage:
                 self._strips[video] = draw_strip(imgs)
             except Exception as error:  # whatever a decoder raises
                 print_log(
-                    f'There is no picture of {self.names[video]}: {error}',
-                    'current', logging.ERROR)
+                    f'There is no picture of {self.names[video]}: {error}', 'current', logging.ERROR
+                )
                 self._strips[video] = None
         return self._strips[video]
 
@@ -103,8 +101,10 @@ def draw_strip(imgs: Tensor) -> bytes:
         ValueError: If ``imgs`` are no such frames.
     """
     if imgs.dim() != 4 or imgs.shape[1] != 3 or imgs.element_size() != 1:
-        raise ValueError('Frames of shape [f x 3 x h x w] in uint8 can be '
-                         f'drawn, not {list(imgs.shape)} in {imgs.dtype}.')
+        raise ValueError(
+            'Frames of shape [f x 3 x h x w] in uint8 can be '
+            f'drawn, not {list(imgs.shape)} in {imgs.dtype}.'
+        )
     count = min(FRAMES, len(imgs))
     chosen = np.linspace(0, len(imgs) - 1, count).round().astype(int)
     frames = imgs[chosen].permute(0, 2, 3, 1).numpy()
@@ -116,5 +116,4 @@ def draw_strip(imgs: Tensor) -> bytes:
     for frame in frames:
         parts += [gap, cv2.resize(frame, size, interpolation=way)]
     strip = cv2.cvtColor(np.hstack(parts[1:]), cv2.COLOR_RGB2BGR)
-    return cv2.imencode('.jpg', strip,
-                        [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
+    return cv2.imencode('.jpg', strip, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()

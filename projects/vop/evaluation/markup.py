@@ -4,6 +4,7 @@ One file without scripts, whose pictures stand in it. Every text that comes
 from outside goes through :func:`html.escape` here, and stands in an element
 with a direction of its own, as captions can be of any script.
 """
+
 import base64
 from html import escape
 from typing import Callable, Dict, NamedTuple, Sequence, Tuple
@@ -11,7 +12,7 @@ from typing import Callable, Dict, NamedTuple, Sequence, Tuple
 from .footage import FRAMES, Footage
 from .retrieved import Direction, Example, Hit
 
-STYLE = '''
+STYLE = """
 :root {
   color-scheme: light dark;
   --ground: #fff; --card: #f6f8fa; --line: #d8dee4; --text: #1f2328;
@@ -107,7 +108,7 @@ summary { cursor: pointer; }
   article { padding: .75rem; }
 }
 @media print { nav, .skip { display: none; } article { break-inside: avoid; } }
-'''
+"""
 
 WAYS = dict(t2v='Text to video', v2t='Video to text')
 LONG = 280  # characters of a caption that are shown at once
@@ -121,13 +122,13 @@ class Section(NamedTuple):
         title (str): Its heading.
         html (str): What it holds.
     """
+
     name: str
     title: str
     html: str
 
 
-def page(title: str, facts: Dict[str, str],
-         sections: Sequence[Section]) -> str:
+def page(title: str, facts: Dict[str, str], sections: Sequence[Section]) -> str:
     """The page.
 
     Args:
@@ -140,14 +141,17 @@ def page(title: str, facts: Dict[str, str],
     """
     rows = ''.join(
         f'<dt>{escape(name)}</dt><dd dir="auto">{escape(value)}</dd>\n'
-        for name, value in facts.items())
-    links = ''.join(f'<li><a href="#{part.name}">{part.title}</a></li>'
-                    for part in sections)
-    parts = ''.join(f'<section id="{part.name}" '
-                    f'aria-labelledby="{part.name}-title">\n'
-                    f'<h2 id="{part.name}-title">{part.title}</h2>\n'
-                    f'{part.html}</section>\n' for part in sections)
-    return f'''<!DOCTYPE html>
+        for name, value in facts.items()
+    )
+    links = ''.join(f'<li><a href="#{part.name}">{part.title}</a></li>' for part in sections)
+    parts = ''.join(
+        f'<section id="{part.name}" '
+        f'aria-labelledby="{part.name}-title">\n'
+        f'<h2 id="{part.name}-title">{part.title}</h2>\n'
+        f'{part.html}</section>\n'
+        for part in sections
+    )
+    return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8"/>
@@ -168,7 +172,7 @@ def page(title: str, facts: Dict[str, str],
 {parts}</main>
 </body>
 </html>
-'''
+"""
 
 
 def metrics_table(metrics: Dict[str, float], notes: Dict[str, str]) -> str:
@@ -191,21 +195,24 @@ def metrics_table(metrics: Dict[str, float], notes: Dict[str, str]) -> str:
     for row, values in rows.items():
         prefix, way = row[:-3], row[-3:]
         body += (
-            f'<tr><th scope="row">{escape(prefix)} {WAYS[way]}</th>' +
-            ''.join(f'<td>{_number(values[name], ".2f", name == "MdR")}</td>'
-                    for name in names) + '</tr>\n')
+            f'<tr><th scope="row">{escape(prefix)} {WAYS[way]}</th>'
+            + ''.join(f'<td>{_number(values[name], ".2f", name == "MdR")}</td>' for name in names)
+            + '</tr>\n'
+        )
     notes = ''.join(
         f'<p>Rows with {escape(prefix)}/ look at {escape(looks_at)}: they are '
         'not to be compared with plain numbers, to which ranks and queries '
         'below belong.</p>\n'
-        for prefix, looks_at in notes.items())
+        for prefix, looks_at in notes.items()
+    )
     return (
         '<div class="wide" role="region" aria-label="Metrics" tabindex="0">'
         '<table class="metrics"><thead><tr><th scope="col">Direction</th>'
         f'{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
         '<p class="quiet">R@k: percent of the queries that have a right item '
         'among their first k; higher is better. MdR, MnR: median and mean '
-        f'rank of the best right item; lower is better.</p>\n{notes}')
+        f'rank of the best right item; lower is better.</p>\n{notes}'
+    )
 
 
 def rank_tables(directions: Dict[str, Direction]) -> str:
@@ -217,20 +224,24 @@ def rank_tables(directions: Dict[str, Direction]) -> str:
         for first, last, count in direction.histogram():
             span = f'{first:,}' if first == last else f'{first:,}–{last:,}'
             share = 100 * count / queries
-            rows += (f'<tr><th scope="row">{span}</th>'
-                     f'<td>{_number(count, ",.1f", short=True)}</td>'
-                     f'<td>{share:.1f} %</td><td><span class="bar" '
-                     f'style="width:{share:.2f}%"></span></td></tr>\n')
+            rows += (
+                f'<tr><th scope="row">{span}</th>'
+                f'<td>{_number(count, ",.1f", short=True)}</td>'
+                f'<td>{share:.1f} %</td><td><span class="bar" '
+                f'style="width:{share:.2f}%"></span></td></tr>\n'
+            )
         tables += (
             f'<table class="ranks"><caption>{WAYS[way]}</caption><thead><tr>'
             '<th scope="col">Rank</th><th scope="col">Queries</th>'
             '<th scope="col">Share</th><td></td></tr></thead>'
-            f'<tbody>\n{rows}</tbody></table>\n')
+            f'<tbody>\n{rows}</tbody></table>\n'
+        )
     return (
         '<p class="quiet">The rank of the best right item of each query. A '
         'query whose right item ties with wrong ones counts in part for each '
         'rank that it can get, as in R@k.</p>\n'
-        f'<div class="columns">{tables}</div>\n')
+        f'<div class="columns">{tables}</div>\n'
+    )
 
 
 def examples(way: str, direction: Direction, footage: Footage) -> str:
@@ -247,39 +258,42 @@ def examples(way: str, direction: Direction, footage: Footage) -> str:
     queries = len(direction.counts.right)
     article, looks_for = {
         't2v': (_caption_query, 'Each caption looks for its video'),
-        'v2t': (_video_query, 'Each video looks for its captions, of which '
-                'the best counts')
+        'v2t': (_video_query, 'Each video looks for its captions, of which the best counts'),
     }[way]
     groups = (
         f'<p class="quiet">{looks_for}. Below a query stand the items with '
         'the highest scores, the right ones marked; where none of these is '
         'right, the best right one follows with its rank. Frames are '
-        f'some of those that the model saw, at most {FRAMES}.</p>\n')
+        f'some of those that the model saw, at most {FRAMES}.</p>\n'
+    )
     for name, chosen in direction.examples.items():
-        articles = ''.join(
-            article(example, direction.items, footage) for example in chosen)
-        groups += (f'<h3>{len(chosen)} {name} of {queries:,} queries</h3>\n'
-                   f'<div class="examples {name}">\n{articles}</div>\n')
+        articles = ''.join(article(example, direction.items, footage) for example in chosen)
+        groups += (
+            f'<h3>{len(chosen)} {name} of {queries:,} queries</h3>\n'
+            f'<div class="examples {name}">\n{articles}</div>\n'
+        )
     return groups
 
 
 def _caption_query(example: Example, items: int, footage: Footage) -> str:
     hits, below = _hits(
-        example, lambda hit: _strip(hit.item, footage),
-        lambda hit: _name(footage.names[hit.item]))
-    return (f'<article>{_rank(example, items, "videos")}'
-            f'{_caption(footage.caption(example.query), "query")}'
-            f'{hits}{below}</article>\n')
+        example, lambda hit: _strip(hit.item, footage), lambda hit: _name(footage.names[hit.item])
+    )
+    return (
+        f'<article>{_rank(example, items, "videos")}'
+        f'{_caption(footage.caption(example.query), "query")}'
+        f'{hits}{below}</article>\n'
+    )
 
 
 def _video_query(example: Example, items: int, footage: Footage) -> str:
-    hits, below = _hits(
-        example, lambda hit: _caption(footage.caption(hit.item)),
-        lambda hit: '')
-    return (f'<article>{_rank(example, items, "captions")}'
-            f'<div class="query">{_strip(example.query, footage)}'
-            f'{_name(footage.names[example.query])}</div>'
-            f'{hits}{below}</article>\n')
+    hits, below = _hits(example, lambda hit: _caption(footage.caption(hit.item)), lambda hit: '')
+    return (
+        f'<article>{_rank(example, items, "captions")}'
+        f'<div class="query">{_strip(example.query, footage)}'
+        f'{_name(footage.names[example.query])}</div>'
+        f'{hits}{below}</article>\n'
+    )
 
 
 def _rank(example: Example, items: int, what: str) -> str:
@@ -290,24 +304,24 @@ def _rank(example: Example, items: int, what: str) -> str:
     return f'<h4>Rank {rank} of {items:,} {what}{ties}</h4>\n'
 
 
-def _hits(example: Example, show: Callable[[Hit], str],
-          name: Callable[[Hit], str]) -> Tuple[str, str]:
+def _hits(
+    example: Example, show: Callable[[Hit], str], name: Callable[[Hit], str]
+) -> Tuple[str, str]:
     def one(tag: str, hit: Hit, place: str) -> str:
         mark = '<strong class="mark">✓ right</strong>' if hit.right else ''
         tie = '<span>tie</span>' if hit.tied else ''
-        return (f'<{tag} class="hit{" right" if hit.right else ""}">'
-                f'<div class="line"><span>{place}</span>{mark}'
-                f'<span>score {_number(hit.score, ".4f")}</span>{tie}'
-                f'{name(hit)}</div>{show(hit)}</{tag}>\n')
+        return (
+            f'<{tag} class="hit{" right" if hit.right else ""}">'
+            f'<div class="line"><span>{place}</span>{mark}'
+            f'<span>score {_number(hit.score, ".4f")}</span>{tie}'
+            f'{name(hit)}</div>{show(hit)}</{tag}>\n'
+        )
 
-    top = ''.join(
-        one('li', hit, f'{place}.')
-        for place, hit in enumerate(example.top, start=1))
+    top = ''.join(one('li', hit, f'{place}.') for place, hit in enumerate(example.top, start=1))
     below = ''
     if example.below:
         rank = _number(example.rank, ',.2f', short=True)
-        below = (f'<div class="below">'
-                 f'{one("div", example.below, f"at rank {rank}")}</div>\n')
+        below = f'<div class="below">{one("div", example.below, f"at rank {rank}")}</div>\n'
     return f'<ol>\n{top}</ol>\n', below
 
 
@@ -315,12 +329,15 @@ def _strip(video: int, footage: Footage) -> str:
     name = footage.names[video]
     jpeg = footage.strip(video)
     if jpeg is None:
-        return ('<div class="strip missing" role="img" aria-label="no picture '
-                f'of {escape(name)}">This video cannot be read any more.'
-                '</div>\n')
+        return (
+            '<div class="strip missing" role="img" aria-label="no picture '
+            f'of {escape(name)}">This video cannot be read any more.'
+            '</div>\n'
+        )
     data = base64.b64encode(jpeg).decode()
-    return (f'<img class="strip" alt="frames of {escape(name)}" '
-            f'src="data:image/jpeg;base64,{data}"/>\n')
+    return (
+        f'<img class="strip" alt="frames of {escape(name)}" src="data:image/jpeg;base64,{data}"/>\n'
+    )
 
 
 def _name(name: str) -> str:
@@ -334,9 +351,11 @@ def _caption(text: str, kind: str = '') -> str:
         return f'<p class="{kind}" dir="auto">{escape(text)}</p>\n'
     cut = text.rfind(' ', LONG // 2, LONG)
     cut = LONG if cut < 0 else cut
-    return (f'<details class="{kind}" dir="auto"><summary>'
-            f'{escape(text[:cut])} …</summary>{escape(text[cut:])}'
-            '</details>\n')
+    return (
+        f'<details class="{kind}" dir="auto"><summary>'
+        f'{escape(text[:cut])} …</summary>{escape(text[cut:])}'
+        '</details>\n'
+    )
 
 
 def _number(value: float, form: str, short: bool = False) -> str:

@@ -1,4 +1,5 @@
 """A test as a page to look at."""
+
 import logging
 import os
 import os.path as osp
@@ -24,9 +25,15 @@ TOPK = 5  # items that are shown of a query
 PAGE = 'index.html'
 
 
-def write_page(folder: str, title: str, facts: Dict[str, str],
-               metrics: Dict[str, float], metric: RetrievalMetric,
-               loader: DataLoader, num_queries: int) -> None:
+def write_page(
+    folder: str,
+    title: str,
+    facts: Dict[str, str],
+    metrics: Dict[str, float],
+    metric: RetrievalMetric,
+    loader: DataLoader,
+    num_queries: int,
+) -> None:
     """Write ``index.html``: metrics, ranks, and queries with what they find.
 
     It stands for itself: it needs no other file, no script and no network.
@@ -48,53 +55,46 @@ def write_page(folder: str, title: str, facts: Dict[str, str],
     print_log('The report is being made.', 'current')
     tested = metric.tested
     facts = {
-        **facts, 'Size': f'{len(tested.video):,} videos, '
-        f'{len(tested.text):,} captions',
+        **facts,
+        'Size': f'{len(tested.video):,} videos, {len(tested.text):,} captions',
         'Date': f'{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}',
-        'Versions': _versions()
+        'Versions': _versions(),
     }
-    directions = dict(
-        zip(
-            markup.WAYS,
-            retrieve(tested, num_queries, TOPK, metric.device)))
+    directions = dict(zip(markup.WAYS, retrieve(tested, num_queries, TOPK, metric.device)))
     sections = [
-        Section('metrics', 'Metrics', markup.metrics_table(
-            _metrics_of(metric, metrics),
-            {way.name: way.looks_at for way in metric.rescoring})),
+        Section(
+            'metrics',
+            'Metrics',
+            markup.metrics_table(
+                _metrics_of(metric, metrics), {way.name: way.looks_at for way in metric.rescoring}
+            ),
+        ),
         Section('ranks', 'Ranks', markup.rank_tables(directions)),
     ]
     try:
         footage = Footage(loader, tested)
     except ValueError as error:
-        print_log(f'The report shows no queries. {error}', 'current',
-                  logging.ERROR)
+        print_log(f'The report shows no queries. {error}', 'current', logging.ERROR)
     else:
         sections += [
-            Section(way, markup.WAYS[way],
-                    markup.examples(way, direction, footage))
+            Section(way, markup.WAYS[way], markup.examples(way, direction, footage))
             for way, direction in directions.items()
         ]
     path = osp.join(folder, PAGE)
     try:
         _write(path, markup.page(title, facts, sections))
     except OSError as error:
-        print_log(f'The report cannot be written to {path}: {error}',
-                  'current', logging.ERROR)
+        print_log(f'The report cannot be written to {path}: {error}', 'current', logging.ERROR)
     else:
         print_log(f'The report is in {path}.', 'current')
 
 
-def _metrics_of(metric: RetrievalMetric,
-                metrics: Dict[str, float]) -> Dict[str, float]:
+def _metrics_of(metric: RetrievalMetric, metrics: Dict[str, float]) -> Dict[str, float]:
     """Those of ``metrics`` that ``metric`` gave, without its prefix."""
     prefix = f'{metric.prefix}/' if metric.prefix else ''
     forms = ['', *(f'{way.name}/' for way in metric.rescoring)]
-    starts = tuple(f'{prefix}{form}{way}/' for form in forms
-                   for way in markup.WAYS)
-    return {
-        key[len(prefix):]: value
-        for key, value in metrics.items() if key.startswith(starts)
-    }
+    starts = tuple(f'{prefix}{form}{way}/' for form in forms for way in markup.WAYS)
+    return {key[len(prefix) :]: value for key, value in metrics.items() if key.startswith(starts)}
 
 
 def _versions() -> str:
@@ -104,7 +104,8 @@ def _versions() -> str:
         MMEngine=mmengine.__version__,
         open_clip=open_clip.__version__,
         torch=torch.__version__,
-        Python=platform.python_version())
+        Python=platform.python_version(),
+    )
     return ', '.join(f'{name} {version}' for name, version in versions.items())
 
 

@@ -5,6 +5,7 @@ and how many tie with it. Ties are resolved by expectation: R@k is the
 probability of a hit, and a rank the mean rank, if ties are broken at random.
 So a collapsed model, whose scores are all the same, scores chance.
 """
+
 from typing import Callable, Dict, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -24,6 +25,7 @@ class Counts(NamedTuple):
         tied (Tensor): Wrong items that score the same.
         right (Tensor): Right items that have this best score, at least 1.
     """
+
     higher: Tensor
     tied: Tensor
     right: Tensor
@@ -45,9 +47,8 @@ class Counts(NamedTuple):
         within = (k - higher).clamp(min=0)  # tied places that are in the top k
         miss = torch.ones_like(higher)
         for i in range(int(right.max())):
-            factor = ((tied + right - within - i) /
-                      (tied + right - i)).clamp(min=0)
-            miss *= torch.where(i < right, factor, 1.)
+            factor = ((tied + right - within - i) / (tied + right - i)).clamp(min=0)
+            miss *= torch.where(i < right, factor, 1.0)
         return 1 - miss
 
     def rank(self) -> Tensor:
@@ -69,30 +70,29 @@ class Count:
             indices of queries and items that broadcast to them.
     """
 
-    def __init__(self,
-                 scores: Tensor,
-                 queries: Tensor,
-                 items: Tensor,
-                 num_queries: int,
-                 rescored: Optional[Rescored] = None) -> None:
+    def __init__(
+        self,
+        scores: Tensor,
+        queries: Tensor,
+        items: Tensor,
+        num_queries: int,
+        rescored: Optional[Rescored] = None,
+    ) -> None:
         if rescored is not None:
             scores = rescored(scores, queries, items)
         self.rescored = rescored
-        self.best = scores.new_full(
-            (num_queries, ),
-            -torch.inf).scatter_reduce(0, queries, scores, 'amax')
-        self.right = torch.zeros(
-            num_queries, dtype=torch.int64, device=scores.device)
-        self.right.scatter_add_(0, queries,
-                                (scores == self.best[queries]).long())
+        self.best = scores.new_full((num_queries,), -torch.inf).scatter_reduce(
+            0, queries, scores, 'amax'
+        )
+        self.right = torch.zeros(num_queries, dtype=torch.int64, device=scores.device)
+        self.right.scatter_add_(0, queries, (scores == self.best[queries]).long())
         self.higher = torch.zeros_like(self.right)
         self.tied = -self.right  # they will be counted as ties, too
 
     def add(self, queries: slice, items: slice, tile: Tensor) -> None:
         """Count in a tile of scores, of shape [queries x items]."""
         if self.rescored is not None:
-            index = torch.arange(
-                queries.start, queries.stop, device=tile.device)
+            index = torch.arange(queries.start, queries.stop, device=tile.device)
             tile = self.rescored(tile, index[:, None], items)
         best = self.best[queries, None]
         self.higher[queries] += _count(torch.gt, tile, best)
@@ -101,13 +101,11 @@ class Count:
     def counts(self) -> Counts:
         """The counts of the queries that have a right pair."""
         asks = self.right > 0
-        return Counts(*(count[asks].cpu()
-                        for count in (self.higher, self.tied, self.right)))
+        return Counts(*(count[asks].cpu() for count in (self.higher, self.tied, self.right)))
 
 
 def counters(
-    scores: Scores,
-    rescored: Tuple[Optional[Rescored], Optional[Rescored]] = (None, None)
+    scores: Scores, rescored: Tuple[Optional[Rescored], Optional[Rescored]] = (None, None)
 ) -> Tuple[Count, Count]:
     """Those who count text to video and video to text.
 
@@ -123,8 +121,10 @@ def counters(
     """
     texts, videos = scores.shape
     index = torch.arange(texts, device=scores.owner.device)
-    return (Count(scores.right, index, scores.owner, texts, rescored[0]),
-            Count(scores.right, scores.owner, index, videos, rescored[1]))
+    return (
+        Count(scores.right, index, scores.owner, texts, rescored[0]),
+        Count(scores.right, scores.owner, index, videos, rescored[1]),
+    )
 
 
 def _count(compare: Callable, tile: Tensor, best: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ def evaluate_similarity(
     similarity: Tensor,
     video_of_text: Optional[Sequence[int]] = None,
     topk: Sequence[int] = (1, 5, 10),
-    rescoring: Sequence[Rescoring] = ()
+    rescoring: Sequence[Rescoring] = (),
 ) -> Dict[str, float]:
     """Score a matrix of similarities in both directions.
 
@@ -183,14 +183,16 @@ def evaluate_similarity(
     if not similarity.is_floating_point():
         similarity = similarity.double()
     if similarity.dim() != 2 or 0 in similarity.shape:
-        raise ValueError('similarity must be a matrix [texts x videos], got '
-                         f'{list(similarity.shape)}.')
+        raise ValueError(
+            f'similarity must be a matrix [texts x videos], got {list(similarity.shape)}.'
+        )
     texts, videos = similarity.shape
     if video_of_text is None:
         if texts != videos:
             raise ValueError(
                 f'{texts} texts and {videos} videos: say which video each '
-                'text belongs to (video_of_text).')
+                'text belongs to (video_of_text).'
+            )
         video_of_text = range(videos)
     owner = _check_owner(video_of_text, texts, videos, similarity.device)
     bad = torch.zeros(2, videos, dtype=torch.bool, device=similarity.device)
@@ -200,10 +202,8 @@ def evaluate_similarity(
             bad[1, columns] |= tile.isinf().any(0)
     for faults, what in zip(bad, ('NaN', 'infinite, which has no softmax')):
         if faults.any():
-            raise ValueError(f'The scores of video {int(faults.nonzero()[0])} '
-                             f'are {what}.')
-    return _evaluate(
-        Scores(similarity, owner=owner), topk, rescoring, (None, None))
+            raise ValueError(f'The scores of video {int(faults.nonzero()[0])} are {what}.')
+    return _evaluate(Scores(similarity, owner=owner), topk, rescoring, (None, None))
 
 
 def evaluate_embeddings(
@@ -211,7 +211,7 @@ def evaluate_embeddings(
     video: Tensor,
     video_of_text: Sequence[int],
     topk: Sequence[int] = (1, 5, 10),
-    rescoring: Sequence[Rescoring] = ()
+    rescoring: Sequence[Rescoring] = (),
 ) -> Dict[str, float]:
     """Score embeddings by their dot products, never holding all of these.
 
@@ -234,51 +234,57 @@ def evaluate_embeddings(
     """
     for what, embeddings in dict(text=text, video=video).items():
         if embeddings.dim() != 2 or 0 in embeddings.shape:
-            raise ValueError(f'{what} must be embeddings [{what}s x e], got '
-                             f'{list(embeddings.shape)}.')
+            raise ValueError(
+                f'{what} must be embeddings [{what}s x e], got {list(embeddings.shape)}.'
+            )
         bad = ~finite_rows(embeddings)
         if bad.any():
             raise ValueError(
                 f'The embedding of {what} {int(bad.nonzero()[0])} is not '
-                'finite, so its scores are NaN.')
+                'finite, so its scores are NaN.'
+            )
     if text.shape[1] != video.shape[1]:
-        raise ValueError(f'The embeddings of texts have {text.shape[1]} '
-                         f'numbers, those of videos {video.shape[1]}.')
-    owner = _check_owner(video_of_text, len(text), len(video), text.device)
-    return _evaluate(
-        Scores(text, video, owner), topk, rescoring, (video, text))
-
-
-def _check_owner(video_of_text: Sequence[int], texts: int, videos: int,
-                 device: torch.device) -> Tensor:
-    owner = torch.as_tensor(
-        video_of_text if isinstance(video_of_text, (Tensor, np.ndarray)) else
-        list(video_of_text))
-    if owner.shape != (texts, ):
-        raise ValueError(f'video_of_text has shape {list(owner.shape)}, but '
-                         f'there are {texts} texts.')
-    if owner.is_floating_point():
         raise ValueError(
-            f'video_of_text must hold whole numbers, got {owner.dtype}.')
+            f'The embeddings of texts have {text.shape[1]} '
+            f'numbers, those of videos {video.shape[1]}.'
+        )
+    owner = _check_owner(video_of_text, len(text), len(video), text.device)
+    return _evaluate(Scores(text, video, owner), topk, rescoring, (video, text))
+
+
+def _check_owner(
+    video_of_text: Sequence[int], texts: int, videos: int, device: torch.device
+) -> Tensor:
+    owner = torch.as_tensor(
+        video_of_text if isinstance(video_of_text, (Tensor, np.ndarray)) else list(video_of_text)
+    )
+    if owner.shape != (texts,):
+        raise ValueError(
+            f'video_of_text has shape {list(owner.shape)}, but there are {texts} texts.'
+        )
+    if owner.is_floating_point():
+        raise ValueError(f'video_of_text must hold whole numbers, got {owner.dtype}.')
     if not (0 <= owner.min() and owner.max() < videos):
-        raise ValueError(f'video_of_text names videos {owner.min()} to '
-                         f'{owner.max()}, but there are only 0 to '
-                         f'{videos - 1}.')
+        raise ValueError(
+            f'video_of_text names videos {owner.min()} to '
+            f'{owner.max()}, but there are only 0 to '
+            f'{videos - 1}.'
+        )
     return owner.long().to(device)
 
 
 def _evaluate(
-    scores: Scores, topk: Sequence[int], rescoring: Sequence[Rescoring],
-    galleries: Tuple[Optional[Tensor],
-                     Optional[Tensor]]) -> Dict[str, float]:
+    scores: Scores,
+    topk: Sequence[int],
+    rescoring: Sequence[Rescoring],
+    galleries: Tuple[Optional[Tensor], Optional[Tensor]],
+) -> Dict[str, float]:
     """Rank text to video and video to text; see ``evaluate_similarity``."""
     owner = scores.owner
-    asks = torch.zeros(
-        scores.shape[1], dtype=torch.bool, device=owner.device)
+    asks = torch.zeros(scores.shape[1], dtype=torch.bool, device=owner.device)
     asks[owner] = True
     forms = [('', (None, None))]
-    for way, pair in zip(rescoring,
-                         rescore(scores, asks, rescoring, galleries)):
+    for way, pair in zip(rescoring, rescore(scores, asks, rescoring, galleries)):
         forms.append((f'{way.name}/', pair))
     t2v, v2t = zip(*(counters(scores, pair) for _, pair in forms))
     sweep(scores, t2v, v2t)

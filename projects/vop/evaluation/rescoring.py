@@ -3,6 +3,7 @@
 Both ways look beyond the one query and its gallery: results with them are
 not to be compared with plain ones.
 """
+
 from typing import List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
@@ -27,7 +28,8 @@ class DSL(NamedTuple):
         scale (float): :math:`\lambda`. Defaults to 100, the logit scale of
             CLIP.
     """
-    scale: float = 100.
+
+    scale: float = 100.0
 
     name = 'dsl'
     looks_at = 'all queries of the test set at once'
@@ -54,9 +56,10 @@ class QBNorm(NamedTuple):
             their scores, of shape [b x texts].
         beta (float): :math:`\beta`. Defaults to 20.
     """
+
     text: Tensor
     video: Tensor
-    beta: float = 20.
+    beta: float = 20.0
 
     name = 'qb_norm'
     looks_at = 'the training queries of the bank'
@@ -65,9 +68,12 @@ class QBNorm(NamedTuple):
 Rescoring = Union[DSL, QBNorm]
 
 
-def rescore(scores: Scores, asks: Tensor, rescorings: Sequence[Rescoring],
-            galleries: Tuple[Optional[Tensor], Optional[Tensor]]
-            ) -> List[Tuple['Rescored', 'Rescored']]:
+def rescore(
+    scores: Scores,
+    asks: Tensor,
+    rescorings: Sequence[Rescoring],
+    galleries: Tuple[Optional[Tensor], Optional[Tensor]],
+) -> List[Tuple['Rescored', 'Rescored']]:
     """Gather what the formulas need, in one sweep for all of them.
 
     Args:
@@ -85,28 +91,36 @@ def rescore(scores: Scores, asks: Tensor, rescorings: Sequence[Rescoring],
     rescored = []
     for rescoring in rescorings:
         if isinstance(rescoring, DSL):
-            rescored.append((DualSoftmax(videos, asks.new_ones(texts),
-                                         rescoring.scale),
-                             DualSoftmax(texts, asks, rescoring.scale)))
+            rescored.append(
+                (
+                    DualSoftmax(videos, asks.new_ones(texts), rescoring.scale),
+                    DualSoftmax(texts, asks, rescoring.scale),
+                )
+            )
         else:
-            banks = (_bank('text', rescoring.text, galleries[0], videos,
-                           asks.device),
-                     _bank('video', rescoring.video, galleries[1], texts,
-                           asks.device))
+            banks = (
+                _bank('text', rescoring.text, galleries[0], videos, asks.device),
+                _bank('video', rescoring.video, galleries[1], texts, asks.device),
+            )
             rescored.append(
                 tuple(
                     InvertedSoftmax(bank, queries, rescoring.beta)
-                    for bank, queries in zip(banks, scores.shape)))
+                    for bank, queries in zip(banks, scores.shape)
+                )
+            )
     sweep(scores, *zip(*rescored))
     return rescored
 
 
-def _bank(what: str, queries: Tensor, gallery: Optional[Tensor], items: int,
-          device: torch.device) -> Scores:
+def _bank(
+    what: str, queries: Tensor, gallery: Optional[Tensor], items: int, device: torch.device
+) -> Scores:
     width = items if gallery is None else gallery.shape[1]
     if queries.dim() != 2 or 0 in queries.shape or queries.shape[1] != width:
-        raise ValueError(f'The {what} queries of the bank must have the shape '
-                         f'[queries x {width}], got {list(queries.shape)}.')
+        raise ValueError(
+            f'The {what} queries of the bank must have the shape '
+            f'[queries x {width}], got {list(queries.shape)}.'
+        )
     if not finite_rows(queries).all():
         raise ValueError(f'The {what} queries of the bank are not finite.')
     return Scores(queries.to(device), gallery)
@@ -118,17 +132,12 @@ class LogSumExp:
     def __init__(self, items: int, asks: Tensor, scale: float) -> None:
         self.scale = scale
         # Added to scores: 0, or -inf for those that do not ask.
-        self.mask = torch.zeros(
-            asks.shape, dtype=torch.float64, device=asks.device)
+        self.mask = torch.zeros(asks.shape, dtype=torch.float64, device=asks.device)
         self.mask[~asks] = -torch.inf
-        self.sum = torch.full((items, ),
-                              -torch.inf,
-                              dtype=torch.float64,
-                              device=asks.device)
+        self.sum = torch.full((items,), -torch.inf, dtype=torch.float64, device=asks.device)
 
     def add(self, queries: slice, items: slice, tile: Tensor) -> None:
-        scaled = torch.add(
-            self.mask[queries, None], tile.double(), alpha=self.scale)
+        scaled = torch.add(self.mask[queries, None], tile.double(), alpha=self.scale)
         self.sum[items] = self.sum[items].logaddexp(scaled.logsumexp(0))
 
     def at(self, items: Union[slice, Tensor]) -> Tensor:
@@ -144,8 +153,7 @@ class DualSoftmax:
         self.scale = scale
         self.add = self.column.add
 
-    def __call__(self, scores: Tensor, queries: Tensor,
-                 items: Union[slice, Tensor]) -> Tensor:
+    def __call__(self, scores: Tensor, queries: Tensor, items: Union[slice, Tensor]) -> Tensor:
         scores = scores.double()
         softmax = (self.scale * scores - self.column.at(items)).exp_()
         return softmax.mul_(scores)
@@ -171,13 +179,10 @@ class InvertedSoftmax:
         self.best.add(queries, items, tile)
         self.best_activated.add(queries, items, tile)
 
-    def __call__(self, scores: Tensor, queries: Tensor,
-                 items: Union[slice, Tensor]) -> Tensor:
+    def __call__(self, scores: Tensor, queries: Tensor, items: Union[slice, Tensor]) -> Tensor:
         scores = scores.double()
-        normalize = self.best.score[queries] == \
-            self.best_activated.score[queries]
-        return torch.where(normalize,
-                           scores - self.column.at(items) / self.beta, scores)
+        normalize = self.best.score[queries] == self.best_activated.score[queries]
+        return torch.where(normalize, scores - self.column.at(items) / self.beta, scores)
 
 
 class Best:
@@ -185,10 +190,7 @@ class Best:
 
     def __init__(self, queries: int, among: Tensor) -> None:
         self.among = among
-        self.score = torch.full((queries, ),
-                                -torch.inf,
-                                dtype=torch.float64,
-                                device=among.device)
+        self.score = torch.full((queries,), -torch.inf, dtype=torch.float64, device=among.device)
 
     def add(self, queries: slice, items: slice, tile: Tensor) -> None:
         best = tile.masked_fill(~self.among[items], -torch.inf).amax(1)

@@ -1,4 +1,5 @@
 """The metric that MMEngine's loops call."""
+
 import logging
 from typing import Dict, List, Optional, Sequence
 
@@ -54,36 +55,34 @@ class RetrievalMetric(BaseMetric):
 
     default_prefix = ''  # the keys say t2v and v2t themselves
 
-    def __init__(self,
-                 topk: Sequence[int] = (1, 5, 10),
-                 dsl: Optional[float] = None,
-                 qb_norm: Optional[str] = None,
-                 beta: float = 20.,
-                 dump: Optional[str] = None,
-                 device: str = 'cpu',
-                 collect_device: str = 'cpu',
-                 prefix: Optional[str] = None) -> None:
+    def __init__(
+        self,
+        topk: Sequence[int] = (1, 5, 10),
+        dsl: Optional[float] = None,
+        qb_norm: Optional[str] = None,
+        beta: float = 20.0,
+        dump: Optional[str] = None,
+        device: str = 'cpu',
+        collect_device: str = 'cpu',
+        prefix: Optional[str] = None,
+    ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
         for name, scale in dict(dsl=dsl, beta=beta).items():
             # True would be a scale of 1.
-            if isinstance(scale, bool) or (scale is not None
-                                           and not 0 < scale < float('inf')):
-                raise ValueError(
-                    f'{name} must be a positive number, got {scale}.')
+            if isinstance(scale, bool) or (scale is not None and not 0 < scale < float('inf')):
+                raise ValueError(f'{name} must be a positive number, got {scale}.')
         if dump is not None:
             check_writable(dump)
         try:
             torch.empty(0, device=device)  # else it would fail in the end
         except (RuntimeError, AssertionError) as error:
-            raise ValueError(f'There is no device {device}: {error}'
-                             ) from error
+            raise ValueError(f'There is no device {device}: {error}') from error
         self.topk = tuple(topk)
         self.rescoring = [] if dsl is None else [DSL(dsl)]
         self.bank, self.bank_file = None, qb_norm
         if qb_norm is not None:
             self.bank = Embeddings.load(qb_norm)
-            self.rescoring.append(
-                QBNorm(self.bank.text, self.bank.video, beta))
+            self.rescoring.append(QBNorm(self.bank.text, self.bank.video, beta))
         self.dump = dump
         self.device = device
         self.model = None
@@ -105,7 +104,8 @@ class RetrievalMetric(BaseMetric):
         if self.bank and self.bank.model not in (None, fingerprint):
             raise ValueError(
                 f'The bank {self.bank_file} was made with another model than '
-                'the one that is tested. Make it anew with this checkpoint.')
+                'the one that is tested. Make it anew with this checkpoint.'
+            )
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """Keep the embeddings of a batch."""
@@ -117,12 +117,15 @@ class RetrievalMetric(BaseMetric):
                 raise ValueError(
                     f'The embeddings in the bank {self.bank_file} have '
                     f'{self.bank.video.shape[1]} numbers, those of this model '
-                    f'{len(video)}. Make it anew with this model.')
+                    f'{len(video)}. Make it anew with this model.'
+                )
             self.results.append(
                 dict(
                     name=sample.get('video_id'),
                     video=video,
-                    text=text if text.dim() == 2 else text[None]))
+                    text=text if text.dim() == 2 else text[None],
+                )
+            )
 
     def compute_metrics(self, results: List[dict]) -> Dict[str, float]:
         """Rank all texts against all videos and the other way.
@@ -144,42 +147,59 @@ class RetrievalMetric(BaseMetric):
                     raise ValueError(
                         f'The {what} embedding of video {name} is not finite, '
                         'so its scores are NaN. Did training diverge, or '
-                        'overflow in fp16?')
+                        'overflow in fp16?'
+                    )
         self.tested = tested = Embeddings(
             [result['name'] for result in results],
             torch.stack([result['video'] for result in results]),
             torch.cat([result['text'] for result in results]),
             torch.arange(len(results)).repeat_interleave(
-                torch.tensor([len(result['text']) for result in results])),
-            self.model)
+                torch.tensor([len(result['text']) for result in results])
+            ),
+            self.model,
+        )
         if self.dump:
             self._save(tested)
         self._warn(tested)
         return evaluate_embeddings(
-            tested.text.to(self.device), tested.video.to(self.device),
-            tested.owner, self.topk, self.rescoring)
+            tested.text.to(self.device),
+            tested.video.to(self.device),
+            tested.owner,
+            self.topk,
+            self.rescoring,
+        )
 
     def _save(self, tested: Embeddings) -> None:
         try:
             tested.save(self.dump)
         except (OSError, RuntimeError) as error:  # the metrics are not lost
-            print_log(f'The embeddings cannot be written to {self.dump}: '
-                      f'{error}', 'current', logging.ERROR)
+            print_log(
+                f'The embeddings cannot be written to {self.dump}: {error}',
+                'current',
+                logging.ERROR,
+            )
         else:
             print_log(
                 f'The embeddings of {len(tested.video)} videos and '
-                f'{len(tested.text)} captions are in {self.dump}.', 'current')
+                f'{len(tested.text)} captions are in {self.dump}.',
+                'current',
+            )
 
     def _warn(self, tested: Embeddings) -> None:
         if self.rescoring:
             print_log(
-                'Not to be compared with plain numbers: ' + ', '.join(
-                    f'{way.name}/... looks at {way.looks_at}'
-                    for way in self.rescoring) + '.', 'current')
+                'Not to be compared with plain numbers: '
+                + ', '.join(f'{way.name}/... looks at {way.looks_at}' for way in self.rescoring)
+                + '.',
+                'current',
+            )
         if self.bank:
             leaked = set(tested.video_id) & set(self.bank.video_id) - {None}
             if leaked:
                 print_log(
                     f'{len(leaked)} test videos are in the bank '
                     f'{self.bank_file}, such as {min(leaked)}: qb_norm/... '
-                    'looks at what is tested.', 'current', logging.WARNING)
+                    'looks at what is tested.',
+                    'current',
+                    logging.WARNING,
+                )

@@ -1,4 +1,5 @@
 """What single queries find: their ranks, and the items in the top places."""
+
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
@@ -21,6 +22,7 @@ class Hit(NamedTuple):
         right (bool): Whether it belongs to the query.
         tied (bool): Whether a neighbour in the order has the same score.
     """
+
     item: int
     score: float
     right: bool
@@ -39,6 +41,7 @@ class Example(NamedTuple):
             gallery comes first.
         below (Hit, optional): The best right item, if none is in ``top``.
     """
+
     query: int
     rank: float
     tied: int
@@ -55,6 +58,7 @@ class Direction(NamedTuple):
         examples (dict[str, list[Example]]): Of ``worst``, ``best`` and
             ``random`` queries.
     """
+
     counts: Counts
     items: int
     examples: Dict[str, List[Example]]
@@ -71,17 +75,16 @@ class Direction(NamedTuple):
             bin that begins within the gallery.
         """
         last = [*(k for k in BINS if k < self.items), self.items]
-        within = [0., *(self.counts.hit(k).sum().item() for k in last)]
+        within = [0.0, *(self.counts.hit(k).sum().item() for k in last)]
         return [
-            (first + 1, end, after - before) for first, end, before, after in
-            zip([0, *last], last, within, within[1:])
+            (first + 1, end, after - before)
+            for first, end, before, after in zip([0, *last], last, within, within[1:])
         ]
 
 
-def retrieve(tested: Embeddings,
-             num_examples: int,
-             topk: int = 5,
-             device: str = 'cpu') -> Tuple[Direction, Direction]:
+def retrieve(
+    tested: Embeddings, num_examples: int, topk: int = 5, device: str = 'cpu'
+) -> Tuple[Direction, Direction]:
     """Rank all queries, and see what some of them find.
 
     The scores are those of :func:`.evaluate_embeddings`, to the last bit.
@@ -98,32 +101,30 @@ def retrieve(tested: Embeddings,
     Returns:
         tuple[Direction, Direction]: Text to video and video to text.
     """
-    scores = Scores(
-        tested.text.to(device), tested.video.to(device),
-        tested.owner.to(device))
+    scores = Scores(tested.text.to(device), tested.video.to(device), tested.owner.to(device))
     counts = counters(scores)
     sweep(scores, counts[:1], counts[1:])
     chosen = [_choose(count, num_examples) for count in counts]
     # One place more, to see whether the last one is tied.
     tops = [
-        Top(sorted({q for group in groups.values() for q in group}), topk + 1,
-            device) for groups in chosen
+        Top(sorted({q for group in groups.values() for q in group}), topk + 1, device)
+        for groups in chosen
     ]
     sweep(scores, tops[:1], tops[1:])
 
     texts, videos = torch.arange(len(tested.text)), scores.owner.cpu()
     directions = []
     for count, groups, top, queries, items, size in zip(
-            counts, chosen, tops, (texts, videos), (videos, texts),
-            scores.shape[::-1]):
-        examples = _examples(count, top, topk, scores.right.cpu(), queries,
-                             items)
+        counts, chosen, tops, (texts, videos), (videos, texts), scores.shape[::-1]
+    ):
+        examples = _examples(count, top, topk, scores.right.cpu(), queries, items)
         directions.append(
             Direction(
-                count.counts(), size, {
-                    name: [examples[query] for query in group]
-                    for name, group in groups.items()
-                }))
+                count.counts(),
+                size,
+                {name: [examples[query] for query in group] for name, group in groups.items()},
+            )
+        )
     return tuple(directions)
 
 
@@ -145,54 +146,57 @@ class Top:
 
     def add(self, queries: slice, items: slice, tile: Tensor) -> None:
         """Look through a tile of scores, of shape [queries x items]."""
-        ours = ((self.queries >= queries.start) &
-                (self.queries < queries.stop)).nonzero()[:, 0]
+        ours = ((self.queries >= queries.start) & (self.queries < queries.stop)).nonzero()[:, 0]
         rows = tile[self.queries[ours] - queries.start]
         item = torch.arange(items.start, items.stop, device=tile.device)
         # Stable: of tied items, the first in the gallery stays first.
         score, order = torch.cat([self.score[ours], rows], 1).sort(
-            dim=1, descending=True, stable=True)
+            dim=1, descending=True, stable=True
+        )
         item = torch.cat([self.item[ours], item.expand_as(rows)], 1)
-        self.score[ours] = score[:, :self.places]
-        self.item[ours] = item.gather(1, order[:, :self.places])
+        self.score[ours] = score[:, : self.places]
+        self.item[ours] = item.gather(1, order[:, : self.places])
 
 
 def _choose(count: Count, num: int) -> Dict[str, List[int]]:
     """The worst and the best queries by rank, then score; and random ones."""
     asks = (count.right > 0).nonzero()[:, 0]
-    order = np.lexsort(
-        (-count.best[asks].cpu().numpy(), count.counts().rank().numpy()))
+    order = np.lexsort((-count.best[asks].cpu().numpy(), count.counts().rank().numpy()))
     queries = asks.cpu().numpy()
     some = np.random.default_rng(0).permutation(len(queries))[:num]
     return dict(
         worst=queries[order[::-1][:num]].tolist(),
         best=queries[order[:num]].tolist(),
-        random=queries[np.sort(some)].tolist())
+        random=queries[np.sort(some)].tolist(),
+    )
 
 
-def _examples(count: Count, top: Top, topk: int, scores: Tensor,
-              queries: Tensor, items: Tensor) -> Dict[int, Example]:
+def _examples(
+    count: Count, top: Top, topk: int, scores: Tensor, queries: Tensor, items: Tensor
+) -> Dict[int, Example]:
     """Put together what ``top`` found; ``scores`` of right pairs, their
     ``queries`` and ``items`` have the shape [texts]."""
     chosen = top.queries.cpu()
-    counts = Counts(*(c.cpu()[chosen]
-                      for c in (count.higher, count.tied, count.right)))
+    counts = Counts(*(c.cpu()[chosen] for c in (count.higher, count.tied, count.right)))
     examples = {}
     for query, rank, tied, score, item in zip(
-            chosen.tolist(),
-            counts.rank().tolist(), counts.tied.tolist(), top.score.cpu(),
-            top.item.tolist()):
+        chosen.tolist(),
+        counts.rank().tolist(),
+        counts.tied.tolist(),
+        top.score.cpu(),
+        top.item.tolist(),
+    ):
         pairs = queries == query
         right = items[pairs].tolist()
         same = (score[1:] == score[:-1]).tolist()
         hits = [
-            Hit(i, s, i in right, before or after) for i, s, before, after in
-            zip(item[:topk], score.tolist(), [False, *same], same) if i >= 0
+            Hit(i, s, i in right, before or after)
+            for i, s, before, after in zip(item[:topk], score.tolist(), [False, *same], same)
+            if i >= 0
         ]
         below = None
         if not any(hit.right for hit in hits):
             best = int(scores[pairs].argmax())
-            below = Hit(right[best], float(scores[pairs][best]), True,
-                        tied > 0)
+            below = Hit(right[best], float(scores[pairs][best]), True, tied > 0)
         examples[query] = Example(query, rank, tied, hits, below)
     return examples

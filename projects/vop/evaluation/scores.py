@@ -1,4 +1,5 @@
 """Tables of scores, made tile by tile."""
+
 from typing import Iterator, Optional, Sequence, Tuple
 
 import torch
@@ -26,21 +27,19 @@ class Scores:
             ``owner`` is given.
     """
 
-    def __init__(self,
-                 rows: Tensor,
-                 columns: Optional[Tensor] = None,
-                 owner: Optional[Tensor] = None) -> None:
+    def __init__(
+        self, rows: Tensor, columns: Optional[Tensor] = None, owner: Optional[Tensor] = None
+    ) -> None:
         self.rows, self.columns, self.owner = rows, columns, owner
-        self.shape = (len(rows),
-                      rows.shape[1] if columns is None else len(columns))
+        self.shape = (len(rows), rows.shape[1] if columns is None else len(columns))
         if owner is not None:
             # Filled, not concatenated: small tensors that are kept between
             # large ones that go would hold on to the memory of these.
             self.right = torch.empty(
                 len(rows),
-                dtype=_full(rows[:0]).dtype
-                if columns is None else torch.float32,
-                device=rows.device)
+                dtype=_full(rows[:0]).dtype if columns is None else torch.float32,
+                device=rows.device,
+            )
             for part in _spans(len(rows)):
                 self.right[part] = self._pairs(part, owner[part])
 
@@ -48,8 +47,7 @@ class Scores:
         if self.columns is None:
             pairs = self.rows[rows].gather(1, columns[:, None])[:, 0]
             return _full(pairs)
-        return torch.linalg.vecdot(self.rows[rows].double(),
-                                   self.columns[columns].double()).float()
+        return torch.linalg.vecdot(self.rows[rows].double(), self.columns[columns].double()).float()
 
     def tiles(self) -> Iterator[Tuple[slice, slice, Tensor]]:
         """Give all scores, as (rows, columns, tile)."""
@@ -60,23 +58,21 @@ class Scores:
     def _tile(self, rows: slice, columns: slice) -> Tensor:
         if self.columns is None:
             return _full(self.rows[rows, columns])
-        tile = (self.rows[rows].double()
-                @ self.columns[columns].double().T).float()
+        tile = (self.rows[rows].double() @ self.columns[columns].double().T).float()
         if self.owner is not None:
             # Right pairs keep the very value that the others are held
             # against, lest one counts as better than itself.
             column = self.owner[rows, None] - columns.start
             inside = column.clamp(0, tile.shape[1] - 1)
             tile.scatter_(
-                1, inside,
-                torch.where(inside == column, self.right[rows, None],
-                            tile.gather(1, inside)))
+                1,
+                inside,
+                torch.where(inside == column, self.right[rows, None], tile.gather(1, inside)),
+            )
         return tile
 
 
-def sweep(scores: Scores,
-          rows_ask: Sequence = (),
-          columns_ask: Sequence = ()) -> None:
+def sweep(scores: Scores, rows_ask: Sequence = (), columns_ask: Sequence = ()) -> None:
     """Show all scores to those who gather something from them.
 
     Args:
@@ -102,8 +98,7 @@ def finite_rows(matrix: Tensor) -> Tensor:
 
 
 def _spans(size: int) -> Iterator[slice]:
-    return (slice(start, min(start + CHUNK, size))
-            for start in range(0, size, CHUNK))
+    return (slice(start, min(start + CHUNK, size)) for start in range(0, size, CHUNK))
 
 
 def _full(scores: Tensor) -> Tensor:

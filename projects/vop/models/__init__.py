@@ -12,8 +12,19 @@ from .text import TextEncoder
 from .vision import VideoEncoder
 
 __all__ = [
-    'CLIPTowers', 'CaptionHead', 'ContextPrompt', 'ContextUpdate',
-    'ContrastiveLoss', 'LearnedPrompt', 'ParallelAdapter', 'PositionPrompt',
-    'ReleasedTextEncoder', 'RetrievalDataPreprocessor', 'RetrievalRecognizer',
-    'TextEncoder', 'VideoBackbone', 'VideoEncoder', 'open_towers'
+    'CLIPTowers',
+    'CaptionHead',
+    'ContextPrompt',
+    'ContextUpdate',
+    'ContrastiveLoss',
+    'LearnedPrompt',
+    'ParallelAdapter',
+    'PositionPrompt',
+    'ReleasedTextEncoder',
+    'RetrievalDataPreprocessor',
+    'RetrievalRecognizer',
+    'TextEncoder',
+    'VideoBackbone',
+    'VideoEncoder',
+    'open_towers',
 ]

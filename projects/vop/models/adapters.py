@@ -1,4 +1,5 @@
 """Adapters: small bottlenecks beside the layers of a frozen CLIP."""
+
 from torch import nn
 
 from ..registry import MODELS
@@ -32,16 +33,14 @@ class ParallelAdapter(nn.Module):
     def __init__(self, beside: str, tower: Tower, hidden: int = 64) -> None:
         super().__init__()
         if beside not in ('attn', 'ffn'):
-            raise ValueError("ParallelAdapter: beside must be 'attn' or "
-                             f"'ffn', got {beside!r}.")
+            raise ValueError(f"ParallelAdapter: beside must be 'attn' or 'ffn', got {beside!r}.")
         if hidden < 1:
-            raise ValueError('ParallelAdapter: hidden must be at least 1, got '
-                             f'{hidden}.')
+            raise ValueError(f'ParallelAdapter: hidden must be at least 1, got {hidden}.')
         self.beside = beside
         self.layers = nn.ModuleList(
-            nn.Sequential(
-                nn.Linear(tower.width, hidden), nn.ReLU(),
-                nn.Linear(hidden, tower.width)) for _ in range(tower.layers))
+            nn.Sequential(nn.Linear(tower.width, hidden), nn.ReLU(), nn.Linear(hidden, tower.width))
+            for _ in range(tower.layers)
+        )
         for layer in self.layers:
             nn.init.zeros_(layer[-1].weight)
             nn.init.zeros_(layer[-1].bias)

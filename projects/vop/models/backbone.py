@@ -1,4 +1,5 @@
 """The visual encoder as backbone of MMAction2's recognizers."""
+
 from torch import Tensor
 
 from ..registry import MODELS
@@ -64,12 +65,14 @@ class VideoBackbone(VideoEncoder):
                 'VideoBackbone takes frames [(n f) x 3 x h x w] of '
                 'Recognizer2D, without average=True, or [n x 3 x f x h x w] '
                 f'of Recognizer3D; got {list(imgs.shape)}. FormatShape gives '
-                "the first with 'NCHW', the second with 'NCTHW'.")
+                "the first with 'NCHW', the second with 'NCTHW'."
+            )
         f = self.tower.num_frames
         if len(imgs) % f:
             raise ValueError(
                 f'Recognizer2D gives {len(imgs)} frames, which are no whole '
                 f'videos of num_frames={f}. Let the pipeline sample {f} '
-                'frames a video, or set num_frames of the backbone.')
+                'frames a video, or set num_frames of the backbone.'
+            )
         frames = super().forward(imgs.unflatten(0, (-1, f)))
         return frames.flatten(0, 1)[..., None, None]

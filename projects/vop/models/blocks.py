@@ -1,4 +1,5 @@
 """One transformer block of a CLIP whose attention sees extra tokens."""
+
 from typing import Callable, Optional, Sequence
 
 import torch
@@ -9,13 +10,15 @@ from torch import Tensor
 Adapter = Callable[[Tensor], Tensor]
 
 
-def prompted_block(block: ResidualAttentionBlock,
-                   x: Tensor,
-                   prompts: Sequence[Tensor] = (),
-                   queries: Optional[Tensor] = None,
-                   mask: Optional[Tensor] = None,
-                   beside_attn: Sequence[Adapter] = (),
-                   beside_ffn: Sequence[Adapter] = ()) -> Tensor:
+def prompted_block(
+    block: ResidualAttentionBlock,
+    x: Tensor,
+    prompts: Sequence[Tensor] = (),
+    queries: Optional[Tensor] = None,
+    mask: Optional[Tensor] = None,
+    beside_attn: Sequence[Adapter] = (),
+    beside_ffn: Sequence[Adapter] = (),
+) -> Tensor:
     r"""Run a block on ``x`` with prompts among the keys and values.
 
     The paper's layer reads ``[c, P, E]`` (Sec. 3.2, Eq. 3) and throws away
@@ -62,10 +65,10 @@ def prompted_block(block: ResidualAttentionBlock,
     queries = x if queries is None else queries
     q, kv = F.linear(normed, weight[:d], bias[:d]), keys_and_values(context)
     if prompts:
-        kv = torch.cat([
-            *(keys_and_values(block.ln_1(p)).expand(*x.shape[:-2], -1, -1)
-              for p in prompts), kv
-        ], dim=-2)
+        kv = torch.cat(
+            [*(keys_and_values(block.ln_1(p)).expand(*x.shape[:-2], -1, -1) for p in prompts), kv],
+            dim=-2,
+        )
 
     def split_heads(tokens: Tensor) -> Tensor:
         tokens = tokens.reshape(-1, tokens.shape[-2], d)
@@ -73,7 +76,8 @@ def prompted_block(block: ResidualAttentionBlock,
 
     k, v = kv.split(d, -1)
     out = F.scaled_dot_product_attention(
-        split_heads(q), split_heads(k), split_heads(v), attn_mask=mask)
+        split_heads(q), split_heads(k), split_heads(v), attn_mask=mask
+    )
     out = attn.out_proj(out.transpose(1, 2).reshape(queries.shape))
     x = queries + block.ls_1(out)
     for adapter in beside_attn:

@@ -1,4 +1,5 @@
 """Classes as captions: recognition through CLIP's text tower."""
+
 from pathlib import Path
 from typing import List, Optional, Sequence, Union
 
@@ -51,49 +52,56 @@ class CaptionHead(BaseHead):
         ValueError: If a name or a template cannot be.
     """
 
-    def __init__(self,
-                 classes: Union[str, Sequence[str]],
-                 clip: Union[dict, CLIPTowers],
-                 text: dict = dict(),
-                 templates: Sequence[str] = ('{}', ),
-                 tokenizer: str = 'ViT-B-32-quickgelu',
-                 average_clips: Optional[str] = 'prob',
-                 **kwargs) -> None:
+    def __init__(
+        self,
+        classes: Union[str, Sequence[str]],
+        clip: Union[dict, CLIPTowers],
+        text: dict = dict(),
+        templates: Sequence[str] = ('{}',),
+        tokenizer: str = 'ViT-B-32-quickgelu',
+        average_clips: Optional[str] = 'prob',
+        **kwargs,
+    ) -> None:
         names = read_classes(classes)
-        if isinstance(templates, str) or not templates or any(
-                '{}' not in template for template in templates):
-            raise ValueError('templates must be a list of captions with {} '
-                             f'for the class name, got {templates!r}.')
+        if (
+            isinstance(templates, str)
+            or not templates
+            or any('{}' not in template for template in templates)
+        ):
+            raise ValueError(
+                'templates must be a list of captions with {} '
+                f'for the class name, got {templates!r}.'
+            )
         towers = towers_of(clip)
         super().__init__(
             num_classes=len(names),
             in_channels=towers.visual.output_dim,
             average_clips=average_clips,
-            **kwargs)
-        self.text = MODELS.build(
-            dict(type='vop.TextEncoder', clip=towers) | dict(text))
+            **kwargs,
+        )
+        self.text = MODELS.build(dict(type='vop.TextEncoder', clip=towers) | dict(text))
         tokenize = open_clip.get_tokenizer(tokenizer)
         self.register_buffer(
             'tokens',  # [templates x classes x t]
-            torch.stack([
-                tokenize([template.replace('{}', name) for name in names])
-                for template in templates
-            ]), persistent=False)
-        self.register_buffer(
-            'logit_scale', towers.logit_scale.clone(), persistent=False)
+            torch.stack(
+                [
+                    tokenize([template.replace('{}', name) for name in names])
+                    for template in templates
+                ]
+            ),
+            persistent=False,
+        )
+        self.register_buffer('logit_scale', towers.logit_scale.clone(), persistent=False)
         self.kept: Optional[Tensor] = None  # the embeddings of the classes
 
     def embed_classes(self) -> Tensor:
         """Embed all classes: L2-normalised, of shape [classes x e]."""
-        embeddings = [
-            F.normalize(self.text(tokens), dim=-1) for tokens in self.tokens
-        ]
+        embeddings = [F.normalize(self.text(tokens), dim=-1) for tokens in self.tokens]
         return F.normalize(torch.stack(embeddings).mean(0), dim=-1)
 
     def class_embeddings(self) -> Tensor:
         """The same, computed only where they can have changed."""
-        if self.training and any(p.requires_grad
-                                 for p in self.text.parameters()):
+        if self.training and any(p.requires_grad for p in self.text.parameters()):
             return self.embed_classes()
         if self.kept is None:
             with torch.no_grad():
@@ -112,10 +120,7 @@ class CaptionHead(BaseHead):
         self.kept = None  # the model goes to another device or dtype
         return super()._apply(*args, **kwargs)
 
-    def forward(self,
-                x: Tensor,
-                num_segs: Optional[int] = None,
-                **kwargs) -> Tensor:
+    def forward(self, x: Tensor, num_segs: Optional[int] = None, **kwargs) -> Tensor:
         """Score the classes.
 
         Args:
@@ -140,19 +145,20 @@ class CaptionHead(BaseHead):
                 'CaptionHead takes what vop.VideoBackbone gives without '
                 f'average=True, got {list(x.shape)}. In the pipeline, '
                 "FormatShape is 'NCHW' for Recognizer2D and 'NCTHW' for "
-                'Recognizer3D.')
+                'Recognizer3D.'
+            )
         if frames.shape[-1] != self.in_channels:
             raise ValueError(
                 f'CaptionHead takes embeddings of {self.in_channels} numbers, '
                 f'got {frames.shape[-1]}. Backbone and head need the same '
-                'CLIP.')
+                'CLIP.'
+            )
         video = F.normalize(F.normalize(frames, dim=-1).mean(dim=1), dim=-1)
         classes = self.class_embeddings()
         # At least float32: half precision is too coarse for logits.
         dtype = torch.promote_types(video.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            return self.logit_scale.exp() * (
-                video.to(dtype) @ classes.to(dtype).T)
+            return self.logit_scale.exp() * (video.to(dtype) @ classes.to(dtype).T)
 
 
 def read_classes(classes: Union[str, Sequence[str]]) -> List[str]:
@@ -175,7 +181,8 @@ def read_classes(classes: Union[str, Sequence[str]]) -> List[str]:
             raise FileNotFoundError(
                 f'There is no file {classes} of class names. It has one name '
                 "a line, in the order of the labels, as MMAction2's "
-                'tools/data/kinetics/label_map_k400.txt.')
+                'tools/data/kinetics/label_map_k400.txt.'
+            )
         source = classes
         names = Path(classes).read_text(encoding='utf-8').splitlines()
     names = [name.strip() for name in names]
@@ -184,7 +191,9 @@ def read_classes(classes: Union[str, Sequence[str]]) -> List[str]:
     for number, name in enumerate(names, start=1):
         if not name:
             raise ValueError(f'{source}: name {number} is empty.')
-        if name in names[:number - 1]:
-            raise ValueError(f'{source}: "{name}" stands there twice, as '
-                             f'number {names.index(name) + 1} and {number}.')
+        if name in names[: number - 1]:
+            raise ValueError(
+                f'{source}: "{name}" stands there twice, as '
+                f'number {names.index(name) + 1} and {number}.'
+            )
     return names

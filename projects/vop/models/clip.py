@@ -1,4 +1,5 @@
 """Opening a CLIP as two towers that can be prompted."""
+
 import difflib
 import json
 import logging
@@ -12,8 +13,12 @@ import torch
 from mmengine.logging import print_log
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.model import convert_to_custom_text_state_dict
-from open_clip.transformer import (QuickGELU, ResidualAttentionBlock,
-                                   TextTransformer, VisionTransformer)
+from open_clip.transformer import (
+    QuickGELU,
+    ResidualAttentionBlock,
+    TextTransformer,
+    VisionTransformer,
+)
 from torch import Tensor, nn
 
 
@@ -32,6 +37,7 @@ class CLIPTowers:
             other.
         std (tuple[float, ...]): Standard deviation likewise.
     """
+
     visual: VisionTransformer
     text: TextTransformer
     logit_scale: Tensor
@@ -40,9 +46,11 @@ class CLIPTowers:
     std: Tuple[float, ...] = OPENAI_DATASET_STD
 
 
-def open_towers(name: str = 'ViT-B-32-quickgelu',
-                pretrained: Optional[str] = None,
-                cache_dir: Optional[str] = None) -> CLIPTowers:
+def open_towers(
+    name: str = 'ViT-B-32-quickgelu',
+    pretrained: Optional[str] = None,
+    cache_dir: Optional[str] = None,
+) -> CLIPTowers:
     """Open a CLIP of open_clip.
 
     Args:
@@ -68,8 +76,7 @@ def open_towers(name: str = 'ViT-B-32-quickgelu',
     _refuse_unpromptable(name, config)
     check_pretrained(dict(name=name, pretrained=pretrained))
     if pretrained is None:
-        print_log(f'CLIP {name} has random weights (pretrained=None).',
-                  'current', logging.WARNING)
+        print_log(f'CLIP {name} has random weights (pretrained=None).', 'current', logging.WARNING)
         model = _make(config)
     elif Path(pretrained).is_file():
         model = _make(config)
@@ -78,10 +85,13 @@ def open_towers(name: str = 'ViT-B-32-quickgelu',
         model = _download(name, pretrained, cache_dir)
     trained_with = open_clip.get_pretrained_cfg(name, pretrained or '')
     towers = CLIPTowers(
-        model.visual, model.text, model.logit_scale.detach(),
-        f"{name} ({pretrained or 'random weights'})",
+        model.visual,
+        model.text,
+        model.logit_scale.detach(),
+        f'{name} ({pretrained or "random weights"})',
         trained_with.get('mean') or OPENAI_DATASET_MEAN,
-        trained_with.get('std') or OPENAI_DATASET_STD)
+        trained_with.get('std') or OPENAI_DATASET_STD,
+    )
     _check_towers(towers)
     return towers
 
@@ -105,12 +115,12 @@ def check_pretrained(clip: dict) -> None:
     """
     name, pretrained = clip['name'], clip.get('pretrained')
     tags = open_clip.list_pretrained_tags_by_model(name)
-    if pretrained is not None and pretrained not in tags and \
-            not Path(pretrained).is_file():
+    if pretrained is not None and pretrained not in tags and not Path(pretrained).is_file():
         raise ValueError(
             f"pretrained='{pretrained}' is neither a file nor a tag of "
             f'{name}. Let model.clip.pretrained name a file, or one of its '
-            f"tags: {', '.join(tags) or '(none)'}.")
+            f'tags: {", ".join(tags) or "(none)"}.'
+        )
 
 
 def _model_config(name: str) -> dict:
@@ -124,13 +134,14 @@ def _model_config(name: str) -> dict:
             raise ValueError(f'{name} is not valid JSON: {error}') from error
         missing = {'embed_dim', 'vision_cfg', 'text_cfg'} - set(config)
         if missing:
-            raise ValueError(f'{name} is no open_clip model config: it lacks '
-                             f"{', '.join(sorted(missing))}.")
+            raise ValueError(
+                f'{name} is no open_clip model config: it lacks {", ".join(sorted(missing))}.'
+            )
         return config
     config = open_clip.get_model_config(name)
     if config is None:
         close = difflib.get_close_matches(name, open_clip.list_models(), 3)
-        hint = f" Did you mean {' or '.join(close)}?" if close else ''
+        hint = f' Did you mean {" or ".join(close)}?' if close else ''
         raise ValueError(f"open_clip has no model '{name}'.{hint}")
     return config
 
@@ -141,8 +152,7 @@ def _make(config: dict) -> nn.Module:
     ``CustomTextCLIP`` holds the text tower as one module, which ``CLIP`` does
     not; else they are the same.
     """
-    config = dict(config, vision_cfg=dict(config['vision_cfg'],
-                                          patch_dropout=0.))
+    config = dict(config, vision_cfg=dict(config['vision_cfg'], patch_dropout=0.0))
     config.pop('custom_text', None)
     return open_clip.CustomTextCLIP(**config)
 
@@ -157,17 +167,23 @@ def _refuse_unpromptable(name: str, config: dict) -> None:
     if 'multimodal_cfg' in config:
         reason = 'it is a CoCa, whose pooling has no [CLS] of its own'
     elif 'timm_model_name' in vision:
-        reason = (f"its image tower is timm's {vision['timm_model_name']}, "
-                  "not open_clip's VisionTransformer with a [CLS]")
+        reason = (
+            f"its image tower is timm's {vision['timm_model_name']}, "
+            "not open_clip's VisionTransformer with a [CLS]"
+        )
     elif isinstance(vision.get('layers'), (list, tuple)):
         reason = 'its image tower is a ResNet, which has no tokens'
     elif 'hf_model_name' in text:
-        reason = (f"its text tower is Hugging Face's {text['hf_model_name']}, "
-                  "not open_clip's TextTransformer")
+        reason = (
+            f"its text tower is Hugging Face's {text['hf_model_name']}, "
+            "not open_clip's TextTransformer"
+        )
     else:
         return
-    raise ValueError(f'{name} cannot be prompted: {reason}. Choose a ViT CLIP '
-                     "such as 'ViT-B-32-quickgelu' or 'ViT-L-14'.")
+    raise ValueError(
+        f'{name} cannot be prompted: {reason}. Choose a ViT CLIP '
+        "such as 'ViT-B-32-quickgelu' or 'ViT-L-14'."
+    )
 
 
 def _check_towers(towers: CLIPTowers) -> None:
@@ -192,31 +208,32 @@ def _load_weights(model: nn.Module, name: str, path: str) -> None:
     jit = _is_jit_archive(path)
     gelu = model.visual.transformer.resblocks[0].mlp.gelu
     if jit and not isinstance(gelu, QuickGELU):
-        fix = (f'Set "quick_gelu": true in {name}.' if name.endswith('.json')
-               else f"Set name='{name}-quickgelu'.")
+        fix = (
+            f'Set "quick_gelu": true in {name}.'
+            if name.endswith('.json')
+            else f"Set name='{name}-quickgelu'."
+        )
         raise ValueError(
             f"{path} is an archive of OpenAI's, whose models were trained "
-            f'with QuickGELU, but {name} has GELU. {fix}')
+            f'with QuickGELU, but {name} has GELU. {fix}'
+        )
     try:
         if jit:
             # Weights in half precision, and three integers.
             state = torch.jit.load(path, map_location='cpu').state_dict()
-            state = {k: v for k, v in state.items()
-                     if v.dim() or k == 'logit_scale'}
+            state = {k: v for k, v in state.items() if v.dim() or k == 'logit_scale'}
             model.load_state_dict(convert_to_custom_text_state_dict(state))
         else:
             open_clip.load_checkpoint(model, path)
     except Exception as error:
-        raise ValueError(
-            f'{path} does not hold weights of {name}: {error}') from error
+        raise ValueError(f'{path} does not hold weights of {name}: {error}') from error
 
 
 def _is_jit_archive(path: str) -> bool:
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
-        return any(
-            item.endswith('/constants.pkl') for item in archive.namelist())
+        return any(item.endswith('/constants.pkl') for item in archive.namelist())
 
 
 def _download(name: str, tag: str, cache_dir: Optional[str]) -> nn.Module:
@@ -227,15 +244,21 @@ def _download(name: str, tag: str, cache_dir: Optional[str]) -> nn.Module:
             pretrained=tag,
             cache_dir=cache_dir,
             force_custom_text=True,
-            force_patch_dropout=0.)
+            force_patch_dropout=0.0,
+        )
     except Exception as error:
         source = open_clip.get_pretrained_cfg(name, tag)
         where = ' or '.join(
-            text for text in (
-                source.get('url'), source.get('hf_hub')
-                and f"{source['hf_hub']} on the Hugging Face Hub") if text)
+            text
+            for text in (
+                source.get('url'),
+                source.get('hf_hub') and f'{source["hf_hub"]} on the Hugging Face Hub',
+            )
+            if text
+        )
         raise ConnectionError(
             f"The weights '{tag}' of {name} could not be downloaded ({error})."
             f' Fetch them where there is a network, from {where}, put the '
             'file anywhere on this machine, and name it: --cfg-options '
-            'model.clip.pretrained=FILE, or in the config.') from error
+            'model.clip.pretrained=FILE, or in the config.'
+        ) from error

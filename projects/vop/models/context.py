@@ -1,4 +1,5 @@
 """Context modelling modules (CMM) over the [CLS] tokens of a video."""
+
 from typing import Tuple
 
 import torch
@@ -19,17 +20,19 @@ class FrameTransformer(nn.Module):
 
     def __init__(self, width: int, num_frames: int, layers: int = 4) -> None:
         super().__init__()
-        self.positional_embedding = nn.Parameter(
-            torch.empty(num_frames, width).normal_(std=0.02))
+        self.positional_embedding = nn.Parameter(torch.empty(num_frames, width).normal_(std=0.02))
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
                 width,
                 nhead=max(1, width // 64),
                 dim_feedforward=4 * width,
-                dropout=0.,
+                dropout=0.0,
                 activation='gelu',
                 batch_first=True,
-                norm_first=True) for _ in range(layers))
+                norm_first=True,
+            )
+            for _ in range(layers)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Model frames [b x f x d]; gives the same shape."""
@@ -64,8 +67,7 @@ def make_cmm(kind: str, tower: Tower) -> Tuple[nn.Module, int]:
         return nn.LSTM(d, d, batch_first=True), d
     if kind == 'transformer':
         return FrameTransformer(d, tower.num_frames), d
-    raise ValueError("cmm must be 'bilstm', 'lstm' or 'transformer', got "
-                     f'{kind!r}.')
+    raise ValueError(f"cmm must be 'bilstm', 'lstm' or 'transformer', got {kind!r}.")
 
 
 def run_cmm(cmm: nn.Module, cls: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
 """From a list of samples to a batch on the device."""
+
 from typing import Sequence
 
 import torch
@@ -21,13 +22,12 @@ class RetrievalDataPreprocessor(BaseDataPreprocessor):
         std (Sequence[float]): Standard deviation likewise.
     """
 
-    def __init__(self,
-                 mean: Sequence[float] = OPENAI_DATASET_MEAN,
-                 std: Sequence[float] = OPENAI_DATASET_STD) -> None:
+    def __init__(
+        self, mean: Sequence[float] = OPENAI_DATASET_MEAN, std: Sequence[float] = OPENAI_DATASET_STD
+    ) -> None:
         super().__init__(non_blocking=True)  # which pinned memory allows
         for name, value in dict(mean=mean, std=std).items():
-            self.register_buffer(
-                name, 255 * torch.tensor(value).view(3, 1, 1), False)
+            self.register_buffer(name, 255 * torch.tensor(value).view(3, 1, 1), False)
 
     def forward(self, data: dict, training: bool = False) -> dict:
         """Batch the samples of a data loader.
@@ -52,6 +52,6 @@ class RetrievalDataPreprocessor(BaseDataPreprocessor):
         if 'text' in inputs:
             texts = [t if t.dim() == 2 else t[None] for t in inputs['text']]
             data['inputs'].update(
-                text=torch.cat(texts),
-                num_texts=torch.tensor([len(t) for t in texts]))
+                text=torch.cat(texts), num_texts=torch.tensor([len(t) for t in texts])
+            )
         return data

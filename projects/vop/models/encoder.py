@@ -1,4 +1,5 @@
 """What both encoders share: a CLIP tower, prompts, and a small state."""
+
 import hashlib
 import json
 from functools import partial
@@ -34,62 +35,56 @@ class PromptedEncoder(nn.Module):
             keeping its activations.
     """
 
-    def __init__(self, backbone: nn.Module, clip_name: str, tower: Tower,
-                 prompts: Sequence[dict], adapters: Sequence[dict],
-                 tuning: str, with_cp: bool) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        clip_name: str,
+        tower: Tower,
+        prompts: Sequence[dict],
+        adapters: Sequence[dict],
+        tuning: str,
+        with_cp: bool,
+    ) -> None:
         super().__init__()
         self.clip_name = clip_name
         self.backbone = backbone
         unfreeze(backbone, tuning)
         self.prompts, self.adapters = (
-            nn.ModuleList(
-                MODELS.build(cfg, default_args=dict(tower=tower))
-                for cfg in configs) for configs in (prompts, adapters))
+            nn.ModuleList(MODELS.build(cfg, default_args=dict(tower=tower)) for cfg in configs)
+            for configs in (prompts, adapters)
+        )
         self.tower = tower
         self.with_cp = with_cp
         self._register_state_dict_hook(_leave_out_frozen)
 
-    def prompt_tokens(self,
-                      layer: int,
-                      cls: Optional[Tensor] = None) -> List[Tensor]:
+    def prompt_tokens(self, layer: int, cls: Optional[Tensor] = None) -> List[Tensor]:
         """The tokens that each prompt has for ``layer``; see Prompt."""
-        return [
-            prompt(layer, cls) for prompt in self.prompts
-            if prompt.serves(layer)
-        ]
+        return [prompt(layer, cls) for prompt in self.prompts if prompt.serves(layer)]
 
-    def run_block(self, layer: int, x: Tensor, prompts: List[Tensor],
-                  **kwargs) -> Tensor:
+    def run_block(self, layer: int, x: Tensor, prompts: List[Tensor], **kwargs) -> Tensor:
         """Run layer ``layer`` (from 1) on ``x``; see ``prompted_block``."""
-        block = partial(prompted_block,
-                        self.backbone.transformer.resblocks[layer - 1])
+        block = partial(prompted_block, self.backbone.transformer.resblocks[layer - 1])
         if self.with_cp and torch.is_grad_enabled():
             block = partial(checkpoint, block, use_reentrant=False)
         beside = {'attn': [], 'ffn': []}
         for adapter in self.adapters:
             beside[adapter.beside].append(adapter.layers[layer - 1])
-        return block(
-            x,
-            prompts,
-            beside_attn=beside['attn'],
-            beside_ffn=beside['ffn'],
-            **kwargs)
+        return block(x, prompts, beside_attn=beside['attn'], beside_ffn=beside['ffn'], **kwargs)
 
     def frozen(self) -> Iterator[Tuple[str, Tensor]]:
         """Names (from this module) and values of the frozen weights."""
-        return ((f'backbone.{name}', parameter)
-                for name, parameter in self.backbone.named_parameters()
-                if not parameter.requires_grad)
+        return (
+            (f'backbone.{name}', parameter)
+            for name, parameter in self.backbone.named_parameters()
+            if not parameter.requires_grad
+        )
 
     def get_extra_state(self) -> Tensor:
         """The CLIP that the state belongs to, as the bytes of a JSON text.
 
         A tensor, so that whatever handles state dicts can handle it.
         """
-        text = json.dumps({
-            'clip': self.clip_name,
-            'fingerprint': fingerprint(self.frozen())
-        })
+        text = json.dumps({'clip': self.clip_name, 'fingerprint': fingerprint(self.frozen())})
         return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -101,10 +96,11 @@ class PromptedEncoder(nn.Module):
         theirs = json.loads(bytes(state.tolist()).decode())
         if theirs['fingerprint'] != fingerprint(self.frozen()):
             raise ValueError(
-                f"This checkpoint was trained on the CLIP {theirs['clip']}, "
+                f'This checkpoint was trained on the CLIP {theirs["clip"]}, '
                 f'but the model holds {self.clip_name} '
                 f'({type(self).__name__}), whose frozen weights differ. Set '
-                'model.clip in the config to the CLIP of the checkpoint.')
+                'model.clip in the config to the CLIP of the checkpoint.'
+            )
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         # What was left out when the state was saved is this model's own.
@@ -113,8 +109,9 @@ class PromptedEncoder(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _leave_out_frozen(module: PromptedEncoder, state_dict: dict, prefix: str,
-                      local_metadata: dict) -> None:
+def _leave_out_frozen(
+    module: PromptedEncoder, state_dict: dict, prefix: str, local_metadata: dict
+) -> None:
     for name, _ in module.frozen():
         state_dict.pop(prefix + name, None)
 
@@ -136,6 +133,6 @@ def fingerprint(weights: Iterator[Tuple[str, Tensor]]) -> str:
     for name, value in weights:
         digest.update(f'{name}{tuple(value.shape)}'.encode())
         value = value.detach().flatten()
-        value = value[::max(1, value.numel() // 256)].float().cpu()
+        value = value[:: max(1, value.numel() // 256)].float().cpu()
         digest.update(value.numpy().tobytes())
     return digest.hexdigest()

@@ -1,4 +1,5 @@
 """The contrastive loss between videos and captions."""
+
 from typing import Dict
 
 import torch
@@ -19,8 +20,7 @@ def gather(x: Tensor) -> Tensor:
     Returns:
         Tensor: Of shape [(ranks * b) x e]; ``x`` itself with one process.
     """
-    if not (dist.is_available() and dist.is_initialized()) or \
-            dist.get_world_size() == 1:
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return x
     return torch.cat(all_gather(x.contiguous()))
 
@@ -42,8 +42,7 @@ class ContrastiveLoss(nn.Module):
     N * b pairs.
     """
 
-    def forward(self, video: Tensor, text: Tensor,
-                logit_scale: Tensor) -> Dict[str, Tensor]:
+    def forward(self, video: Tensor, text: Tensor, logit_scale: Tensor) -> Dict[str, Tensor]:
         """Compare pairs.
 
         Args:
@@ -62,4 +61,5 @@ class ContrastiveLoss(nn.Module):
         target = torch.arange(len(logits), device=logits.device)
         return dict(
             loss_t2v=F.cross_entropy(logits, target) / 2,
-            loss_v2t=F.cross_entropy(logits.T, target) / 2)
+            loss_v2t=F.cross_entropy(logits.T, target) / 2,
+        )

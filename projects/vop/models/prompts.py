@@ -4,6 +4,7 @@ A prompt answers one question: which tokens does a layer get? All of them
 share one call, ``prompt(layer, cls)``, so a method of the paper is a list of
 prompts in a config.
 """
+
 from typing import Optional, Tuple, Union
 
 import torch
@@ -30,22 +31,23 @@ class Prompt(nn.Module):
         ValueError: If the layers do not exist or this prompt cannot serve
             them.
     """
+
     per_frame = False
 
-    def __init__(self,
-                 length: int,
-                 tower: Tower,
-                 layers: Optional[Union[Tuple[int, int], str]] = None) -> None:
+    def __init__(
+        self, length: int, tower: Tower, layers: Optional[Union[Tuple[int, int], str]] = None
+    ) -> None:
         super().__init__()
         name = type(self).__name__
         if length < 1:
-            raise ValueError(f'{name}: length must be at least 1, got '
-                             f'{length}. Leave the prompt out instead.')
+            raise ValueError(
+                f'{name}: length must be at least 1, got {length}. Leave the prompt out instead.'
+            )
         if self.per_frame and tower.num_frames is None:
-            raise ValueError(f'{name} tells the frames of a video apart; a '
-                             'text has none. Use LearnedPrompt.')
-        frame_layers = (
-            tower.layers if tower.frame_layers is None else tower.frame_layers)
+            raise ValueError(
+                f'{name} tells the frames of a video apart; a text has none. Use LearnedPrompt.'
+            )
+        frame_layers = tower.layers if tower.frame_layers is None else tower.frame_layers
         if layers is None:
             layers = 'frame' if self.per_frame else (1, tower.layers)
         if layers == 'frame':
@@ -53,20 +55,23 @@ class Prompt(nn.Module):
         elif layers == 'video':
             layers = (frame_layers + 1, tower.layers)
         elif isinstance(layers, str):
-            raise ValueError(f"{name}: layers must be (first, last), 'frame' "
-                             f"or 'video', got {layers!r}.")
+            raise ValueError(
+                f"{name}: layers must be (first, last), 'frame' or 'video', got {layers!r}."
+            )
         first, last = layers
         if not 1 <= first <= last <= tower.layers:
             raise ValueError(
                 f'{name}: there are no layers {first} to {last}; the tower '
                 f'has 1 to {tower.layers}, of which 1 to {frame_layers} work '
-                'within a frame.')
+                'within a frame.'
+            )
         if self.per_frame and last > frame_layers:
             raise ValueError(
                 f'{name} gives each frame its own tokens, but layers '
                 f'{frame_layers + 1} to {tower.layers} attend over the whole '
                 f'video: end it at layer {frame_layers}, or lower '
-                'temporal_layers.')
+                'temporal_layers.'
+            )
         self.length = length
         self.tower = tower
         self.first, self.last = first, last
@@ -104,8 +109,10 @@ class LearnedPrompt(Prompt):
     def __init__(self, *args, init_std: float = 0.02, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.tokens = nn.Parameter(
-            torch.empty(self.last - self.first + 1, self.length,
-                        self.tower.width).normal_(std=init_std))
+            torch.empty(self.last - self.first + 1, self.length, self.tower.width).normal_(
+                std=init_std
+            )
+        )
 
     def forward(self, layer: int, cls: Optional[Tensor] = None) -> Tensor:
         return self.tokens[layer - self.first][None, None]
@@ -122,13 +129,16 @@ class PositionPrompt(Prompt):
         init_std (float): Standard deviation of the normal distribution that
             they start from. Defaults to 0.02.
     """
+
     per_frame = True
 
     def __init__(self, *args, init_std: float = 0.02, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.tokens = nn.Parameter(
-            torch.empty(self.last - self.first + 1, self.tower.num_frames,
-                        self.length, self.tower.width).normal_(std=init_std))
+            torch.empty(
+                self.last - self.first + 1, self.tower.num_frames, self.length, self.tower.width
+            ).normal_(std=init_std)
+        )
 
     def forward(self, layer: int, cls: Tensor) -> Tensor:
         table = self.tokens[layer - self.first]
@@ -153,6 +163,7 @@ class ContextPrompt(Prompt):
         cmm (str): ``'bilstm'``, ``'lstm'`` or ``'transformer'``; see
             :func:`.context.make_cmm`. Defaults to ``'bilstm'``.
     """
+
     per_frame = True
 
     def __init__(self, *args, cmm: str = 'bilstm', **kwargs) -> None:

@@ -1,4 +1,5 @@
 """The text encoder of the authors' one released model."""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -47,14 +48,14 @@ class ReleasedTextEncoder(TextEncoder):
             raise ValueError(
                 'ReleasedTextEncoder: prompts must be two that serve all '
                 f'layers, the prefix and the suffix; got {len(layers)}, of '
-                f'layers {layers}. Leave out `layers`, or use TextEncoder.')
+                f'layers {layers}. Leave out `layers`, or use TextEncoder.'
+            )
         prefix, suffix = (p.length for p in self.prompts)
         last = self.backbone.context_length - 1
         is_prompt = torch.zeros(last + 1, dtype=torch.bool)
-        is_prompt[1:1 + prefix] = is_prompt[last - suffix:last] = True
+        is_prompt[1 : 1 + prefix] = is_prompt[last - suffix : last] = True
         for name, places in dict(words=~is_prompt, prompts=is_prompt).items():
-            self.register_buffer(
-                f'{name}_at', places.nonzero()[:, 0], persistent=False)
+            self.register_buffer(f'{name}_at', places.nonzero()[:, 0], persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Encode captions.
@@ -73,17 +74,15 @@ class ReleasedTextEncoder(TextEncoder):
         length = int(read.max()) + 1  # nothing behind it reaches a read-out
         ids = tokens.new_zeros(len(tokens), clip.context_length)
         # As released, a caption's slots are all filled: with zeros at its end.
-        ids[:, self.words_at] = F.pad(tokens,
-                                      (0, self.slots - tokens.shape[1]))
+        ids[:, self.words_at] = F.pad(tokens, (0, self.slots - tokens.shape[1]))
         ids[rows, self.words_at[end]] = cut[rows, end]
         x = clip.token_embedding(ids[:, :length])
         at = self.prompts_at[self.prompts_at < length]
 
-        mask = torch.ones(
-            length, length, dtype=torch.bool, device=x.device).tril()
+        mask = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
         for layer in range(1, self.tower.layers + 1):
             prompts = torch.cat(self.prompt_tokens(layer), dim=2)[0, 0]
-            prompts = prompts[:len(at)].expand(len(x), -1, -1)
+            prompts = prompts[: len(at)].expand(len(x), -1, -1)
             x = x.index_copy(1, at, prompts.to(x.dtype))
             if layer == 1:
                 x = x + clip.positional_embedding[:length]

@@ -1,4 +1,5 @@
 """The model that MMEngine's Runner trains and tests."""
+
 from typing import Dict, List, Optional, Tuple, Union
 
 import torch.nn.functional as F
@@ -47,18 +48,15 @@ class RetrievalRecognizer(BaseModel):
         loss: dict = dict(type='vop.ContrastiveLoss'),
         normalize_video: bool = True,
         adapter: Optional[dict] = None,
-        data_preprocessor: dict = dict(type='vop.RetrievalDataPreprocessor')
+        data_preprocessor: dict = dict(type='vop.RetrievalDataPreprocessor'),
     ) -> None:
         towers = towers_of(clip)
         super().__init__(
-            data_preprocessor=dict(mean=towers.mean, std=towers.std)
-            | dict(data_preprocessor))
-        self.visual = MODELS.build(
-            dict(type='vop.VideoEncoder', clip=towers) | dict(visual))
-        self.text = MODELS.build(
-            dict(type='vop.TextEncoder', clip=towers) | dict(text))
-        self.register_buffer(
-            'logit_scale', towers.logit_scale.clone(), persistent=False)
+            data_preprocessor=dict(mean=towers.mean, std=towers.std) | dict(data_preprocessor)
+        )
+        self.visual = MODELS.build(dict(type='vop.VideoEncoder', clip=towers) | dict(visual))
+        self.text = MODELS.build(dict(type='vop.TextEncoder', clip=towers) | dict(text))
+        self.register_buffer('logit_scale', towers.logit_scale.clone(), persistent=False)
         self.loss = MODELS.build(loss)
         self.normalize_video = normalize_video
         self.adapter: Optional[nn.Module] = None
@@ -96,9 +94,8 @@ class RetrievalRecognizer(BaseModel):
         self,
         inputs: Dict[str, Tensor],
         data_samples: Optional[List[ActionDataSample]] = None,
-        mode: str = 'tensor'
-    ) -> Union[Dict[str, Tensor], List[ActionDataSample], Tuple[Tensor,
-                                                                Tensor]]:
+        mode: str = 'tensor',
+    ) -> Union[Dict[str, Tensor], List[ActionDataSample], Tuple[Tensor, Tensor]]:
         """MMEngine's entry point.
 
         Args:
@@ -123,7 +120,8 @@ class RetrievalRecognizer(BaseModel):
                 raise ValueError(
                     f'Training takes one caption a video, got {len(text)} '
                     f'captions for {len(video)} videos. Does the training '
-                    'data set have test_mode=True?')
+                    'data set have test_mode=True?'
+                )
             return self.loss(video, text, self.logit_scale.exp())
         if mode == 'predict':
             texts = text.split(inputs['num_texts'].tolist())
@@ -132,6 +130,4 @@ class RetrievalRecognizer(BaseModel):
                 sample.video_feature = v.clone()
                 sample.text_feature = t.clone()
             return data_samples
-        raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', got "
-                         f'{mode!r}.')
-
+        raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', got {mode!r}.")

@@ -1,4 +1,5 @@
 """The text encoder: captions to embeddings."""
+
 from typing import Sequence, Tuple, Union
 
 import torch
@@ -39,25 +40,26 @@ class TextEncoder(PromptedEncoder):
         ValueError: If a prompt does not fit the tower.
     """
 
-    def __init__(self,
-                 clip: Union[dict, CLIPTowers],
-                 prompts: Sequence[dict] = (),
-                 adapters: Sequence[dict] = (),
-                 tuning: str = 'frozen',
-                 with_cp: bool = False) -> None:
+    def __init__(
+        self,
+        clip: Union[dict, CLIPTowers],
+        prompts: Sequence[dict] = (),
+        adapters: Sequence[dict] = (),
+        tuning: str = 'frozen',
+        with_cp: bool = False,
+    ) -> None:
         towers = towers_of(clip)
         transformer = towers.text.transformer
         tower = Tower(transformer.width, transformer.layers)
-        super().__init__(towers.text, towers.name, tower, prompts, adapters,
-                         tuning, with_cp)
-        self.first_prompts = sum(
-            prompt.length for prompt in self.prompts if prompt.serves(1))
+        super().__init__(towers.text, towers.name, tower, prompts, adapters, tuning, with_cp)
+        self.first_prompts = sum(prompt.length for prompt in self.prompts if prompt.serves(1))
         self.slots = towers.text.context_length - self.first_prompts
         if self.slots < 2:
             raise ValueError(
                 f'{self.first_prompts} prompts leave no room for a caption in '
                 f'the {towers.text.context_length} positions of '
-                f'{towers.name}.')
+                f'{towers.name}.'
+            )
 
     def fit(self, tokens: Tensor) -> Tuple[Tensor, Tensor]:
         """Cut captions to the slots that the prompts leave.
@@ -81,13 +83,14 @@ class TextEncoder(PromptedEncoder):
             if not is_end.any(-1).all():
                 raise ValueError(
                     f'A caption has no [EOT] token ({clip.eos_id}). Was it '
-                    f'tokenised for another CLIP than {self.clip_name}?')
+                    f'tokenised for another CLIP than {self.clip_name}?'
+                )
             end = is_end.int().argmax(-1)
         else:  # [EOT] has the highest id
             end = tokens.argmax(-1)
         close = tokens.gather(1, end[:, None])
         end = end.clamp(max=self.slots - 1)
-        tokens = tokens[:, :end.max() + 1]
+        tokens = tokens[:, : end.max() + 1]
         return tokens.scatter(1, end[:, None], close), end
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -105,8 +108,7 @@ class TextEncoder(PromptedEncoder):
         length = tokens.shape[1]
 
         table, prompts_end = clip.positional_embedding, self.first_prompts + 1
-        position = torch.cat(
-            [table[:1], table[prompts_end:prompts_end + length - 1]])
+        position = torch.cat([table[:1], table[prompts_end : prompts_end + length - 1]])
         x = clip.token_embedding(tokens) + position
 
         masks = {}
@@ -142,7 +144,6 @@ class TextEncoder(PromptedEncoder):
             Tensor: True where a token sees a key, of shape
             [length x (prompts + length)], keys of prompts first.
         """
-        mask = torch.ones(length, prompts + length, dtype=torch.bool,
-                          device=device)
+        mask = torch.ones(length, prompts + length, dtype=torch.bool, device=device)
         mask[0, :prompts] = False
         return mask.tril(diagonal=prompts)

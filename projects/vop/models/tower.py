@@ -1,4 +1,5 @@
 """What prompts and adapters know of the transformer that they serve."""
+
 from dataclasses import dataclass
 from typing import Optional
 
@@ -19,6 +20,7 @@ class Tower:
         num_frames (int, optional): Frames F of a video. None for a text
             tower.
     """
+
     width: int
     layers: int
     frame_layers: Optional[int] = None

@@ -1,4 +1,5 @@
 """Which parameters of a CLIP's tower train: the paper's baselines."""
+
 from torch import nn
 
 
@@ -22,14 +23,13 @@ def unfreeze(backbone: nn.Module, tuning: str) -> None:
         full=lambda name: True,
         bias=lambda name: name.endswith('bias'),
         proj=lambda name: name.startswith(('proj', 'text_projection')),
-        partial=lambda name: name.startswith(last))
+        partial=lambda name: name.startswith(last),
+    )
     if tuning not in trains:
-        raise ValueError(f"tuning must be one of {', '.join(trains)}, got "
-                         f'{tuning!r}.')
+        raise ValueError(f'tuning must be one of {", ".join(trains)}, got {tuning!r}.')
     for name, parameter in backbone.named_parameters():
         parameter.requires_grad_(trains[tuning](name))
-    if tuning != 'frozen' and not any(p.requires_grad
-                                      for p in backbone.parameters()):
-        raise ValueError(f"tuning='{tuning}': this tower "
-                         f'({type(backbone).__name__}) has no such '
-                         'parameters.')
+    if tuning != 'frozen' and not any(p.requires_grad for p in backbone.parameters()):
+        raise ValueError(
+            f"tuning='{tuning}': this tower ({type(backbone).__name__}) has no such parameters."
+        )

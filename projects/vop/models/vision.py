@@ -1,4 +1,5 @@
 """The visual encoder: frames to frame embeddings."""
+
 from typing import Optional, Sequence, Union
 
 import torch
@@ -49,39 +50,44 @@ class VideoEncoder(PromptedEncoder):
             not fit the tower.
     """
 
-    def __init__(self,
-                 clip: Union[dict, CLIPTowers],
-                 prompts: Sequence[dict] = (),
-                 adapters: Sequence[dict] = (),
-                 tuning: str = 'frozen',
-                 num_frames: int = 12,
-                 temporal_layers: int = 0,
-                 cls_update: Optional[dict] = None,
-                 init_std: float = 0.02,
-                 with_cp: bool = False) -> None:
+    def __init__(
+        self,
+        clip: Union[dict, CLIPTowers],
+        prompts: Sequence[dict] = (),
+        adapters: Sequence[dict] = (),
+        tuning: str = 'frozen',
+        num_frames: int = 12,
+        temporal_layers: int = 0,
+        cls_update: Optional[dict] = None,
+        init_std: float = 0.02,
+        with_cp: bool = False,
+    ) -> None:
         towers = towers_of(clip)
         transformer = towers.visual.transformer
         if not 0 <= temporal_layers <= transformer.layers:
-            raise ValueError(f'temporal_layers must be 0 to '
-                             f'{transformer.layers}, got {temporal_layers}.')
+            raise ValueError(
+                f'temporal_layers must be 0 to {transformer.layers}, got {temporal_layers}.'
+            )
         if num_frames < 1:
             raise ValueError(f'num_frames must be positive, got {num_frames}.')
-        tower = Tower(transformer.width, transformer.layers,
-                      transformer.layers - temporal_layers, num_frames)
+        tower = Tower(
+            transformer.width, transformer.layers, transformer.layers - temporal_layers, num_frames
+        )
         if cls_update is not None and not tower.frame_layers:
-            raise ValueError('cls_update acts in layers that work within a '
-                             f'frame, but temporal_layers={temporal_layers} '
-                             'leaves none.')
-        super().__init__(towers.visual, towers.name, tower, prompts, adapters,
-                         tuning, with_cp)
+            raise ValueError(
+                'cls_update acts in layers that work within a '
+                f'frame, but temporal_layers={temporal_layers} '
+                'leaves none.'
+            )
+        super().__init__(towers.visual, towers.name, tower, prompts, adapters, tuning, with_cp)
         self.cls_update: Optional[nn.Module] = None
         if cls_update is not None:
-            self.cls_update = MODELS.build(
-                cls_update, default_args=dict(tower=tower))
+            self.cls_update = MODELS.build(cls_update, default_args=dict(tower=tower))
         self.frame_positional_embedding: Optional[nn.Parameter] = None
         if temporal_layers:
             self.frame_positional_embedding = nn.Parameter(
-                torch.empty(num_frames, tower.width).normal_(std=init_std))
+                torch.empty(num_frames, tower.width).normal_(std=init_std)
+            )
 
     def embed(self, frames: Tensor) -> Tensor:
         """Cut frames into tokens as CLIP does, up to ``ln_pre``.
@@ -116,7 +122,8 @@ class VideoEncoder(PromptedEncoder):
                 f'{self.clip_name} takes frames of {clip.image_size} pixels, '
                 'as a tensor [b x f x 3 x h x w]; got '
                 f'{list(frames.shape)}. Check Resize and the crop in the '
-                'pipeline.')
+                'pipeline.'
+            )
         b, f = frames.shape[:2]
         x = self.embed(frames.flatten(0, 1)).unflatten(0, (b, f))
         for layer in range(1, self.tower.layers + 1):
@@ -124,8 +131,7 @@ class VideoEncoder(PromptedEncoder):
                 table = self.frame_positional_embedding
                 index = frame_index(f, len(table)).to(table.device)
                 x = x + table[index][:, None]
-            if self.cls_update is not None and \
-                    layer <= self.tower.frame_layers:
+            if self.cls_update is not None and layer <= self.tower.frame_layers:
                 cls = self.cls_update(x[:, :, 0])
                 x = torch.cat([cls[:, :, None], x[:, :, 1:]], dim=2)
             prompts = self.prompt_tokens(layer, x[:, :, 0])
@@ -138,8 +144,9 @@ class VideoEncoder(PromptedEncoder):
             else:
                 x = self.run_block(
                     layer,
-                    x.flatten(1, 2), [tokens[:, 0] for tokens in prompts],
-                    queries=None if queries is None else
-                    queries.flatten(1, 2)).unflatten(1, (f, -1))
+                    x.flatten(1, 2),
+                    [tokens[:, 0] for tokens in prompts],
+                    queries=None if queries is None else queries.flatten(1, 2),
+                ).unflatten(1, (f, -1))
         x = clip.ln_post(x[:, :, 0])
         return x if clip.proj is None else x @ clip.proj
