@@ -24,18 +24,18 @@ from unittest import mock
 
 import pytest
 import torch
+from conftest import TINY_CLIP, fresh_names
 from mmengine.registry import init_default_scope
 from open_clip import get_tokenizer
+from test_tools.test_data_converters import SOURCES, WANTED
 from torch.distributed.run import get_args_parser
 
-from conftest import TINY_CLIP, fresh_names
 from projects.vop.datasets.moving_shapes import write_moving_shapes
 from projects.vop.engine import open_config
 from projects.vop.engine.parameters import build_without_weights, count_by_part
 from projects.vop.models import open_towers
 from projects.vop.paper import TABLE_1
 from projects.vop.registry import MODELS
-from test_tools.test_data_converters import SOURCES, WANTED
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [

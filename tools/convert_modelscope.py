@@ -17,7 +17,6 @@ import argparse
 import os
 import re
 from pathlib import Path
-from typing import Dict
 
 import torch
 from mmengine.config import Config, DictAction
@@ -76,7 +75,7 @@ class BadInput(Exception):
     """What was given cannot be converted; the message says why."""
 
 
-def layout(model: RetrievalRecognizer) -> Dict[str, Tensor]:
+def layout(model: RetrievalRecognizer) -> dict[str, Tensor]:
     """A model's weights as the released file holds them.
 
     Returns:
@@ -168,7 +167,7 @@ def check_config(model: RetrievalRecognizer, config: str) -> None:
             )
 
 
-def check_finite(weights: Dict[str, Tensor], file: Path) -> None:
+def check_finite(weights: dict[str, Tensor], file: Path) -> None:
     """Refuse weights that are no numbers."""
     for key, value in weights.items():
         if not value.isfinite().all():
@@ -178,7 +177,7 @@ def check_finite(weights: Dict[str, Tensor], file: Path) -> None:
             )
 
 
-def read_released(file: Path, ours: Dict[str, Tensor], config: str) -> Dict[str, Tensor]:
+def read_released(file: Path, ours: dict[str, Tensor], config: str) -> dict[str, Tensor]:
     """Open a released file and check its layout.
 
     Args:

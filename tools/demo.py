@@ -3,7 +3,6 @@
 import argparse
 import html
 import os
-from typing import Optional, Tuple
 from urllib.parse import quote
 
 # Nothing leaves this machine: neither statistics nor questions for updates.
@@ -59,7 +58,7 @@ def build_page(index: VideoIndex, inferencer: VoPInferencer, topk: int) -> gr.Bl
         gr.Blocks: The page, to be launched.
     """
 
-    def search(text: str, clip: Optional[str], count: int) -> Tuple[str, str]:
+    def search(text: str, clip: str | None, count: int) -> tuple[str, str]:
         if clip:
             # A worker reads it, so that no upload can end the server.
             encoded = inferencer.encode_videos([clip], num_workers=1)
@@ -106,7 +105,7 @@ def build_page(index: VideoIndex, inferencer: VoPInferencer, topk: int) -> gr.Bl
     return page
 
 
-def serve(page: gr.Blocks, index: VideoIndex, **kwargs) -> Tuple:
+def serve(page: gr.Blocks, index: VideoIndex, **kwargs) -> tuple:
     """Launch the page with ``kwargs``, and with no file but the videos'."""
     return page.launch(
         allowed_paths=[str(index.video_dir)],

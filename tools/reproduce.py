@@ -22,11 +22,12 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, TextIO
+from typing import TextIO
 
 import torch
 from mmengine.config import Config, DictAction
@@ -77,7 +78,7 @@ class Run:
 
     method: str
     setting: str
-    lr: Optional[float]
+    lr: float | None
     seed: int
     folder: Path
     cfg: Config
@@ -122,7 +123,7 @@ def open_with(path: Path, setting: str) -> Config:
             os.environ[name] = before
 
 
-def open_settings(path: Path, settings: List[str]) -> Dict[str, Config]:
+def open_settings(path: Path, settings: list[str]) -> dict[str, Config]:
     """Open a config with each of the settings; it must know them."""
     configs = {setting: open_with(path, setting) for setting in settings}
     for setting, cfg in configs.items():
@@ -132,7 +133,7 @@ def open_settings(path: Path, settings: List[str]) -> Dict[str, Config]:
     return configs
 
 
-def plan(args: argparse.Namespace) -> List[Run]:
+def plan(args: argparse.Namespace) -> list[Run]:
     """All runs of the grid, each checked as far as it can be unstarted."""
     runs = []
     for method in args.methods:
@@ -206,7 +207,7 @@ def check_dataset(args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[Optional[TextIO]]:
+def locked(folder: Path) -> Iterator[TextIO | None]:
     """A lock on a folder, or None where another process holds it.
 
     The tools that are started get it too: it is held until the last of them
@@ -227,7 +228,7 @@ def finished(run: Run) -> bool:
     return (run.folder / 'result.json').is_file()
 
 
-def evaluations(folder: Path) -> List[dict]:
+def evaluations(folder: Path) -> list[dict]:
     """What every evaluation in a folder logged, oldest first."""
     files = sorted(
         set(folder.rglob('*.json')) - {folder / 'result.json'},
@@ -245,7 +246,7 @@ def evaluations(folder: Path) -> List[dict]:
     return records
 
 
-def last_epoch(folder: Path, epochs: int) -> Optional[dict]:
+def last_epoch(folder: Path, epochs: int) -> dict | None:
     """What the evaluation behind the last epoch logged, if it ran."""
     return next(
         (record for record in reversed(evaluations(folder)) if record.get('step') == epochs), None
@@ -322,13 +323,13 @@ def write(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
-def environment() -> Dict[str, str]:
+def environment() -> dict[str, str]:
     """This one, with the checkout on Python's path."""
     path = filter(None, (str(ROOT), os.environ.get('PYTHONPATH')))
     return dict(os.environ, PYTHONPATH=os.pathsep.join(path))
 
 
-def environments(jobs: Optional[int]) -> List[Dict[str, str]]:
+def environments(jobs: int | None) -> list[dict[str, str]]:
     """One environment for each run that goes at a time.
 
     Each has a GPU where there are some, else its share of the cores.
@@ -346,7 +347,7 @@ def environments(jobs: Optional[int]) -> List[Dict[str, str]]:
     return [base] * jobs
 
 
-def run_here(runs: Sequence[Run], args: argparse.Namespace) -> List[str]:
+def run_here(runs: Sequence[Run], args: argparse.Namespace) -> list[str]:
     """Execute runs on this machine; give the names of those that failed."""
     slots = environments(args.jobs)
     free: queue.SimpleQueue = queue.SimpleQueue()
@@ -439,7 +440,7 @@ def submit(runs: Sequence[Run], args: argparse.Namespace) -> None:
     )
 
 
-def log_grid(text: Sequence[str]) -> List[float]:
+def log_grid(text: Sequence[str]) -> list[float]:
     """MIN MAX N of the command line as N rates, evenly spaced in log."""
     low, high, count = float(text[0]), float(text[1]), int(text[2])
     if not 0 < low <= high or count < 2:

@@ -23,7 +23,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -59,7 +59,7 @@ def add_model(parser: argparse.ArgumentParser, why: str) -> None:
     parser.add_argument('--device', help='where to compute; a GPU, where there is one')
 
 
-def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -226,7 +226,7 @@ def query(args: argparse.Namespace) -> None:
         show(answers)
 
 
-def show(answers: List[Dict[str, Any]]) -> None:
+def show(answers: list[dict[str, Any]]) -> None:
     for answer in answers:
         print(shown(answer.get('text') or answer['video']))
         for place, hit in enumerate(answer['hits'], 1):
@@ -250,7 +250,7 @@ def info(args: argparse.Namespace) -> None:
             print(f'{number:,} videos could not be read ({failed}).')
 
 
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     try:
         dict(index=index, query=query, info=info)[args.command](args)

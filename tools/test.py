@@ -3,7 +3,6 @@
 import argparse
 import os
 import os.path as osp
-from typing import Dict
 
 import torch
 from mmengine.config import Config, DictAction
@@ -146,7 +145,7 @@ class NameModel(Hook):
                     raise SystemExit(str(error)) from error
 
 
-def report(args: argparse.Namespace, runner: Runner, metrics: Dict[str, float]) -> None:
+def report(args: argparse.Namespace, runner: Runner, metrics: dict[str, float]) -> None:
     """Write the page that ``--report`` asks for."""
     loader = runner.test_dataloader
     changed = args.cfg_options or {}

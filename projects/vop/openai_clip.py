@@ -11,8 +11,8 @@ open_clip; where it is, nothing changes. A config asks for it by::
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, List, Optional, Tuple, Union
 
 import open_clip
 import torch
@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 
 def load(
-    name: str, device: Union[str, torch.device] = 'cpu', download_root: Optional[str] = None
-) -> Tuple[nn.Module, Callable]:
+    name: str, device: str | torch.device = 'cpu', download_root: str | None = None
+) -> tuple[nn.Module, Callable]:
     """Open one of OpenAI's CLIPs, with OpenAI's names of parameters.
 
     Args:
@@ -65,9 +65,7 @@ def load(
     return (model.float().to(device), open_clip.image_transform(size, is_train=False))
 
 
-def tokenize(
-    texts: Union[str, List[str]], context_length: int = 77, truncate: bool = False
-) -> Tensor:
+def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = False) -> Tensor:
     """Turn captions into token ids.
 
     Args:

@@ -4,7 +4,7 @@ Table 1: MSR-VTT-9k, ViT-B/32. Rows that Table 1 lacks are from Table 2, which
 prints text-to-video alone.
 """
 
-from typing import Dict, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 METRICS = ('R@1', 'R@5', 'R@10', 'MnR', 'MdR')
 
@@ -20,13 +20,13 @@ class Row(NamedTuple):
     """
 
     name: str
-    params: Optional[str] = None
-    t2v: Optional[Tuple[float, ...]] = None
-    v2t: Optional[Tuple[float, ...]] = None
+    params: str | None = None
+    t2v: tuple[float, ...] | None = None
+    v2t: tuple[float, ...] | None = None
 
 
 # By the name of the method's config.
-TABLE_1: Dict[str, Row] = dict(
+TABLE_1: dict[str, Row] = dict(
     zero_shot=Row('zero-shot CLIP', None, (31.5, 52.8, 63.6, 42.9, 5)),
     full=Row('Full', '119.8M (100%)', (41.7, 69.2, 79.0, 16.5, 2), (42.5, 70.9, 81.4, 11.0, 2)),
     bias=Row('Bias', '0.1M (0.104%)', (39.7, 66.5, 77.3, 17.3, 2), (41.1, 68.4, 79.2, 13.6, 2)),

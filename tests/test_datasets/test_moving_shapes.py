@@ -1,13 +1,13 @@
 """MovingShapes: real clips, and nothing but order between two reverses."""
 
 import json
+from pathlib import Path
 
 import decord
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from pathlib import Path
 
 from projects.vop.datasets import VideoTextDataset
 from projects.vop.datasets.moving_shapes import (

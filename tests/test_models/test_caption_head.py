@@ -2,13 +2,13 @@
 
 import open_clip
 import pytest
+import reference
 import torch
 import torch.nn.functional as F
 from mmaction.registry import MODELS as MMACTION_MODELS
 from mmaction.structures import ActionDataSample
 from torch import nn
 
-import reference
 from projects.vop.models import CaptionHead, open_towers
 from projects.vop.registry import MODELS
 

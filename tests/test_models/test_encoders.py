@@ -4,9 +4,9 @@ import copy
 
 import open_clip
 import pytest
+import reference
 import torch
 
-import reference
 from projects.vop.models import TextEncoder, VideoEncoder, open_towers
 
 

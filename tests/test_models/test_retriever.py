@@ -6,13 +6,13 @@ from pathlib import Path
 
 import open_clip
 import pytest
+import reference
 import torch
 from mmaction.structures import ActionDataSample
 from mmengine.config import Config
 from mmengine.dataset import default_collate, pseudo_collate
 from mmengine.optim import OptimWrapper
 
-import reference
 from projects.vop.models import open_towers
 from projects.vop.registry import MODELS
 

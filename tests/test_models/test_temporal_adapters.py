@@ -1,10 +1,9 @@
 """MMAction2's temporal adapters on the frame embeddings."""
 
 import pytest
+import reference
 import torch
 from mmengine.optim import OptimWrapper
-
-import reference
 from test_retriever import batch, make
 
 TRANSFORMER = dict(

@@ -10,10 +10,10 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import load_checkpoint
+from test_models.test_released import SMALL_CLIP, TEXT, VISUAL, released_state
 
 from projects.vop.engine import check_fit
 from projects.vop.registry import MODELS
-from test_models.test_released import SMALL_CLIP, TEXT, VISUAL, released_state
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = 'configs/vop_msrvtt_released.py'

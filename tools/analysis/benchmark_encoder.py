@@ -17,11 +17,11 @@ import copy
 import re
 import statistics
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Callable, Dict, List
 
 import torch
 from mmengine.config import Config
@@ -70,8 +70,8 @@ def plain(encoder: VideoEncoder, frames: Tensor) -> Tensor:
 
 
 def measure(
-    forms: Dict[str, Callable[[], None]], repeats: int, device: str
-) -> Dict[str, List[float]]:
+    forms: dict[str, Callable[[], None]], repeats: int, device: str
+) -> dict[str, list[float]]:
     """Seconds of each form, run in turn so that drift hits all alike."""
     seconds = {name: [] for name in forms}
     for repeat in range(-1, repeats):  # the first round warms up
@@ -179,7 +179,7 @@ def matmul_rate(args: argparse.Namespace) -> float:
     return 2 * size**3 / statistics.median(seconds)
 
 
-def compare_times(method: str, towers: CLIPTowers, args: argparse.Namespace) -> List[str]:
+def compare_times(method: str, towers: CLIPTowers, args: argparse.Namespace) -> list[str]:
     """The row of a method: ratios of times."""
     forms = Forms(method, towers, args)
     difference = forms.difference()
@@ -189,7 +189,7 @@ def compare_times(method: str, towers: CLIPTowers, args: argparse.Namespace) -> 
     step = measure(forms.step, args.repeats, args.device)
     rates.append(matmul_rate(args))
 
-    def ratio(seconds: Dict[str, List[float]], form: str) -> str:
+    def ratio(seconds: dict[str, list[float]], form: str) -> str:
         ratios = [a / b for a, b in zip(seconds[form], seconds['ours'])]
         return f'{statistics.median(ratios):.2f}x'
 
@@ -221,7 +221,7 @@ def memory_of(method: str, form: str, args: argparse.Namespace) -> int:
     return peak_memory(forms.step[form], args.device)
 
 
-def compare_memory(method: str, args: argparse.Namespace) -> List[str]:
+def compare_memory(method: str, args: argparse.Namespace) -> list[str]:
     """The row of a method: peak memory, and its ratios."""
     memory = {}
     for form in ('ours', 'concat', 'plain'):

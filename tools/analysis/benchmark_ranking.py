@@ -12,7 +12,7 @@ import platform
 import resource
 import statistics
 import time
-from typing import Callable, Dict, Tuple
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ def embeddings(count: int, dim: int, device: str) -> Tensor:
     return x
 
 
-def plain(text: Tensor, video: Tensor, owner: Tensor) -> Dict[str, float]:
+def plain(text: Tensor, video: Tensor, owner: Tensor) -> dict[str, float]:
     """All similarities, sorted by row and by column; ties as they come."""
     similarity = (text @ video.T).cpu().numpy()
     owner = owner.numpy()
@@ -82,7 +82,7 @@ def product_seconds(text: Tensor, video: Tensor, dtype: torch.dtype, device: str
     return seconds(run, device) / sum(len(t) * len(v) for t, v in pairs)
 
 
-def prepare(args: argparse.Namespace, texts: int, videos: int) -> Tuple[Tensor, Tensor, Tensor]:
+def prepare(args: argparse.Namespace, texts: int, videos: int) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
     text = embeddings(texts, args.dim, args.device)
     video = embeddings(videos, args.dim, args.device)
@@ -99,7 +99,7 @@ def memory_of(form: str, args: argparse.Namespace, texts: int, videos: int) -> i
     return peak(args.device) - before
 
 
-def against_plain(args: argparse.Namespace, texts: int, videos: int) -> Tuple[float, float]:
+def against_plain(args: argparse.Namespace, texts: int, videos: int) -> tuple[float, float]:
     """Median ratio of seconds, and the largest difference of a metric."""
     data = prepare(args, texts, videos)
     ratios = []

@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Dict, List
 
 import cv2
 import decord
@@ -37,7 +36,7 @@ sys.path.append(str(ROOT / 'tools/data'))
 from common import SUFFIXES, some  # noqa: E402
 
 
-def find_videos(folder: Path) -> List[str]:
+def find_videos(folder: Path) -> list[str]:
     """Paths of the videos, relative to the folder."""
     if not folder.is_dir():
         raise SystemExit(f'There is no folder {folder}.')
@@ -48,13 +47,13 @@ def find_videos(folder: Path) -> List[str]:
     )
 
 
-def spread(videos: List[str], number: int) -> List[str]:
+def spread(videos: list[str], number: int) -> list[str]:
     """At most so many of them, evenly from first to last."""
     step = max(1, len(videos) / number)
     return [videos[int(i * step)] for i in range(min(number, len(videos)))]
 
 
-def make_copies(folder: Path, videos: List[str], place: Path) -> List[Path]:
+def make_copies(folder: Path, videos: list[str], place: Path) -> list[Path]:
     """Copies of these videos with the defaults of both codecs."""
     for video in videos:
         link = place / 'originals' / video
@@ -79,7 +78,7 @@ def make_copies(folder: Path, videos: List[str], place: Path) -> List[Path]:
     return copies
 
 
-def open_datasets(cfg: Config, split: str, folders: Dict[str, Path], videos: List[str]) -> dict:
+def open_datasets(cfg: Config, split: str, folders: dict[str, Path], videos: list[str]) -> dict:
     """The data set of a split's dataloader, over these videos of each."""
     with tempfile.TemporaryDirectory() as place:
         ann_file = Path(place) / 'videos.json'
@@ -95,7 +94,7 @@ def open_datasets(cfg: Config, split: str, folders: Dict[str, Path], videos: Lis
         }
 
 
-def time_clip(dataset, index: int, seed: int) -> List[float]:
+def time_clip(dataset, index: int, seed: int) -> list[float]:
     """Seconds of each transform of the pipeline on one video, and of CPU
     time in all."""
     random.seed(seed)
@@ -109,7 +108,7 @@ def time_clip(dataset, index: int, seed: int) -> List[float]:
     return seconds + [time.process_time() - cpu_start]
 
 
-def measure(datasets: dict, repeats: int) -> Dict[str, np.ndarray]:
+def measure(datasets: dict, repeats: int) -> dict[str, np.ndarray]:
     """What ``time_clip`` says: repeats x videos x (transforms + CPU time).
 
     Each video is read from one data set right after the other, so that drift
@@ -141,7 +140,7 @@ def same_moments(
     return np.searchsorted(starts, seconds * (1 + 1e-6), 'right') - 1
 
 
-def psnr(original, copy, index: int) -> List[float]:
+def psnr(original, copy, index: int) -> list[float]:
     """Decibels of each frame that the test pipeline takes of a video."""
     ours, theirs = copy.get_data_info(index), original.get_data_info(index)
     for transform, other in zip(copy.pipeline.transforms, original.pipeline.transforms):
@@ -155,12 +154,12 @@ def psnr(original, copy, index: int) -> List[float]:
     return (10 * torch.log10(255**2 / error)).tolist()
 
 
-def table(header: List[str], rows: List[List[str]]) -> None:
+def table(header: list[str], rows: list[list[str]]) -> None:
     for row in (header, ['---'] * len(header), *rows):
         print('| ' + ' | '.join(row) + ' |')
 
 
-def report(cfg: Config, folders: Dict[str, Path], videos: List[str], repeats: int) -> None:
+def report(cfg: Config, folders: dict[str, Path], videos: list[str], repeats: int) -> None:
     """Measure and print."""
     train = open_datasets(cfg, 'train', folders, videos)
     seconds = measure(train, repeats)

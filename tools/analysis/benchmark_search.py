@@ -18,9 +18,9 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from mmap import PAGESIZE
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Tuple
 
 import numpy as np
 import torch
@@ -108,7 +108,7 @@ def save_index(
     return taken
 
 
-def save_hnsw(path: Path, embeddings: np.ndarray, queries: np.ndarray) -> Tuple[float, int]:
+def save_hnsw(path: Path, embeddings: np.ndarray, queries: np.ndarray) -> tuple[float, int]:
     """Write an HNSW of the wanted recall; give its seconds and efSearch."""
     faiss = open_faiss()
     index = faiss.IndexHNSWFlat(embeddings.shape[1], HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
@@ -125,7 +125,7 @@ def save_hnsw(path: Path, embeddings: np.ndarray, queries: np.ndarray) -> Tuple[
     return taken, reach
 
 
-def recall(found: List[list], exact: List[list]) -> float:
+def recall(found: list[list], exact: list[list]) -> float:
     return statistics.mean(len(set(a) & set(b)) / TOP for a, b in zip(found, exact))
 
 
@@ -138,7 +138,7 @@ def open_as(kind: str, folder: Path) -> Callable:
     return lambda query: [hit.name for hit in index.search(query, TOP, kind == 'exact')[0]]
 
 
-def one_query(kind: str, folder: Path, query: np.ndarray) -> Tuple[float, float, int]:
+def one_query(kind: str, folder: Path, query: np.ndarray) -> tuple[float, float, int]:
     """Seconds to open, seconds of the first query, and memory of both."""
     open_faiss()
     before, start = memory(), time.perf_counter()
@@ -157,7 +157,7 @@ def alone(function: Callable, *args):
         return pool.apply(function, args)
 
 
-def compare(folder: Path, kinds: List[str], queries: Dict[str, np.ndarray]) -> None:
+def compare(folder: Path, kinds: list[str], queries: dict[str, np.ndarray]) -> None:
     """Print a row for each kind of index."""
     searches = {kind: open_as(kind, folder) for kind in kinds}
     found = {key: [] for key in itertools.product(kinds, queries)}

@@ -9,8 +9,8 @@ import logging
 import statistics
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Iterable
 
 import torch
 from mmengine.logging import MMLogger

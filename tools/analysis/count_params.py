@@ -7,7 +7,6 @@ parameter column of the paper's Table 1 from the configs of MSR-VTT instead.
 import argparse
 import json
 from pathlib import Path
-from typing import Dict, List
 
 from mmengine.config import DictAction
 
@@ -51,7 +50,7 @@ def show(counts: dict) -> str:
     )
 
 
-def paper() -> List[Dict]:
+def paper() -> list[dict]:
     """Every row of Table 1, counted as the paper does and as it is."""
     rows = []
     for method, row in TABLE_1.items():
@@ -69,7 +68,7 @@ def paper() -> List[Dict]:
     return rows
 
 
-def show_paper(rows: List[Dict]) -> str:
+def show_paper(rows: list[dict]) -> str:
     """Table 1's column of parameters, as Markdown."""
     lines = [
         '| method | the paper prints | as the paper counts | trained |',

@@ -36,8 +36,8 @@ import math
 import os
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, List, Tuple
 
 import torch
 import torch.distributed as dist
@@ -135,8 +135,8 @@ def diagnose(row: dict, cores: int, here: int, processes: int) -> dict:
 
 
 def advise(
-    row: dict, rows: List[dict], cores: int, here: int, processes: int, amp: bool, gpu: bool
-) -> List[str]:
+    row: dict, rows: list[dict], cores: int, here: int, processes: int, amp: bool, gpu: bool
+) -> list[str]:
     """What bounds a setting, and what to do about it, in words.
 
     Args:
@@ -232,7 +232,7 @@ class Report:
         self.config_batch = batch_size_of(cfg.train_dataloader)
         self.compiled = bool(cfg.get('compile'))
         self.amp = cfg.optim_wrapper.get('type') == 'AmpOptimWrapper'
-        self.rows: List[dict] = []
+        self.rows: list[dict] = []
 
     def begin(self, cores: int, here: int) -> None:
         """Print what is measured on what, and the table's head."""
@@ -296,7 +296,7 @@ class Report:
             self.say(text)
         self.say_batch(best, done)
 
-    def say_batch(self, best: dict, done: List[dict]) -> None:
+    def say_batch(self, best: dict, done: list[dict]) -> None:
         """Say where the batch in all is not the config's."""
         others = sorted({row['batch_size'] for row in done} - {self.config_batch})
         if not others:
@@ -401,7 +401,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def prepare(args: argparse.Namespace) -> Tuple[Config, List[dict]]:
+def prepare(args: argparse.Namespace) -> tuple[Config, list[dict]]:
     """Open and check the config.
 
     Returns:

@@ -6,7 +6,6 @@ import json
 import statistics
 from collections import defaultdict
 from pathlib import Path
-from typing import Dict, List, Tuple
 
 import matplotlib
 from matplotlib import pyplot
@@ -19,7 +18,7 @@ matplotlib.use('Agg')
 COLUMNS = [f'{way}/{name}' for way in ('t2v', 'v2t') for name in METRICS]
 
 
-def collect(work_dir: Path) -> List[dict]:
+def collect(work_dir: Path) -> list[dict]:
     """The results of all finished runs, in the order of Table 1.
 
     One that diverged has no metrics.
@@ -38,7 +37,7 @@ def collect(work_dir: Path) -> List[dict]:
     )
 
 
-def choose_rates(results: List[dict]) -> Dict[Tuple[str, str], List[dict]]:
+def choose_rates(results: list[dict]) -> dict[tuple[str, str], list[dict]]:
     """The runs of each method at its best learning rate.
 
     That is the rate with the highest mean t2v R@1 over its seeds, among
@@ -50,7 +49,7 @@ def choose_rates(results: List[dict]) -> Dict[Tuple[str, str], List[dict]]:
         if 't2v/R@1' in result:  # else it diverged
             groups[key][result['lr']].append(result)
 
-    def quality(runs: List[dict]) -> Tuple[int, float]:
+    def quality(runs: list[dict]) -> tuple[int, float]:
         return len(runs), statistics.mean(r['t2v/R@1'] for r in runs)
 
     return {key: max(rates.values(), key=quality) for key, rates in groups.items()}
@@ -62,7 +61,7 @@ def name_of(method: str, setting: str = '') -> str:
     return f'{name} {setting}'.strip()
 
 
-def mean_and_std(values: List[float]) -> str:
+def mean_and_std(values: list[float]) -> str:
     mean = f'{statistics.mean(values):.1f}'
     if len(values) == 1:
         return mean
@@ -110,7 +109,7 @@ def is_msrvtt(dataset: str) -> bool:
     return dataset in ('msrvtt', 'msrvtt_9k')
 
 
-def write_csv(results: List[dict], path: Path) -> None:
+def write_csv(results: list[dict], path: Path) -> None:
     """Every run, one a line."""
     keys = ['dataset', 'method', 'setting', 'lr', 'seed', 'trained', 'as_paper', *COLUMNS]
     with path.open('w', newline='') as file:
@@ -162,7 +161,7 @@ def plot(best: dict, dataset: str, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def label_points(axes: pyplot.Axes, points: List[Tuple[str, float, float]]) -> None:
+def label_points(axes: pyplot.Axes, points: list[tuple[str, float, float]]) -> None:
     """Write a label beside each point, clear of the labels before it."""
     # Where a label can stand: right, left, and further and further off.
     places = [

@@ -12,7 +12,6 @@ checked before anything is written.
 """
 
 from pathlib import Path
-from typing import Dict, List, Optional
 
 from common import BadFile, Split, captions, get, read_json, run, some
 
@@ -52,7 +51,7 @@ def read_split(path: Path, ids: Path) -> Split:
     return split
 
 
-def convert(source: Path) -> Dict[str, Split]:
+def convert(source: Path) -> dict[str, Split]:
     """Make all splits; see the module."""
     return {
         'train.json': read_split(source / 'train.json', source / 'train_ids.json'),
@@ -60,7 +59,7 @@ def convert(source: Path) -> Dict[str, Split]:
     }
 
 
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     run(convert, __doc__, ['train.json', 'val_1.json'], OWNER, COUNTS, 'data/activitynet', argv)
 
 

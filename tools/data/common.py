@@ -11,11 +11,11 @@ import json
 import os
 import re
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from itertools import combinations
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, Optional, Tuple, Union
 
-Split = Dict[str, Union[List[str], dict]]
+Split = dict[str, list[str] | dict]
 
 SUFFIXES = (
     '.mp4',
@@ -54,7 +54,7 @@ def read_text(path: Path) -> str:
         raise BadFile(f'{path} is not UTF-8 text: {error}.') from error
 
 
-def read_json(path: Path, kind: Optional[type] = None):
+def read_json(path: Path, kind: type | None = None):
     """What a JSON file holds; if asked for, of a ``kind`` and not empty."""
 
     def unique(pairs: list) -> dict:
@@ -90,14 +90,14 @@ def caption(text, place: str) -> str:
     return text.strip()
 
 
-def captions(texts: list, place: str) -> List[str]:
+def captions(texts: list, place: str) -> list[str]:
     """A list of captions, checked and stripped."""
     return [
         caption(text, f'{place}: caption {number}') for number, text in enumerate(texts, start=1)
     ]
 
 
-def read_lines(path: Path) -> List[Tuple[int, str]]:
+def read_lines(path: Path) -> list[tuple[int, str]]:
     """Numbered lines of a file without a header; none is empty."""
     lines = read_text(path).split('\n')
     if not lines[-1]:  # behind the last line's end
@@ -110,14 +110,14 @@ def read_lines(path: Path) -> List[Tuple[int, str]]:
     return list(enumerate(lines, start=1))
 
 
-def read_list(path: Path) -> List[Tuple[int, str]]:
+def read_list(path: Path) -> list[tuple[int, str]]:
     """Numbered lines of a file that names a video in each, none twice."""
     lines = [(number, line.strip()) for number, line in read_lines(path)]
     refuse_twice(path, lines)
     return lines
 
 
-def read_csv(path: Path, *columns: str) -> List[Tuple[int, Dict[str, str]]]:
+def read_csv(path: Path, *columns: str) -> list[tuple[int, dict[str, str]]]:
     """Rows of a csv file with a header, and the lines where they end.
 
     The values in ``columns`` are there and not empty; all are stripped.
@@ -149,7 +149,7 @@ def read_csv(path: Path, *columns: str) -> List[Tuple[int, Dict[str, str]]]:
     return rows
 
 
-def refuse_twice(path: Path, lines: Iterable[Tuple[int, str]]) -> None:
+def refuse_twice(path: Path, lines: Iterable[tuple[int, str]]) -> None:
     """Refuse a file that says the same in two lines."""
     first = {}
     for number, key in lines:
@@ -162,8 +162,8 @@ def refuse_twice(path: Path, lines: Iterable[Tuple[int, str]]) -> None:
 
 
 def select(
-    path: Path, lines: List[Tuple[int, str]], source: Path, found: Dict[str, List[str]]
-) -> Dict[str, List[str]]:
+    path: Path, lines: list[tuple[int, str]], source: Path, found: dict[str, list[str]]
+) -> dict[str, list[str]]:
     """Of the captions found in ``source``, those of videos in ``path``."""
     for number, video in lines:
         if video not in found:
@@ -183,7 +183,7 @@ def stem(path: str) -> str:
     return name if suffix.lower() in SUFFIXES else name + suffix
 
 
-def videos_in(folder: Path) -> Dict[str, List[str]]:
+def videos_in(folder: Path) -> dict[str, list[str]]:
     """Paths of the videos in a folder and below it, by :func:`stem`."""
     if not folder.is_dir():
         raise BadFile(f'There is no folder {folder}.')
@@ -196,7 +196,7 @@ def videos_in(folder: Path) -> Dict[str, List[str]]:
     return paths
 
 
-def match(video: str, there: Dict[str, List[str]]) -> List[str]:
+def match(video: str, there: dict[str, list[str]]) -> list[str]:
     """Paths that a video can be at.
 
     The script of DiDeMo's owners saves ``x.avi`` as ``x.avi.mp4``.
@@ -204,7 +204,7 @@ def match(video: str, there: Dict[str, List[str]]) -> List[str]:
     return there.get(os.path.basename(video)) or there.get(stem(video), [])
 
 
-def only_one(paths: List[str], video: str, folder: Path) -> str:
+def only_one(paths: list[str], video: str, folder: Path) -> str:
     """The one path that matches a video."""
     if len(paths) > 1:
         first, second, *_ = sorted(paths)
@@ -214,7 +214,7 @@ def only_one(paths: List[str], video: str, folder: Path) -> str:
     return paths[0]
 
 
-def locate(splits: Dict[str, Split], folder: Path, skip_missing: bool) -> Dict[str, Split]:
+def locate(splits: dict[str, Split], folder: Path, skip_missing: bool) -> dict[str, Split]:
     """Splits with the paths that the videos have in ``folder``."""
     there, found = videos_in(folder), {}
     for name, split in splits.items():
@@ -247,7 +247,7 @@ def locate(splits: Dict[str, Split], folder: Path, skip_missing: bool) -> Dict[s
 # Writing
 
 
-def check_splits(splits: Dict[str, Split]) -> None:
+def check_splits(splits: dict[str, Split]) -> None:
     """Refuse videos that are twice in a split or in two kinds of splits."""
     stems = {}
     for name, split in splits.items():
@@ -271,7 +271,7 @@ def write(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
-def write_splits(splits: Dict[str, Split], out: Path) -> None:
+def write_splits(splits: dict[str, Split], out: Path) -> None:
     """Write annotation files, and print what they count."""
     for name, split in splits.items():
         write(out / name, json.dumps(split))
@@ -285,13 +285,13 @@ def write_splits(splits: Dict[str, Split], out: Path) -> None:
 
 
 def run(
-    convert: Callable[[Path], Dict[str, Split]],
+    convert: Callable[[Path], dict[str, Split]],
     doc: str,
-    files: List[str],
+    files: list[str],
     owner: str,
     counts: str,
     out: str,
-    argv: Optional[List[str]] = None,
+    argv: list[str] | None = None,
 ) -> None:
     """The command line of a converter.
 

@@ -25,11 +25,12 @@ import re
 import signal
 import socket
 import threading
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from fractions import Fraction
 from pathlib import Path
-from typing import Iterable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import av
 import decord
@@ -100,7 +101,7 @@ class Timeline(NamedTuple):
     duration: Fraction
     num_frames: int
     # Between frames, where a file has no timestamps to go by.
-    step: Optional[Fraction]
+    step: Fraction | None
 
 
 def video_stream(container):
@@ -165,7 +166,7 @@ def read_timeline(path: Path) -> Timeline:
     return Timeline(Fraction(0), n / Fraction(rate), n, 1 / Fraction(rate))
 
 
-def jumps(seconds: List[Fraction]) -> bool:
+def jumps(seconds: list[Fraction]) -> bool:
     """Whether most of a video's time lies between two frames of it."""
     gaps = [b - a for a, b in zip(seconds, seconds[1:])]
     return len(gaps) > 1 and max(gaps) > max(10, sum(gaps) / 2)
@@ -181,7 +182,7 @@ def rotation(container, stream, frame: av.VideoFrame) -> int:
     return round(degrees / 90) % 4
 
 
-def decode(path: Path, timeline: Timeline) -> Iterator[Tuple[Fraction, av.VideoFrame]]:
+def decode(path: Path, timeline: Timeline) -> Iterator[tuple[Fraction, av.VideoFrame]]:
     """Frames with the second when they come on screen, upright.
 
     Raises:
@@ -214,7 +215,7 @@ def decode(path: Path, timeline: Timeline) -> Iterator[Tuple[Fraction, av.VideoF
 
 
 def pick(
-    frames: Iterable[Tuple[Fraction, av.VideoFrame]], seconds: List[Fraction]
+    frames: Iterable[tuple[Fraction, av.VideoFrame]], seconds: list[Fraction]
 ) -> Iterator[av.VideoFrame]:
     """The frames that are on screen at these seconds, which ascend.
 
@@ -235,7 +236,7 @@ def pick(
 # Writing
 
 
-def picture_size(width: int, height: int, short_side: int) -> Tuple[int, int]:
+def picture_size(width: int, height: int, short_side: int) -> tuple[int, int]:
     """Width and height of the copies' frames, even and never larger."""
     scale = min(1, short_side / min(width, height))
     if scale == 1:
@@ -305,7 +306,7 @@ def check(copy: io.BytesIO, num_frames: int, shape: tuple) -> None:
         )
 
 
-def write(path: Path, data: bytes, mtime_ns: Optional[int] = None) -> None:
+def write(path: Path, data: bytes, mtime_ns: int | None = None) -> None:
     """Write a file that is complete or not there.
 
     Args:
@@ -356,7 +357,7 @@ def is_done(source: Path, copy: Path) -> bool:
         return False
 
 
-def find_files(folder: Path) -> List[Path]:
+def find_files(folder: Path) -> list[Path]:
     """All files, relative to the folder; links to folders are followed."""
 
     def fail(error: OSError) -> None:
@@ -381,7 +382,7 @@ class Task(NamedTuple):
     settings: Settings
 
 
-def perform(task: Task) -> Optional[str]:
+def perform(task: Task) -> str | None:
     """Copy a video.
 
     Returns:
@@ -413,7 +414,7 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def perform_in_pool(tasks: List[Task], jobs: int) -> Iterator[Tuple[Task, Optional[str]]]:
+def perform_in_pool(tasks: list[Task], jobs: int) -> Iterator[tuple[Task, str | None]]:
     """What ``perform`` says of each task, as they are done."""
     with ProcessPoolExecutor(
         min(jobs, len(tasks)), multiprocessing.get_context('spawn'), initializer=end_with_parent
@@ -435,7 +436,7 @@ def perform_in_pool(tasks: List[Task], jobs: int) -> Iterator[Tuple[Task, Option
             raise
 
 
-def perform_all(tasks: List[Task], jobs: int) -> Iterator[Tuple[Task, Optional[str]]]:
+def perform_all(tasks: list[Task], jobs: int) -> Iterator[tuple[Task, str | None]]:
     """The same, where a task that crashes its process does not stop it."""
     while tasks:
         done = set()
@@ -509,7 +510,7 @@ def in_megabytes(size: int) -> str:
     return f'{size / 1e6:,.1f} MB'
 
 
-def copy_texts(files: List[Path], src: Path, dst: Path) -> None:
+def copy_texts(files: list[Path], src: Path, dst: Path) -> None:
     """Copy annotation files as they are."""
     for file in files:
         try:
@@ -596,7 +597,7 @@ def number(kind: type, least: float):
     return parse
 
 
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

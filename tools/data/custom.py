@@ -20,7 +20,6 @@ import math
 import posixpath
 import re
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
 
 from common import (
     SUFFIXES,
@@ -56,7 +55,7 @@ test_dataloader = val_dataloader
 )
 
 
-def find_videos(names: Dict[str, int], folder: Path) -> Dict[str, str]:
+def find_videos(names: dict[str, int], folder: Path) -> dict[str, str]:
     """Paths of videos in ``folder``; ``names`` has the line of each."""
     there, found, missing = videos_in(folder), {}, []
     for name, line in names.items():
@@ -80,7 +79,7 @@ def find_videos(names: Dict[str, int], folder: Path) -> Dict[str, str]:
     return found
 
 
-def read_window(row: Dict[str, str], place: str) -> Dict[str, float]:
+def read_window(row: dict[str, str], place: str) -> dict[str, float]:
     """The columns ``start`` and ``end``, where they are not empty."""
     window = {}
     for key in ('start', 'end'):
@@ -100,7 +99,7 @@ def read_window(row: Dict[str, str], place: str) -> Dict[str, float]:
     return window
 
 
-def read_captions(path: Path, folder: Path) -> Tuple[Split, Dict[str, str]]:
+def read_captions(path: Path, folder: Path) -> tuple[Split, dict[str, str]]:
     """What a csv file says of each video, and the split that it gives it."""
     rows = read_csv(path, 'video', 'caption')
     names = {row['video']: number for number, row in reversed(rows)}
@@ -125,7 +124,7 @@ def read_captions(path: Path, folder: Path) -> Tuple[Split, Dict[str, str]]:
     return videos, {video: split for video, (_, split, _) in first.items()}
 
 
-def make_splits(args: argparse.Namespace) -> Dict[str, Split]:
+def make_splits(args: argparse.Namespace) -> dict[str, Split]:
     """Read the csv files, and divide their videos."""
     videos, split_of = read_captions(args.captions, args.videos)
     test, test_split_of = read_captions(args.test, args.videos) if args.test else ({}, {})
@@ -189,7 +188,7 @@ def check_name(name: str, folder: Path, root: Path) -> Path:
     return path
 
 
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

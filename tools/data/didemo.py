@@ -14,7 +14,6 @@ is checked before anything is written.
 
 from collections import defaultdict
 from pathlib import Path
-from typing import Dict, List, Optional
 
 from common import Split, caption, get, read_json, run
 
@@ -40,7 +39,7 @@ def read_split(path: Path) -> Split:
     }
 
 
-def convert(source: Path) -> Dict[str, Split]:
+def convert(source: Path) -> dict[str, Split]:
     """Make all splits; see the module."""
     return {
         f'{name}.json': read_split(source / f'{name}_data.json')
@@ -48,7 +47,7 @@ def convert(source: Path) -> Dict[str, Split]:
     }
 
 
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     files = ['train_data.json', 'val_data.json', 'test_data.json']
     run(convert, __doc__, files, OWNER, COUNTS, 'data/didemo', argv)
 

@@ -16,7 +16,6 @@ anything is written.
 import re
 from collections import defaultdict
 from pathlib import Path
-from typing import Dict, List, Optional
 
 from common import BadFile, Split, caption, read_lines, refuse_twice, run
 
@@ -70,12 +69,12 @@ def read_split(path: Path) -> Split:
     return dict(sentences)
 
 
-def convert(source: Path) -> Dict[str, Split]:
+def convert(source: Path) -> dict[str, Split]:
     """Make all splits; see the module."""
     return {f'{name}.json': read_split(source / file) for name, file in FILES.items()}
 
 
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     run(convert, __doc__, list(FILES.values()), OWNER, COUNTS, 'data/lsmdc', argv)
 
 

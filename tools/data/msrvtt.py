@@ -13,7 +13,6 @@ vop.VideoTextDataset. Everything is checked before anything is written.
 
 from collections import defaultdict
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
 
 from common import Split, caption, get, read_csv, read_json, refuse_twice, run, select
 
@@ -27,7 +26,7 @@ COUNTS = (
 )
 
 
-def read_sentences(path: Path) -> Dict[str, List[str]]:
+def read_sentences(path: Path) -> dict[str, list[str]]:
     """Captions of each video in ``MSRVTT_data.json``."""
     captions = defaultdict(list)
     sentences = get(read_json(path), 'sentences', list, str(path))
@@ -38,14 +37,14 @@ def read_sentences(path: Path) -> Dict[str, List[str]]:
     return captions
 
 
-def read_videos(path: Path) -> List[Tuple[int, str]]:
+def read_videos(path: Path) -> list[tuple[int, str]]:
     """Lines and videos of a csv file that names each video once."""
     lines = [(line, row['video_id']) for line, row in read_csv(path, 'video_id')]
     refuse_twice(path, lines)
     return lines
 
 
-def convert(source: Path) -> Dict[str, Split]:
+def convert(source: Path) -> dict[str, Split]:
     """Make all splits; see the module."""
     sentences, splits = read_sentences(source / DATA), {}
     for name in ('9k', '7k'):
@@ -65,7 +64,7 @@ def convert(source: Path) -> Dict[str, Split]:
     }
 
 
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     run(convert, __doc__, [DATA, 'MSRVTT_train.9k.csv', TEST], OWNER, COUNTS, 'data/msrvtt', argv)
 
 

@@ -12,7 +12,6 @@ Everything is checked before anything is written.
 """
 
 from pathlib import Path
-from typing import Dict, List, Optional
 
 from common import BadFile, Split, captions, read_json, read_list, run, select
 
@@ -24,7 +23,7 @@ COUNTS = (
 )
 
 
-def convert(source: Path) -> Dict[str, Split]:
+def convert(source: Path) -> dict[str, Split]:
     """Make all splits; see the module."""
     data, found, splits = source / DATA, {}, {}
     for clip, texts in read_json(data, dict).items():
@@ -38,7 +37,7 @@ def convert(source: Path) -> Dict[str, Split]:
     return splits
 
 
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     run(
         convert,
         __doc__,

@@ -13,7 +13,6 @@ before anything is written.
 """
 
 from pathlib import Path
-from typing import Dict, List, Optional
 
 from common import BadFile, Split, captions, get, read_json, read_list, run, select
 
@@ -25,7 +24,7 @@ COUNTS = (
 )
 
 
-def read_captions(path: Path) -> Dict[str, List[str]]:
+def read_captions(path: Path) -> dict[str, list[str]]:
     """English captions of each video."""
     found = {}
     for number, record in enumerate(read_json(path, list)):
@@ -38,7 +37,7 @@ def read_captions(path: Path) -> Dict[str, List[str]]:
     return found
 
 
-def convert(source: Path) -> Dict[str, Split]:
+def convert(source: Path) -> dict[str, Split]:
     """Make all splits; see the module."""
     splits = dict(train=read_captions(source / TRAIN))
     validation = read_captions(source / VALIDATION)
@@ -70,7 +69,7 @@ def convert(source: Path) -> Dict[str, Split]:
     }
 
 
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     run(convert, __doc__, [TRAIN, VALIDATION], OWNER, COUNTS, 'data/vatex', argv)
 
 

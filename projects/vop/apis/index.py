@@ -2,8 +2,9 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Union
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -77,9 +78,9 @@ class VideoIndex:
         ivf (IVF, optional): The lists of an approximate search.
     """
 
-    def __init__(self, folder: Path, manifest: Dict[str, Any]) -> None:
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder, self.manifest = folder, manifest
-        self.files: Dict[str, Path] = {}
+        self.files: dict[str, Path] = {}
         for what, (name, size) in manifest['files'].items():
             path = self.files[what] = folder / name
             found = path.stat().st_size
@@ -90,7 +91,7 @@ class VideoIndex:
         self.generation: int = manifest['generation']
         self.config_file = self.files['config']
         self.state_file = self.files['model']
-        self.names: List[str] = _read(self.files['names'], _json)
+        self.names: list[str] = _read(self.files['names'], _json)
         self.embeddings = _read(self.files['embeddings'], _mapped)
         self.stamps = _read(self.files['stamps'], _mapped)
         count, width = manifest['videos'], manifest['width']
@@ -108,7 +109,7 @@ class VideoIndex:
         self._finite = False  # whether the embeddings are known to be
 
     @classmethod
-    def open(cls, path: Union[str, Path]) -> 'VideoIndex':
+    def open(cls, path: str | Path) -> 'VideoIndex':
         """Open an index.
 
         Args:
@@ -160,8 +161,8 @@ class VideoIndex:
         return self.video_dir / name
 
     def search(
-        self, embeddings: Union[Tensor, np.ndarray], topk: int, exact: bool = False
-    ) -> List[List[Hit]]:
+        self, embeddings: Tensor | np.ndarray, topk: int, exact: bool = False
+    ) -> list[list[Hit]]:
         """Find the videos with the highest scores.
 
         Args:
@@ -203,7 +204,7 @@ class VideoIndex:
             hits = [next(exactly) if short else found for short, found in zip(few, hits)]
         return hits
 
-    def _search_exactly(self, queries: np.ndarray, topk: int) -> List[List[Hit]]:
+    def _search_exactly(self, queries: np.ndarray, topk: int) -> list[list[Hit]]:
         if not self._finite:  # FAISS passes over what is not a number
             for start in range(0, len(self), CHUNK):
                 if not np.isfinite(self.embeddings[start : start + CHUNK]).all():
@@ -211,7 +212,7 @@ class VideoIndex:
             self._finite = True
         return self._hits(*search_exactly(queries, self.embeddings, topk))
 
-    def _hits(self, scores: np.ndarray, rows: np.ndarray) -> List[List[Hit]]:
+    def _hits(self, scores: np.ndarray, rows: np.ndarray) -> list[list[Hit]]:
         return [
             [Hit(self.names[row], score) for score, row in zip(*found)]
             for found in zip(scores.tolist(), rows.tolist())
@@ -238,7 +239,7 @@ class VideoIndex:
             )
 
     def load_inferencer(
-        self, device: Optional[str] = None, show_progress: bool = True
+        self, device: str | None = None, show_progress: bool = True
     ) -> VoPInferencer:
         """Open the index's own model.
 
@@ -264,7 +265,7 @@ class VideoIndex:
         return inferencer
 
 
-def read_manifest(folder: Path) -> Dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
     """What ``index.json`` says.
 
     Args:
@@ -331,7 +332,7 @@ def _read(path: Path, how: Callable[[Path], Any]) -> Any:
         raise damaged(path, error) from error
 
 
-def damaged(path: Union[str, Path], reason: Any) -> ValueError:
+def damaged(path: str | Path, reason: Any) -> ValueError:
     """What to say of a file that an index cannot do without."""
     return ValueError(
         f'{path} of the index is damaged: {reason}. Delete the folder '

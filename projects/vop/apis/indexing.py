@@ -7,10 +7,11 @@ import os
 import shutil
 import time
 import uuid
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -97,7 +98,7 @@ class Summary(NamedTuple):
     changed: int
     removed: int
     kept: int
-    failed: Dict[str, str]
+    failed: dict[str, str]
 
 
 class Plan(NamedTuple):
@@ -108,16 +109,16 @@ class Plan(NamedTuple):
         run (Path): A file beside the parts that every process must see.
     """
 
-    todo: List[Tuple[str, Stamp]]
+    todo: list[tuple[str, Stamp]]
     run: Path
 
 
 def update_index(
     inferencer: VoPInferencer,
-    video_dir: Union[str, Path],
-    index_dir: Union[str, Path],
+    video_dir: str | Path,
+    index_dir: str | Path,
     batch_size: int = 8,
-    num_workers: Optional[int] = None,
+    num_workers: int | None = None,
     exact_below: int = EXACT_BELOW,
 ) -> Summary:
     """Index the videos of a folder, or bring its index up to date.
@@ -168,7 +169,7 @@ def update_index(
             return update.plan()
 
         plan = processes.first(begin)
-        if not all(processes.gather((plan.run.parent == update.parts and plan.run.exists()))):
+        if not all(processes.gather(plan.run.parent == update.parts and plan.run.exists())):
             raise IndexingError(
                 f'Not all processes see {plan.run}, or not all have the same '
                 'model. The index must be in a folder that all machines '
@@ -207,7 +208,7 @@ def claim(folder: Path) -> None:
         raise ValueError(f'{error.filename} is not a folder.') from error
 
 
-def model_files(index_dir: Union[str, Path]) -> Tuple[Path, Path]:
+def model_files(index_dir: str | Path) -> tuple[Path, Path]:
     """Config and trained weights of an index, or of an unfinished one.
 
     Args:
@@ -243,11 +244,11 @@ def model_files(index_dir: Union[str, Path]) -> Tuple[Path, Path]:
 def _encode(
     inferencer: VoPInferencer,
     video_dir: Path,
-    todo: Dict[str, Stamp],
+    todo: dict[str, Stamp],
     parts: Path,
     batch_size: int,
-    num_workers: Optional[int],
-) -> Tuple[List[Path], Dict[str, str]]:
+    num_workers: int | None,
+) -> tuple[list[Path], dict[str, str]]:
     """Encode videos and save them as parts.
 
     Whatever stops it, what is finished by then is saved.
@@ -322,7 +323,7 @@ class _Processes:
             raise outcome[1]
         return outcome[0]
 
-    def gather(self, value: Any) -> List[Any]:
+    def gather(self, value: Any) -> list[Any]:
         """What each process has, in each process."""
         values = [value] * self.number
         if self.group is not None:
@@ -437,7 +438,7 @@ class _Update:
                 logging.WARNING,
             )
 
-    def finish(self, files: List[Path], failed: Dict[str, str]) -> Summary:
+    def finish(self, files: list[Path], failed: dict[str, str]) -> Summary:
         """Make the next generation, of the parts and of what stays."""
         failed = dict(sorted({**self.unreadable, **failed}.items()))
         names, embeddings = self._collect(files, failed)
@@ -466,8 +467,8 @@ class _Update:
         )
 
     def _collect(
-        self, files: List[Path], failed: Dict[str, str]
-    ) -> Tuple[List[str], Optional[np.ndarray]]:
+        self, files: list[Path], failed: dict[str, str]
+    ) -> tuple[list[str], np.ndarray | None]:
         """Names, in order, and embeddings of what was encoded."""
         names = sorted(self.todo - failed.keys())
         row_of = {name: row for row, name in enumerate(names)}
@@ -487,8 +488,8 @@ class _Update:
         return names, embeddings
 
     def _commit(
-        self, rows: List[int], names: List[str], embeddings: Optional[np.ndarray]
-    ) -> Dict[str, Tuple[str, Optional[int]]]:
+        self, rows: list[int], names: list[str], embeddings: np.ndarray | None
+    ) -> dict[str, tuple[str, int | None]]:
         """Write the files of the next generation, ``index.json`` last.
 
         Args:
@@ -552,7 +553,7 @@ class _Update:
             raise
         return manifest['files']
 
-    def _lists(self, path: Path, ids: np.ndarray, rows: List[int]) -> IVF:
+    def _lists(self, path: Path, ids: np.ndarray, rows: list[int]) -> IVF:
         """Make or update the lists of an approximate search."""
         embeddings = np.load(path, mmap_mode='r')
         ids = np.ascontiguousarray(ids)
@@ -589,7 +590,7 @@ def _remove(paths: Iterable[Path]) -> None:
         path.with_name(f'{path.name}.part').unlink(missing_ok=True)
 
 
-def _runs(array: np.ndarray, rows: List[int]) -> List[np.ndarray]:
+def _runs(array: np.ndarray, rows: list[int]) -> list[np.ndarray]:
     """Rows of an array as few slices, of which none is a copy."""
     cuts = np.flatnonzero(np.diff(rows) != 1) + 1
     return [array[run[0] : run[-1] + 1] for run in np.split(rows, cuts)]

@@ -6,8 +6,9 @@ import json
 import logging
 import os
 import os.path as osp
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Union
+from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
@@ -41,17 +42,17 @@ class EncodedVideos(NamedTuple):
             read.
     """
 
-    paths: List[str]
+    paths: list[str]
     embeddings: Tensor
-    failed: Dict[str, str]
+    failed: dict[str, str]
 
 
 class Frames(NamedTuple):
     """A video as the test pipeline gives it, or why it cannot."""
 
     path: str
-    frames: Optional[Tensor]  # uint8, [f x 3 x h x w]
-    error: Optional[str] = None
+    frames: Tensor | None  # uint8, [f x 3 x h x w]
+    error: str | None = None
 
 
 @INFERENCERS.register_module()
@@ -100,11 +101,11 @@ class VoPInferencer(BaseInferencer):
 
     def __init__(
         self,
-        config: Union[str, Path, Config],
-        checkpoint: Optional[str] = None,
-        device: Optional[str] = None,
+        config: str | Path | Config,
+        checkpoint: str | None = None,
+        device: str | None = None,
         show_progress: bool = True,
-        towers: Optional[CLIPTowers] = None,
+        towers: CLIPTowers | None = None,
     ) -> None:
         cfg = config if isinstance(config, Config) else open_config(config)
         if cfg.get('model', {}).get('type') != 'vop.RetrievalRecognizer' or not cfg.get(
@@ -121,7 +122,7 @@ class VoPInferencer(BaseInferencer):
         self.towers = towers
         super().__init__(cfg, checkpoint, device, scope='vop', show_progress=show_progress)
 
-    def _init_model(self, cfg: Config, weights: Optional[str], device: str) -> RetrievalRecognizer:
+    def _init_model(self, cfg: Config, weights: str | None, device: str) -> RetrievalRecognizer:
         for key in ('name', 'pretrained'):  # so that cfg can be kept elsewhere
             value = cfg.model.clip.get(key)
             if value and osp.isfile(value):
@@ -191,9 +192,7 @@ class VoPInferencer(BaseInferencer):
         text = weights + json.dumps(settings, sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
-    def share(
-        self, config: Union[str, Path, Config], checkpoint: Optional[str] = None
-    ) -> 'VoPInferencer':
+    def share(self, config: str | Path | Config, checkpoint: str | None = None) -> 'VoPInferencer':
         """Open other prompts on the same CLIP, which stays in memory once.
 
         For VoP at ViT-B/32 this takes half a megabyte and some milliseconds,
@@ -235,10 +234,10 @@ class VoPInferencer(BaseInferencer):
 
     def preprocess(
         self,
-        inputs: Sequence[Union[str, Path]],
+        inputs: Sequence[str | Path],
         batch_size: int = 8,
-        num_workers: Optional[int] = None,
-    ) -> Iterator[List[Frames]]:
+        num_workers: int | None = None,
+    ) -> Iterator[list[Frames]]:
         """Read videos in worker processes.
 
         Args:
@@ -292,7 +291,7 @@ class VoPInferencer(BaseInferencer):
                 suspects -= 1
 
     @torch.inference_mode()
-    def forward(self, inputs: List[Frames]) -> EncodedVideos:
+    def forward(self, inputs: list[Frames]) -> EncodedVideos:
         """Embed a batch that :meth:`preprocess` gave."""
         good = [item for item in inputs if item.frames is not None]
         if not good:
@@ -314,9 +313,9 @@ class VoPInferencer(BaseInferencer):
 
     def iter_videos(
         self,
-        videos: Sequence[Union[str, Path]],
+        videos: Sequence[str | Path],
         batch_size: int = 8,
-        num_workers: Optional[int] = None,
+        num_workers: int | None = None,
     ) -> Iterator[EncodedVideos]:
         """Embed videos, batch by batch.
 
@@ -340,9 +339,9 @@ class VoPInferencer(BaseInferencer):
 
     def encode_videos(
         self,
-        videos: Sequence[Union[str, Path]],
+        videos: Sequence[str | Path],
         batch_size: int = 8,
-        num_workers: Optional[int] = None,
+        num_workers: int | None = None,
     ) -> EncodedVideos:
         """Embed videos.
 
@@ -412,10 +411,10 @@ class VoPInferencer(BaseInferencer):
 
     def similarity(
         self,
-        texts: Union[Sequence[str], Tensor],
-        videos: Union[Sequence[Union[str, Path]], EncodedVideos, Tensor],
+        texts: Sequence[str] | Tensor,
+        videos: Sequence[str | Path] | EncodedVideos | Tensor,
         batch_size: int = 8,
-        num_workers: Optional[int] = None,
+        num_workers: int | None = None,
     ) -> Tensor:
         """Score texts against videos: the cosine of their embeddings.
 
@@ -448,11 +447,11 @@ class VoPInferencer(BaseInferencer):
 
     def __call__(
         self,
-        inputs: Union[str, Path, Sequence[Union[str, Path]]],
+        inputs: str | Path | Sequence[str | Path],
         return_datasamples: bool = False,
         batch_size: int = 8,
-        num_workers: Optional[int] = None,
-        texts: Optional[Sequence[str]] = None,
+        num_workers: int | None = None,
+        texts: Sequence[str] | None = None,
     ) -> dict:
         """Embed videos, or score texts for them.
 
@@ -503,7 +502,7 @@ class VoPInferencer(BaseInferencer):
 class _Reader(Dataset):
     """Videos as frames; what cannot be read is an item, too."""
 
-    def __init__(self, paths: List[str], pipeline: Compose) -> None:
+    def __init__(self, paths: list[str], pipeline: Compose) -> None:
         self.paths, self.pipeline = paths, pipeline
 
     def __len__(self) -> int:

@@ -1,9 +1,10 @@
 """The nearest embeddings by inner product, by means of FAISS."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Dict, Iterable, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,7 +36,7 @@ def open_faiss() -> ModuleType:
 
 def search_exactly(
     queries: np.ndarray, embeddings: np.ndarray, topk: int
-) -> Tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Compare each query with every embedding.
 
     This is what FAISS's ``IndexFlatIP`` does, without the copy that it makes:
@@ -68,7 +69,7 @@ class Settings(NamedTuple):
 
     lists: int
     read: int
-    recall: Dict[str, float]
+    recall: dict[str, float]
     trained_for: int
 
     def __str__(self) -> str:
@@ -157,7 +158,7 @@ class IVF:
             part = slice(start, start + CHUNK)
             self.index.add_with_ids(embeddings[part], ids[part])
 
-    def search(self, queries: np.ndarray, topk: int) -> Tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, topk: int) -> tuple[np.ndarray, np.ndarray]:
         """Inner products and ids, as of :func:`search_exactly`.
 
         Where the lists that are read hold fewer, the ids end with -1.
@@ -165,7 +166,7 @@ class IVF:
         return self.index.search(queries, topk)
 
     def choose_read(
-        self, embeddings: np.ndarray, ids: np.ndarray, texts: Optional[np.ndarray]
+        self, embeddings: np.ndarray, ids: np.ndarray, texts: np.ndarray | None
     ) -> None:
         """Choose how many lists are read, by what would be missed.
 
@@ -189,7 +190,7 @@ class IVF:
             _, exact = search_exactly(queries, embeddings, top)
             wanted[kind] = without(ids[exact], own)
 
-        def measure(read: int) -> Dict[str, float]:
+        def measure(read: int) -> dict[str, float]:
             self.index.nprobe = read
             return {
                 kind: overlap(without(self.search(queries, top)[1], own), wanted[kind])
@@ -209,7 +210,7 @@ class IVF:
         self.settings = self.settings._replace(read=read, recall=measure(read))
 
 
-def sample(embeddings: np.ndarray, count: int) -> Tuple[np.ndarray, np.ndarray]:
+def sample(embeddings: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Some embeddings, the same each time, and their rows in order."""
     rows = np.random.default_rng(0).choice(len(embeddings), count, replace=False)
     rows.sort()

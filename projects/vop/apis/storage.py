@@ -8,9 +8,10 @@ import logging
 import os
 import shutil
 import socket
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Tuple, Union
+from typing import Any, NamedTuple
 
 import numpy as np
 from mmengine.logging import print_log
@@ -49,7 +50,7 @@ class Stamp(NamedTuple):
     mtime_ns: int
 
 
-def scan(folder: Path) -> Tuple[Dict[str, Stamp], Dict[str, str]]:
+def scan(folder: Path) -> tuple[dict[str, Stamp], dict[str, str]]:
     """Look for videos in a folder and all that it holds.
 
     Links to folders are followed; what begins with a dot is not looked at.
@@ -88,9 +89,7 @@ def scan(folder: Path) -> Tuple[Dict[str, Stamp], Dict[str, str]]:
     return dict(sorted(videos.items())), failed
 
 
-def _walk(
-    folder: Union[str, Path], prefix: str, above: frozenset
-) -> Iterator[Tuple[str, os.DirEntry]]:
+def _walk(folder: str | Path, prefix: str, above: frozenset) -> Iterator[tuple[str, os.DirEntry]]:
     stat = os.stat(folder)
     if (stat.st_dev, stat.st_ino) in above:
         return  # it is a link to a folder above it
@@ -179,7 +178,7 @@ def write(path: Path, data: Any) -> None:
         part.write_bytes(data)
 
 
-def write_array(path: Path, blocks: List[np.ndarray], needed: int) -> None:
+def write_array(path: Path, blocks: list[np.ndarray], needed: int) -> None:
     """Write the rows of all blocks as one ``.npy`` file.
 
     Not through a mapped file, whose writer a full disk kills.
@@ -234,7 +233,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def write_part(
-    path: Path, videos: List[Tuple[str, Stamp]], embeddings: np.ndarray, left: int
+    path: Path, videos: list[tuple[str, Stamp]], embeddings: np.ndarray, left: int
 ) -> None:
     """Save finished videos.
 
@@ -258,7 +257,7 @@ def write_part(
         part.write_bytes(data.getvalue())
 
 
-def read_parts(paths: Iterable[Path]) -> Iterator[Tuple[str, Stamp, np.ndarray]]:
+def read_parts(paths: Iterable[Path]) -> Iterator[tuple[str, Stamp, np.ndarray]]:
     """Read what :func:`write_part` saved; damaged files are left out.
 
     Args:

@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 from pathlib import Path
-from typing import List, NamedTuple, Tuple
+from typing import NamedTuple
 
 import av
 import cv2
@@ -51,7 +51,7 @@ class Scene(NamedTuple):
 
 
 def draw(
-    color: str, shape: str, center: Tuple[float, float], radius: float, background: int
+    color: str, shape: str, center: tuple[float, float], radius: float, background: int
 ) -> np.ndarray:
     """Draw one shape.
 
@@ -101,7 +101,7 @@ def draw_clip(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     )
 
 
-def still_captions() -> List[Tuple[Tuple[str, str, str], str]]:
+def still_captions() -> list[tuple[tuple[str, str, str], str]]:
     """All (colour, shape, place) of still pictures, with their captions."""
     return [
         (
@@ -138,7 +138,7 @@ def write_clip(path: Path, frames: np.ndarray) -> None:
         container.mux(stream.encode())
 
 
-def scenes() -> List[Scene]:
+def scenes() -> list[Scene]:
     """All scenes, one of each two that are reverses."""
     return [
         Scene(color, shape, start, end)
@@ -148,7 +148,7 @@ def scenes() -> List[Scene]:
     ]
 
 
-def ways(scene: Scene) -> Tuple[Scene, Scene]:
+def ways(scene: Scene) -> tuple[Scene, Scene]:
     """A scene and its reverse."""
     return scene, scene.reverse
 

@@ -8,7 +8,7 @@ import random
 import re
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,9 +26,9 @@ class VideoReadError(RuntimeError):
 class Annotation(NamedTuple):
     """What an annotation file says of a video."""
 
-    captions: List[str]
-    start: Optional[float] = None  # of the window in use, in seconds
-    end: Optional[float] = None
+    captions: list[str]
+    start: float | None = None  # of the window in use, in seconds
+    end: float | None = None
 
 
 WANTED = (
@@ -38,7 +38,7 @@ WANTED = (
 )
 
 
-def read_annotations(ann_file: str) -> Dict[str, Annotation]:
+def read_annotations(ann_file: str) -> dict[str, Annotation]:
     """Read and check an annotation file.
 
     Args:
@@ -170,12 +170,12 @@ class VideoTextDataset(BaseActionDataset):
             )
         self.skip_bad_videos = skip_bad_videos
         # Seed and epoch, in shared memory: persistent workers see a new epoch.
-        self._clock: Optional[torch.Tensor] = None
+        self._clock: torch.Tensor | None = None
         super().__init__(
             ann_file, pipeline=pipeline, data_prefix=data_prefix, test_mode=test_mode, **kwargs
         )
 
-    def load_data_list(self) -> List[dict]:
+    def load_data_list(self) -> list[dict]:
         """Make the items."""
         annotations = read_annotations(self.ann_file)
         self._check_pipeline(annotations)
@@ -199,7 +199,7 @@ class VideoTextDataset(BaseActionDataset):
                 items += [dict(item, text=text) for text in annotation.captions]
         return items
 
-    def _check_pipeline(self, annotations: Dict[str, Annotation]) -> None:
+    def _check_pipeline(self, annotations: dict[str, Annotation]) -> None:
         if any(isinstance(transform, TimeWindow) for transform in self.pipeline.transforms):
             return
         for video, annotation in annotations.items():
@@ -235,7 +235,7 @@ class VideoTextDataset(BaseActionDataset):
         print_log(f'{message} They are skipped.', 'current', logging.WARNING)
 
     @property
-    def skipped_videos(self) -> List[str]:
+    def skipped_videos(self) -> list[str]:
         """Paths of the videos that this process and its workers skipped."""
         return [self._videos[i] for i in self._bad.nonzero().flatten()]
 
@@ -255,7 +255,7 @@ class VideoTextDataset(BaseActionDataset):
             return nullcontext()
         return _seeded(*self._clock.tolist(), idx)
 
-    def prepare_data(self, idx: int) -> Optional[dict]:
+    def prepare_data(self, idx: int) -> dict | None:
         """Run the pipeline on an item.
 
         Returns:
@@ -288,7 +288,7 @@ class VideoTextDataset(BaseActionDataset):
             )  # which every rank shows
             return self._none_if_any_left(error)
 
-    def _none_if_any_left(self, error: Optional[Exception]) -> None:
+    def _none_if_any_left(self, error: Exception | None) -> None:
         if self._bad.all():
             raise VideoReadError(
                 f'None of the {len(self._bad)} videos of {self.ann_file} can '

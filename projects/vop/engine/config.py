@@ -4,7 +4,6 @@ import logging
 import os
 import os.path as osp
 from pathlib import Path
-from typing import Union
 
 import torch
 from mmengine.config import Config
@@ -13,7 +12,7 @@ from mmengine.logging import print_log
 CHECKOUT = Path(__file__).resolve().parents[3]
 
 
-def open_config(path: Union[str, Path]) -> Config:
+def open_config(path: str | Path) -> Config:
     """Open a config; compose it where ``METHOD_DATASET.py`` is no file.
 
     So any method is there on any data set: ``configs/vop_fp_didemo.py`` is

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from typing import Dict, NamedTuple
+from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
@@ -57,7 +57,7 @@ def _without_weights(model: dict) -> dict:
     return parts
 
 
-def count_by_part(model: nn.Module) -> Dict[str, Count]:
+def count_by_part(model: nn.Module) -> dict[str, Count]:
     """Count parameters, part by part.
 
     Args:

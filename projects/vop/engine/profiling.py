@@ -7,8 +7,9 @@ import os
 import socket
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -99,7 +100,7 @@ class Counted:
     def __init__(self, collate_fn: Callable) -> None:
         self.collate_fn = collate_fn
 
-    def __call__(self, items: list) -> Tuple[int, Any]:
+    def __call__(self, items: list) -> tuple[int, Any]:
         return len(items), self.collate_fn(items)
 
 
@@ -117,19 +118,19 @@ class ProfileLoop(EpochBasedTrainLoop):
     """
 
     def __init__(
-        self, runner: Runner, dataloader: dict, settings: List[dict], steps: int, warmup: int
+        self, runner: Runner, dataloader: dict, settings: list[dict], steps: int, warmup: int
     ) -> None:
         self._runner = runner
         self.config, self.settings = dataloader, settings
         self.steps, self.warmup = steps, warmup
-        self.dataloader: Optional[DataLoader] = None
+        self.dataloader: DataLoader | None = None
         self.on_row: Callable[[dict], None] = lambda row: None
         self._epoch = self._iter = 0
         # As in the midst of a long training: no step is the last one, in
         # which accumulated gradients would be scaled in another way.
         self._max_epochs = self._max_iters = -1
         self._control = dist.new_group(backend='gloo') if is_distributed() else None
-        self._alone: Dict[int, Optional[List[dict]]] = {}
+        self._alone: dict[int, list[dict] | None] = {}
 
     def run(self) -> nn.Module:
         """Measure all settings; see tools/analysis/profile_training.py."""
@@ -176,7 +177,7 @@ class ProfileLoop(EpochBasedTrainLoop):
                     iterator._shutdown_workers()
             self.dataloader = None
 
-    def _together(self, measure: Callable[[], dict]) -> Optional[List[dict]]:
+    def _together(self, measure: Callable[[], dict]) -> list[dict] | None:
         """Measure on all ranks at the same time.
 
         Returns:
@@ -219,7 +220,7 @@ class ProfileLoop(EpochBasedTrainLoop):
         synchronize()
         return dict(seconds=time.perf_counter() - start, pairs=pairs, steps=steps)
 
-    def _model_alone(self, setting: dict) -> Optional[List[dict]]:
+    def _model_alone(self, setting: dict) -> list[dict] | None:
         """Steps on a batch that is on the device, without workers."""
         size = setting['batch_size']
         if size in self._alone:
@@ -304,7 +305,7 @@ class ProfileLoop(EpochBasedTrainLoop):
                 steps_in_epoch=len(self.dataloader),
             )
 
-    def machine(self) -> Tuple[int, int]:
+    def machine(self) -> tuple[int, int]:
         """Cores of this machine, and the processes that share them."""
         mine = (
             set(range(os.cpu_count()))
@@ -329,9 +330,7 @@ def dataset_of(loader: dict) -> dict:
     return dataset
 
 
-def loader_config(
-    loader: dict, batch_size: int, num_workers: int, data_root: Optional[str]
-) -> dict:
+def loader_config(loader: dict, batch_size: int, num_workers: int, data_root: str | None) -> dict:
     """The data loader's config for a setting."""
     loader = copy.deepcopy(loader)
     for options in (loader, loader.get('batch_sampler') or {}):
@@ -348,11 +347,11 @@ def loader_config(
 
 def summarize(
     setting: dict,
-    model: List[dict],
-    start: List[dict],
-    read: List[dict],
-    train: List[dict],
-    split: List[dict],
+    model: list[dict],
+    start: list[dict],
+    read: list[dict],
+    train: list[dict],
+    split: list[dict],
     pairs: int,
     steps_in_epoch: int,
 ) -> dict:
@@ -370,7 +369,7 @@ def summarize(
         dict: As ``--json`` has it.
     """
 
-    def rate(results: List[dict]) -> float:
+    def rate(results: list[dict]) -> float:
         return sum(r['pairs'] for r in results) / max(r['seconds'] for r in results)
 
     seconds = max(r['seconds'] for r in train)

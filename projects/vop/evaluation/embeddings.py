@@ -2,7 +2,7 @@
 
 import os
 import os.path as osp
-from typing import List, NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,11 +24,11 @@ class Embeddings(NamedTuple):
         model (str, optional): Fingerprint of the model's weights.
     """
 
-    video_id: List[Optional[str]]
+    video_id: list[str | None]
     video: Tensor
     text: Tensor
     owner: Tensor
-    model: Optional[str] = None
+    model: str | None = None
 
     def save(self, path: str) -> None:
         """Write a file that ``torch.load(path, weights_only=True)`` opens.

@@ -2,7 +2,6 @@
 
 import logging
 import os.path as osp
-from typing import Dict, Optional
 
 import cv2
 import numpy as np
@@ -55,7 +54,7 @@ class Footage:
                 raise ValueError(f'The test set has no item with video_id={unknown[0]!r}.')
             self.places = [place[name] for name in tested.video_id]
             self.names = tested.video_id
-        self._strips: Dict[int, Optional[bytes]] = {}
+        self._strips: dict[int, bytes | None] = {}
 
     def caption(self, text: int) -> str:
         """A caption, by the index of its embedding."""
@@ -66,7 +65,7 @@ class Footage:
             return captions
         return captions[text - int((self.owner == video).nonzero()[0])]
 
-    def strip(self, video: int) -> Optional[bytes]:
+    def strip(self, video: int) -> bytes | None:
         """Frames of a video as the model saw them, side by side.
 
         Args:

@@ -6,8 +6,9 @@ with a direction of its own, as captions can be of any script.
 """
 
 import base64
+from collections.abc import Callable, Sequence
 from html import escape
-from typing import Callable, Dict, NamedTuple, Sequence, Tuple
+from typing import NamedTuple
 
 from .footage import FRAMES, Footage
 from .retrieved import Direction, Example, Hit
@@ -128,7 +129,7 @@ class Section(NamedTuple):
     html: str
 
 
-def page(title: str, facts: Dict[str, str], sections: Sequence[Section]) -> str:
+def page(title: str, facts: dict[str, str], sections: Sequence[Section]) -> str:
     """The page.
 
     Args:
@@ -175,7 +176,7 @@ def page(title: str, facts: Dict[str, str], sections: Sequence[Section]) -> str:
 """
 
 
-def metrics_table(metrics: Dict[str, float], notes: Dict[str, str]) -> str:
+def metrics_table(metrics: dict[str, float], notes: dict[str, str]) -> str:
     """A table of metrics, a row for each direction.
 
     Args:
@@ -185,7 +186,7 @@ def metrics_table(metrics: Dict[str, float], notes: Dict[str, str]) -> str:
     Returns:
         str: HTML.
     """
-    rows: Dict[str, Dict[str, float]] = {}
+    rows: dict[str, dict[str, float]] = {}
     for key, value in metrics.items():
         row, name = key.rsplit('/', 1)
         rows.setdefault(row, {})[name] = value
@@ -215,7 +216,7 @@ def metrics_table(metrics: Dict[str, float], notes: Dict[str, str]) -> str:
     )
 
 
-def rank_tables(directions: Dict[str, Direction]) -> str:
+def rank_tables(directions: dict[str, Direction]) -> str:
     """How many queries have which rank, by direction."""
     tables = ''
     for way, direction in directions.items():
@@ -306,7 +307,7 @@ def _rank(example: Example, items: int, what: str) -> str:
 
 def _hits(
     example: Example, show: Callable[[Hit], str], name: Callable[[Hit], str]
-) -> Tuple[str, str]:
+) -> tuple[str, str]:
     def one(tag: str, hit: Hit, place: str) -> str:
         mark = '<strong class="mark">✓ right</strong>' if hit.right else ''
         tie = '<span>tie</span>' if hit.tied else ''

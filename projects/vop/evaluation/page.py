@@ -5,7 +5,6 @@ import os
 import os.path as osp
 import platform
 from datetime import datetime
-from typing import Dict
 
 import mmaction
 import mmengine
@@ -28,8 +27,8 @@ PAGE = 'index.html'
 def write_page(
     folder: str,
     title: str,
-    facts: Dict[str, str],
-    metrics: Dict[str, float],
+    facts: dict[str, str],
+    metrics: dict[str, float],
     metric: RetrievalMetric,
     loader: DataLoader,
     num_queries: int,
@@ -89,7 +88,7 @@ def write_page(
         print_log(f'The report is in {path}.', 'current')
 
 
-def _metrics_of(metric: RetrievalMetric, metrics: Dict[str, float]) -> Dict[str, float]:
+def _metrics_of(metric: RetrievalMetric, metrics: dict[str, float]) -> dict[str, float]:
     """Those of ``metrics`` that ``metric`` gave, without its prefix."""
     prefix = f'{metric.prefix}/' if metric.prefix else ''
     forms = ['', *(f'{way.name}/' for way in metric.rescoring)]

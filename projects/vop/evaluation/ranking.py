@@ -6,7 +6,8 @@ probability of a hit, and a rank the mean rank, if ties are broken at random.
 So a collapsed model, whose scores are all the same, scores chance.
 """
 
-from typing import Callable, Dict, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -76,7 +77,7 @@ class Count:
         queries: Tensor,
         items: Tensor,
         num_queries: int,
-        rescored: Optional[Rescored] = None,
+        rescored: Rescored | None = None,
     ) -> None:
         if rescored is not None:
             scores = rescored(scores, queries, items)
@@ -105,8 +106,8 @@ class Count:
 
 
 def counters(
-    scores: Scores, rescored: Tuple[Optional[Rescored], Optional[Rescored]] = (None, None)
-) -> Tuple[Count, Count]:
+    scores: Scores, rescored: tuple[Rescored | None, Rescored | None] = (None, None)
+) -> tuple[Count, Count]:
     """Those who count text to video and video to text.
 
     Args:
@@ -132,7 +133,7 @@ def _count(compare: Callable, tile: Tensor, best: Tensor) -> Tensor:
     return compare(tile, best, out=torch.empty_like(tile)).sum(1).long()
 
 
-def summarize(counts: Counts, topk: Sequence[int]) -> Dict[str, float]:
+def summarize(counts: Counts, topk: Sequence[int]) -> dict[str, float]:
     """Turn counts into R@k in percent, MdR and MnR.
 
     Args:
@@ -151,10 +152,10 @@ def summarize(counts: Counts, topk: Sequence[int]) -> Dict[str, float]:
 
 def evaluate_similarity(
     similarity: Tensor,
-    video_of_text: Optional[Sequence[int]] = None,
+    video_of_text: Sequence[int] | None = None,
     topk: Sequence[int] = (1, 5, 10),
     rescoring: Sequence[Rescoring] = (),
-) -> Dict[str, float]:
+) -> dict[str, float]:
     """Score a matrix of similarities in both directions.
 
     Text to video, each caption looks for its video. Video to text, each
@@ -212,7 +213,7 @@ def evaluate_embeddings(
     video_of_text: Sequence[int],
     topk: Sequence[int] = (1, 5, 10),
     rescoring: Sequence[Rescoring] = (),
-) -> Dict[str, float]:
+) -> dict[str, float]:
     """Score embeddings by their dot products, never holding all of these.
 
     It works on the device of the embeddings; see :class:`.Scores`.
@@ -277,8 +278,8 @@ def _evaluate(
     scores: Scores,
     topk: Sequence[int],
     rescoring: Sequence[Rescoring],
-    galleries: Tuple[Optional[Tensor], Optional[Tensor]],
-) -> Dict[str, float]:
+    galleries: tuple[Tensor | None, Tensor | None],
+) -> dict[str, float]:
     """Rank text to video and video to text; see ``evaluate_similarity``."""
     owner = scores.owner
     asks = torch.zeros(scores.shape[1], dtype=torch.bool, device=owner.device)

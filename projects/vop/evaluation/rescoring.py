@@ -4,7 +4,8 @@ Both ways look beyond the one query and its gallery: results with them are
 not to be compared with plain ones.
 """
 
-from typing import List, NamedTuple, Optional, Sequence, Tuple, Union
+from collections.abc import Sequence
+from typing import NamedTuple, Union
 
 import torch
 from torch import Tensor
@@ -72,8 +73,8 @@ def rescore(
     scores: Scores,
     asks: Tensor,
     rescorings: Sequence[Rescoring],
-    galleries: Tuple[Optional[Tensor], Optional[Tensor]],
-) -> List[Tuple['Rescored', 'Rescored']]:
+    galleries: tuple[Tensor | None, Tensor | None],
+) -> list[tuple['Rescored', 'Rescored']]:
     """Gather what the formulas need, in one sweep for all of them.
 
     Args:
@@ -113,7 +114,7 @@ def rescore(
 
 
 def _bank(
-    what: str, queries: Tensor, gallery: Optional[Tensor], items: int, device: torch.device
+    what: str, queries: Tensor, gallery: Tensor | None, items: int, device: torch.device
 ) -> Scores:
     width = items if gallery is None else gallery.shape[1]
     if queries.dim() != 2 or 0 in queries.shape or queries.shape[1] != width:
@@ -140,7 +141,7 @@ class LogSumExp:
         scaled = torch.add(self.mask[queries, None], tile.double(), alpha=self.scale)
         self.sum[items] = self.sum[items].logaddexp(scaled.logsumexp(0))
 
-    def at(self, items: Union[slice, Tensor]) -> Tensor:
+    def at(self, items: slice | Tensor) -> Tensor:
         # Rounded, so that equal items tie whatever the order of the sum.
         return self.sum[items].float().double()
 
@@ -153,7 +154,7 @@ class DualSoftmax:
         self.scale = scale
         self.add = self.column.add
 
-    def __call__(self, scores: Tensor, queries: Tensor, items: Union[slice, Tensor]) -> Tensor:
+    def __call__(self, scores: Tensor, queries: Tensor, items: slice | Tensor) -> Tensor:
         scores = scores.double()
         softmax = (self.scale * scores - self.column.at(items)).exp_()
         return softmax.mul_(scores)
@@ -179,7 +180,7 @@ class InvertedSoftmax:
         self.best.add(queries, items, tile)
         self.best_activated.add(queries, items, tile)
 
-    def __call__(self, scores: Tensor, queries: Tensor, items: Union[slice, Tensor]) -> Tensor:
+    def __call__(self, scores: Tensor, queries: Tensor, items: slice | Tensor) -> Tensor:
         scores = scores.double()
         normalize = self.best.score[queries] == self.best_activated.score[queries]
         return torch.where(normalize, scores - self.column.at(items) / self.beta, scores)

@@ -1,7 +1,7 @@
 """The metric that MMEngine's loops call."""
 
 import logging
-from typing import Dict, List, Optional, Sequence
+from collections.abc import Sequence
 
 import torch
 from mmengine.evaluator import BaseMetric
@@ -58,13 +58,13 @@ class RetrievalMetric(BaseMetric):
     def __init__(
         self,
         topk: Sequence[int] = (1, 5, 10),
-        dsl: Optional[float] = None,
-        qb_norm: Optional[str] = None,
+        dsl: float | None = None,
+        qb_norm: str | None = None,
         beta: float = 20.0,
-        dump: Optional[str] = None,
+        dump: str | None = None,
         device: str = 'cpu',
         collect_device: str = 'cpu',
-        prefix: Optional[str] = None,
+        prefix: str | None = None,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
         for name, scale in dict(dsl=dsl, beta=beta).items():
@@ -127,7 +127,7 @@ class RetrievalMetric(BaseMetric):
                 )
             )
 
-    def compute_metrics(self, results: List[dict]) -> Dict[str, float]:
+    def compute_metrics(self, results: list[dict]) -> dict[str, float]:
         """Rank all texts against all videos and the other way.
 
         Args:

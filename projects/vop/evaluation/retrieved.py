@@ -1,6 +1,6 @@
 """What single queries find: their ranks, and the items in the top places."""
 
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,8 +45,8 @@ class Example(NamedTuple):
     query: int
     rank: float
     tied: int
-    top: List[Hit]
-    below: Optional[Hit]
+    top: list[Hit]
+    below: Hit | None
 
 
 class Direction(NamedTuple):
@@ -61,9 +61,9 @@ class Direction(NamedTuple):
 
     counts: Counts
     items: int
-    examples: Dict[str, List[Example]]
+    examples: dict[str, list[Example]]
 
-    def histogram(self) -> List[Tuple[int, int, float]]:
+    def histogram(self) -> list[tuple[int, int, float]]:
         """How many queries have their best right item at which ranks.
 
         A query with ties is shared out by the probability of each rank if
@@ -84,7 +84,7 @@ class Direction(NamedTuple):
 
 def retrieve(
     tested: Embeddings, num_examples: int, topk: int = 5, device: str = 'cpu'
-) -> Tuple[Direction, Direction]:
+) -> tuple[Direction, Direction]:
     """Rank all queries, and see what some of them find.
 
     The scores are those of :func:`.evaluate_embeddings`, to the last bit.
@@ -137,7 +137,7 @@ class Top:
         device (str): Where the scores are.
     """
 
-    def __init__(self, queries: List[int], places: int, device: str) -> None:
+    def __init__(self, queries: list[int], places: int, device: str) -> None:
         self.queries = torch.tensor(queries, dtype=torch.int64, device=device)
         self.places = places
         shape = len(queries), places
@@ -158,7 +158,7 @@ class Top:
         self.item[ours] = item.gather(1, order[:, : self.places])
 
 
-def _choose(count: Count, num: int) -> Dict[str, List[int]]:
+def _choose(count: Count, num: int) -> dict[str, list[int]]:
     """The worst and the best queries by rank, then score; and random ones."""
     asks = (count.right > 0).nonzero()[:, 0]
     order = np.lexsort((-count.best[asks].cpu().numpy(), count.counts().rank().numpy()))
@@ -173,7 +173,7 @@ def _choose(count: Count, num: int) -> Dict[str, List[int]]:
 
 def _examples(
     count: Count, top: Top, topk: int, scores: Tensor, queries: Tensor, items: Tensor
-) -> Dict[int, Example]:
+) -> dict[int, Example]:
     """Put together what ``top`` found; ``scores`` of right pairs, their
     ``queries`` and ``items`` have the shape [texts]."""
     chosen = top.queries.cpu()

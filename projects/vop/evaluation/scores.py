@@ -1,6 +1,6 @@
 """Tables of scores, made tile by tile."""
 
-from typing import Iterator, Optional, Sequence, Tuple
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class Scores:
     """
 
     def __init__(
-        self, rows: Tensor, columns: Optional[Tensor] = None, owner: Optional[Tensor] = None
+        self, rows: Tensor, columns: Tensor | None = None, owner: Tensor | None = None
     ) -> None:
         self.rows, self.columns, self.owner = rows, columns, owner
         self.shape = (len(rows), rows.shape[1] if columns is None else len(columns))
@@ -49,7 +49,7 @@ class Scores:
             return _full(pairs)
         return torch.linalg.vecdot(self.rows[rows].double(), self.columns[columns].double()).float()
 
-    def tiles(self) -> Iterator[Tuple[slice, slice, Tensor]]:
+    def tiles(self) -> Iterator[tuple[slice, slice, Tensor]]:
         """Give all scores, as (rows, columns, tile)."""
         for rows in _spans(self.shape[0]):
             for columns in _spans(self.shape[1]):

@@ -1,6 +1,6 @@
 """One transformer block of a CLIP whose attention sees extra tokens."""
 
-from typing import Callable, Optional, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,8 @@ def prompted_block(
     block: ResidualAttentionBlock,
     x: Tensor,
     prompts: Sequence[Tensor] = (),
-    queries: Optional[Tensor] = None,
-    mask: Optional[Tensor] = None,
+    queries: Tensor | None = None,
+    mask: Tensor | None = None,
     beside_attn: Sequence[Adapter] = (),
     beside_ffn: Sequence[Adapter] = (),
 ) -> Tensor:

@@ -1,7 +1,7 @@
 """Classes as captions: recognition through CLIP's text tower."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import List, Optional, Sequence, Union
 
 import open_clip
 import torch
@@ -54,12 +54,12 @@ class CaptionHead(BaseHead):
 
     def __init__(
         self,
-        classes: Union[str, Sequence[str]],
-        clip: Union[dict, CLIPTowers],
+        classes: str | Sequence[str],
+        clip: dict | CLIPTowers,
         text: dict = dict(),
         templates: Sequence[str] = ('{}',),
         tokenizer: str = 'ViT-B-32-quickgelu',
-        average_clips: Optional[str] = 'prob',
+        average_clips: str | None = 'prob',
         **kwargs,
     ) -> None:
         names = read_classes(classes)
@@ -92,7 +92,7 @@ class CaptionHead(BaseHead):
             persistent=False,
         )
         self.register_buffer('logit_scale', towers.logit_scale.clone(), persistent=False)
-        self.kept: Optional[Tensor] = None  # the embeddings of the classes
+        self.kept: Tensor | None = None  # the embeddings of the classes
 
     def embed_classes(self) -> Tensor:
         """Embed all classes: L2-normalised, of shape [classes x e]."""
@@ -120,7 +120,7 @@ class CaptionHead(BaseHead):
         self.kept = None  # the model goes to another device or dtype
         return super()._apply(*args, **kwargs)
 
-    def forward(self, x: Tensor, num_segs: Optional[int] = None, **kwargs) -> Tensor:
+    def forward(self, x: Tensor, num_segs: int | None = None, **kwargs) -> Tensor:
         """Score the classes.
 
         Args:
@@ -161,7 +161,7 @@ class CaptionHead(BaseHead):
             return self.logit_scale.exp() * (video.to(dtype) @ classes.to(dtype).T)
 
 
-def read_classes(classes: Union[str, Sequence[str]]) -> List[str]:
+def read_classes(classes: str | Sequence[str]) -> list[str]:
     """Read and check class names.
 
     Args:

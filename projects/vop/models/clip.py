@@ -6,7 +6,6 @@ import logging
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Tuple, Union
 
 import open_clip
 import torch
@@ -42,14 +41,14 @@ class CLIPTowers:
     text: TextTransformer
     logit_scale: Tensor
     name: str
-    mean: Tuple[float, ...] = OPENAI_DATASET_MEAN
-    std: Tuple[float, ...] = OPENAI_DATASET_STD
+    mean: tuple[float, ...] = OPENAI_DATASET_MEAN
+    std: tuple[float, ...] = OPENAI_DATASET_STD
 
 
 def open_towers(
     name: str = 'ViT-B-32-quickgelu',
-    pretrained: Optional[str] = None,
-    cache_dir: Optional[str] = None,
+    pretrained: str | None = None,
+    cache_dir: str | None = None,
 ) -> CLIPTowers:
     """Open a CLIP of open_clip.
 
@@ -96,7 +95,7 @@ def open_towers(
     return towers
 
 
-def towers_of(clip: Union[dict, CLIPTowers]) -> CLIPTowers:
+def towers_of(clip: dict | CLIPTowers) -> CLIPTowers:
     """Open a CLIP by the arguments of :func:`open_towers`, or pass one on.
 
     Models that are given the same towers share them in memory.
@@ -236,7 +235,7 @@ def _is_jit_archive(path: str) -> bool:
         return any(item.endswith('/constants.pkl') for item in archive.namelist())
 
 
-def _download(name: str, tag: str, cache_dir: Optional[str]) -> nn.Module:
+def _download(name: str, tag: str, cache_dir: str | None) -> nn.Module:
     """Make a model with the weights that open_clip knows by a tag."""
     try:
         return open_clip.create_model(

@@ -1,7 +1,5 @@
 """Context modelling modules (CMM) over the [CLS] tokens of a video."""
 
-from typing import Tuple
-
 import torch
 from torch import Tensor, nn
 
@@ -43,7 +41,7 @@ class FrameTransformer(nn.Module):
         return x
 
 
-def make_cmm(kind: str, tower: Tower) -> Tuple[nn.Module, int]:
+def make_cmm(kind: str, tower: Tower) -> tuple[nn.Module, int]:
     """Make a CMM (Sec. 3.3.2, Table 3).
 
     Args:

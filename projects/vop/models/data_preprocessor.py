@@ -1,6 +1,6 @@
 """From a list of samples to a batch on the device."""
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from mmengine.model import BaseDataPreprocessor

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -57,11 +57,11 @@ class PromptedEncoder(nn.Module):
         self.with_cp = with_cp
         self._register_state_dict_hook(_leave_out_frozen)
 
-    def prompt_tokens(self, layer: int, cls: Optional[Tensor] = None) -> List[Tensor]:
+    def prompt_tokens(self, layer: int, cls: Tensor | None = None) -> list[Tensor]:
         """The tokens that each prompt has for ``layer``; see Prompt."""
         return [prompt(layer, cls) for prompt in self.prompts if prompt.serves(layer)]
 
-    def run_block(self, layer: int, x: Tensor, prompts: List[Tensor], **kwargs) -> Tensor:
+    def run_block(self, layer: int, x: Tensor, prompts: list[Tensor], **kwargs) -> Tensor:
         """Run layer ``layer`` (from 1) on ``x``; see ``prompted_block``."""
         block = partial(prompted_block, self.backbone.transformer.resblocks[layer - 1])
         if self.with_cp and torch.is_grad_enabled():
@@ -71,7 +71,7 @@ class PromptedEncoder(nn.Module):
             beside[adapter.beside].append(adapter.layers[layer - 1])
         return block(x, prompts, beside_attn=beside['attn'], beside_ffn=beside['ffn'], **kwargs)
 
-    def frozen(self) -> Iterator[Tuple[str, Tensor]]:
+    def frozen(self) -> Iterator[tuple[str, Tensor]]:
         """Names (from this module) and values of the frozen weights."""
         return (
             (f'backbone.{name}', parameter)
@@ -116,7 +116,7 @@ def _leave_out_frozen(
         state_dict.pop(prefix + name, None)
 
 
-def fingerprint(weights: Iterator[Tuple[str, Tensor]]) -> str:
+def fingerprint(weights: Iterator[tuple[str, Tensor]]) -> str:
     """A short name for weights that changes when they do.
 
     It reads some 256 evenly spaced values of every tensor: any training

@@ -1,7 +1,5 @@
 """The contrastive loss between videos and captions."""
 
-from typing import Dict
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -42,7 +40,7 @@ class ContrastiveLoss(nn.Module):
     N * b pairs.
     """
 
-    def forward(self, video: Tensor, text: Tensor, logit_scale: Tensor) -> Dict[str, Tensor]:
+    def forward(self, video: Tensor, text: Tensor, logit_scale: Tensor) -> dict[str, Tensor]:
         """Compare pairs.
 
         Args:

@@ -5,8 +5,6 @@ share one call, ``prompt(layer, cls)``, so a method of the paper is a list of
 prompts in a config.
 """
 
-from typing import Optional, Tuple, Union
-
 import torch
 from torch import Tensor, nn
 
@@ -35,7 +33,7 @@ class Prompt(nn.Module):
     per_frame = False
 
     def __init__(
-        self, length: int, tower: Tower, layers: Optional[Union[Tuple[int, int], str]] = None
+        self, length: int, tower: Tower, layers: tuple[int, int] | str | None = None
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -80,7 +78,7 @@ class Prompt(nn.Module):
         """Whether ``layer`` (from 1) gets tokens of this prompt."""
         return self.first <= layer <= self.last
 
-    def forward(self, layer: int, cls: Optional[Tensor] = None) -> Tensor:
+    def forward(self, layer: int, cls: Tensor | None = None) -> Tensor:
         """Give the tokens of a layer.
 
         Args:
@@ -114,7 +112,7 @@ class LearnedPrompt(Prompt):
             )
         )
 
-    def forward(self, layer: int, cls: Optional[Tensor] = None) -> Tensor:
+    def forward(self, layer: int, cls: Tensor | None = None) -> Tensor:
         return self.tokens[layer - self.first][None, None]
 
 

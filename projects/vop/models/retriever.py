@@ -1,7 +1,5 @@
 """The model that MMEngine's Runner trains and tests."""
 
-from typing import Dict, List, Optional, Tuple, Union
-
 import torch.nn.functional as F
 from mmaction.structures import ActionDataSample
 from mmengine.model import BaseModel
@@ -42,12 +40,12 @@ class RetrievalRecognizer(BaseModel):
 
     def __init__(
         self,
-        clip: Union[dict, CLIPTowers],
+        clip: dict | CLIPTowers,
         visual: dict = dict(),
         text: dict = dict(),
         loss: dict = dict(type='vop.ContrastiveLoss'),
         normalize_video: bool = True,
-        adapter: Optional[dict] = None,
+        adapter: dict | None = None,
         data_preprocessor: dict = dict(type='vop.RetrievalDataPreprocessor'),
     ) -> None:
         towers = towers_of(clip)
@@ -59,7 +57,7 @@ class RetrievalRecognizer(BaseModel):
         self.register_buffer('logit_scale', towers.logit_scale.clone(), persistent=False)
         self.loss = MODELS.build(loss)
         self.normalize_video = normalize_video
-        self.adapter: Optional[nn.Module] = None
+        self.adapter: nn.Module | None = None
         if adapter is not None:
             self.adapter = MODELS.build(adapter)
 
@@ -92,10 +90,10 @@ class RetrievalRecognizer(BaseModel):
 
     def forward(
         self,
-        inputs: Dict[str, Tensor],
-        data_samples: Optional[List[ActionDataSample]] = None,
+        inputs: dict[str, Tensor],
+        data_samples: list[ActionDataSample] | None = None,
         mode: str = 'tensor',
-    ) -> Union[Dict[str, Tensor], List[ActionDataSample], Tuple[Tensor, Tensor]]:
+    ) -> dict[str, Tensor] | list[ActionDataSample] | tuple[Tensor, Tensor]:
         """MMEngine's entry point.
 
         Args:

@@ -1,6 +1,6 @@
 """The text encoder: captions to embeddings."""
 
-from typing import Sequence, Tuple, Union
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class TextEncoder(PromptedEncoder):
 
     def __init__(
         self,
-        clip: Union[dict, CLIPTowers],
+        clip: dict | CLIPTowers,
         prompts: Sequence[dict] = (),
         adapters: Sequence[dict] = (),
         tuning: str = 'frozen',
@@ -61,7 +61,7 @@ class TextEncoder(PromptedEncoder):
                 f'{towers.name}.'
             )
 
-    def fit(self, tokens: Tensor) -> Tuple[Tensor, Tensor]:
+    def fit(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Cut captions to the slots that the prompts leave.
 
         Args:

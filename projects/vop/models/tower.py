@@ -1,7 +1,6 @@
 """What prompts and adapters know of the transformer that they serve."""
 
 from dataclasses import dataclass
-from typing import Optional
 
 import torch
 from torch import Tensor
@@ -23,8 +22,8 @@ class Tower:
 
     width: int
     layers: int
-    frame_layers: Optional[int] = None
-    num_frames: Optional[int] = None
+    frame_layers: int | None = None
+    num_frames: int | None = None
 
 
 def frame_index(num_frames: int, table_size: int) -> Tensor:

@@ -1,6 +1,6 @@
 """The visual encoder: frames to frame embeddings."""
 
-from typing import Optional, Sequence, Union
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -52,13 +52,13 @@ class VideoEncoder(PromptedEncoder):
 
     def __init__(
         self,
-        clip: Union[dict, CLIPTowers],
+        clip: dict | CLIPTowers,
         prompts: Sequence[dict] = (),
         adapters: Sequence[dict] = (),
         tuning: str = 'frozen',
         num_frames: int = 12,
         temporal_layers: int = 0,
-        cls_update: Optional[dict] = None,
+        cls_update: dict | None = None,
         init_std: float = 0.02,
         with_cp: bool = False,
     ) -> None:
@@ -80,10 +80,10 @@ class VideoEncoder(PromptedEncoder):
                 'leaves none.'
             )
         super().__init__(towers.visual, towers.name, tower, prompts, adapters, tuning, with_cp)
-        self.cls_update: Optional[nn.Module] = None
+        self.cls_update: nn.Module | None = None
         if cls_update is not None:
             self.cls_update = MODELS.build(cls_update, default_args=dict(tower=tower))
-        self.frame_positional_embedding: Optional[nn.Parameter] = None
+        self.frame_positional_embedding: nn.Parameter | None = None
         if temporal_layers:
             self.frame_positional_embedding = nn.Parameter(
                 torch.empty(num_frames, tower.width).normal_(std=init_std)
