@@ -1,0 +1,158 @@
+"""Files and folders: written whole or not at all, and searched for videos."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .errors import UserError
+
+VIDEO_SUFFIXES = (
+    *('.mp4', '.avi', '.mkv', '.webm', '.mov', '.m4v', '.flv', '.mpg', '.mpeg', '.wmv'),
+    *('.3gp', '.ts', '.mts', '.m2ts', '.ogv', '.vob'),
+)
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Write a file under another name, and rename it when it is complete.
+
+    A file of that name is always whole: the old one stays until the new one
+    is on the disk. Its folder is made if need be.
+
+    Args:
+        path (str | Path): The file.
+
+    Yields:
+        Path: Where to write, in the same folder.
+
+    Raises:
+        UserError: If it cannot be written, such as on a full disk; the message
+            names the file. Nothing of it stays.
+
+    Example:
+        >>> with atomic_write('prompts.pth') as part:
+        ...     torch.save(state_dict, part)
+    """
+    path = Path(path)
+    part = path.with_name(f'{path.name}.part')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield part
+            _sync(part)
+            os.replace(part, path)
+            with suppress(OSError):  # not every file system can
+                _sync(path.parent)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f'{path} cannot be written: {error.strerror or error}.') from error
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_file(path: str | Path, data: str | bytes) -> None:
+    """Write a file at once; see :func:`atomic_write`.
+
+    Args:
+        path (str | Path): The file.
+        data (str | bytes): What it holds; text is encoded as UTF-8.
+
+    Raises:
+        UserError: If it cannot be written.
+
+    Example:
+        >>> write_file('train.json', json.dumps(captions))
+    """
+    with atomic_write(path) as part:
+        part.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def check_writable(path: str | Path) -> None:
+    """Say that a file cannot be written before there is work to lose.
+
+    Its folder is made if need be.
+
+    Args:
+        path (str | Path): The file.
+
+    Raises:
+        UserError: If it cannot be written.
+
+    Example:
+        >>> check_writable('out/embeddings.pt')
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'The folder {path.parent} cannot be made: {error.strerror}.') from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f'{path} cannot be written: it is a folder, or its folder is read-only.')
+
+
+def walk_files(folder: str | Path) -> Iterator[tuple[str, os.DirEntry]]:
+    """All files in a folder and below it, in order.
+
+    Links to folders are followed, but not back into a folder above. What
+    begins with a dot is left out.
+
+    Args:
+        folder (str | Path): Where to look.
+
+    Yields:
+        tuple[str, os.DirEntry]: The path relative to ``folder``, with ``/``
+        between its parts, and the entry.
+
+    Raises:
+        UserError: If the folder, or one below it, cannot be read.
+
+    Example:
+        >>> videos = [name for name, _ in walk_files('data') if is_video(name)]
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f'There is no folder {folder}.')
+    try:
+        yield from _walk(folder, '', frozenset())
+    except OSError as error:
+        raise UserError(f'{error.filename} cannot be read: {error.strerror}.') from error
+
+
+def _walk(folder, prefix: str, above: frozenset) -> Iterator[tuple[str, os.DirEntry]]:
+    stat = os.stat(folder)
+    if (stat.st_dev, stat.st_ino) in above:
+        return
+    above |= {(stat.st_dev, stat.st_ino)}
+    with os.scandir(folder) as entries:
+        entries = sorted(entries, key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.name.startswith('.'):
+            continue
+        try:
+            is_folder = entry.is_dir()
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            is_folder = False  # a link to itself
+        if is_folder:
+            yield from _walk(entry.path, f'{prefix}{entry.name}/', above)
+        else:
+            yield f'{prefix}{entry.name}', entry
+
+
+def is_video(name: str) -> bool:
+    """Whether a file is a video, by its suffix.
+
+    Example:
+        >>> is_video('clip.MP4')
+        True
+    """
+    return name.lower().endswith(VIDEO_SUFFIXES)
