@@ -22,7 +22,7 @@ setup(
     install_requires=[
         'torch>=2.2',
         'torchvision',
-        'open_clip_torch>=3.3',
+        'open_clip_torch>=3.3,<4',
         'mmengine>=0.10.7,<1.0',
         'mmaction2>=1.2,<1.3',
         'importlib_metadata',  # MMAction2 1.2.0 needs it without saying so
@@ -32,6 +32,9 @@ setup(
         'matplotlib',
         'tqdm',
         'opencv-python',
+        'jinja2',  # the report
+        'pebble',  # pools with a time limit, which a crash does not end
+        'portalocker',
     ],
     extras_require={
         # MMAction2 needs mmcv >= 2.0 and < 2.2. The full mmcv must fit torch
@@ -41,7 +44,17 @@ setup(
         # Not required, as faiss-gpu will do, too.
         'search': ['faiss-cpu'],
         'demo': ['faiss-cpu', 'gradio>=6'],
-        'test': ['pytest', 'pytest-xdist', 'faiss-cpu', 'gradio>=6', 'playwright', 'tensorboard'],
+        'reproduce': ['submitit'],
+        'test': [
+            'pytest',
+            'pytest-xdist',
+            'pytest-cov',
+            'clip-anytorch',
+            'faiss-cpu',
+            'gradio>=6',
+            'playwright',
+            'tensorboard',
+        ],
     },
     classifiers=[
         'License :: OSI Approved :: Apache Software License',

@@ -103,13 +103,13 @@ def run_block(encoder, layer, tokens, mask=None):
     tokens = (
         tokens
         + block.attention(h[None], attn_mask=mask)[0]
-        + sum(adapt(a, layer, h) for a in encoder.adapters if a.beside == 'attn')
+        + sum(adapt(a, layer, h) for a in encoder.adapters if a.parallel_to == 'attn')
     )
     h = block.ln_2(tokens)
     return (
         tokens
         + block.mlp(h)
-        + sum(adapt(a, layer, h) for a in encoder.adapters if a.beside == 'ffn')
+        + sum(adapt(a, layer, h) for a in encoder.adapters if a.parallel_to == 'ffn')
     )
 
 
@@ -149,17 +149,17 @@ def encode_frames(encoder, video):
         x = torch.cat([clip.class_embedding[None], patches])
         tokens.append(clip.ln_pre(x + clip.positional_embedding))
     for layer in range(1, clip.transformer.layers + 1):
-        if layer == encoder.tower.frame_layers + 1:
+        if layer == encoder.spec.frame_layers + 1:
             table = encoder.frame_positional_embedding
             tokens = [x + table[int((i + 0.5) / f * len(table))] for i, x in enumerate(tokens)]
         cls = torch.stack([x[0] for x in tokens])
-        if encoder.cls_update and layer <= encoder.tower.frame_layers:
+        if encoder.cls_update and layer <= encoder.spec.frame_layers:
             cls = cls + linear(encoder.cls_update.fc, cmm_states(encoder.cls_update.cmm, cls))
             tokens = [torch.cat([c[None], x[1:]]) for c, x in zip(cls, tokens)]
         prompts = prompt_tokens(encoder, layer, f, cls)
         if layer == 1:
             prompts = [None if p is None else clip.ln_pre(p) for p in prompts]
-        if layer <= encoder.tower.frame_layers:
+        if layer <= encoder.spec.frame_layers:
             tokens = [frame_layer(encoder, layer, x, p) for x, p in zip(tokens, prompts)]
         else:
             tokens = video_layer(encoder, layer, tokens, prompts[0])

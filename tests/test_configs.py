@@ -138,7 +138,7 @@ def test_ablations_train_what_they_say(monkeypatch, name, variable, values):
 def test_frame_wise_layers_are_those_that_are_asked_for(monkeypatch, k):
     monkeypatch.setenv('K_S', str(k))
     model = build_without_weights(open_config(CONFIGS / 'ablations/vop_f_depth_msrvtt.py'))
-    assert model.visual.tower.frame_layers == k
+    assert model.visual.spec.frame_layers == k
 
 
 def test_ablations_are_the_family_at_the_values_of_the_paper(monkeypatch):
@@ -156,7 +156,7 @@ def test_ablations_are_the_family_at_the_values_of_the_paper(monkeypatch):
         for path in (f'ablations/{name}_msrvtt.py', f'{method}_msrvtt.py'):
             monkeypatch.setenv(variable, value)
             model = build_without_weights(open_config(CONFIGS / path))
-            models.append((repr(model), model.visual.tower))
+            models.append((repr(model), model.visual.spec))
             monkeypatch.delenv(variable)
         assert models[0] == models[1], (name, value)
 

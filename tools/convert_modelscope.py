@@ -29,7 +29,7 @@ from torch import Tensor
 from projects.vop.engine import check_fit, load_safely, open_config
 from projects.vop.models import (
     LearnedPrompt,
-    ReleasedTextEncoder,
+    ModelScopeTextEncoder,
     RetrievalDataPreprocessor,
     RetrievalRecognizer,
     VideoEncoder,
@@ -118,9 +118,9 @@ def check_config(model: RetrievalRecognizer, config: str) -> None:
     pixels = RetrievalDataPreprocessor(OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
     for holds, reason in (
         (
-            type(text) is ReleasedTextEncoder,
+            type(text) is ModelScopeTextEncoder,
             f'its text encoder is {type(text).__name__}, not '
-            'ReleasedTextEncoder with a prefix and a suffix',
+            'ModelScopeTextEncoder with a prefix and a suffix',
         ),
         (
             type(visual) is VideoEncoder,
@@ -129,7 +129,7 @@ def check_config(model: RetrievalRecognizer, config: str) -> None:
         (not model.normalize_video, 'it has normalize_video=True'),
         (
             [(type(p), p.first, p.last) for p in visual.prompts]
-            == [(LearnedPrompt, 1, visual.tower.layers)],
+            == [(LearnedPrompt, 1, visual.spec.layers)],
             'its visual prompts are not one LearnedPrompt in every layer',
         ),
         (
@@ -323,7 +323,7 @@ def to_released(args: argparse.Namespace, cfg: Config) -> None:
     prefix, suffix = (prompt.length for prompt in model.text.prompts)
     print(
         'The released code needs in its configuration.json:\n'
-        f'  num_frames {model.visual.tower.num_frames}, vp_token_num '
+        f'  num_frames {model.visual.spec.num_frames}, vp_token_num '
         f'{model.visual.prompts[0].length}, tp_prefix_token_num {prefix}, '
         f'tp_suffix_token_num {suffix}'
     )

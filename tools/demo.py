@@ -13,7 +13,8 @@ try:
 except ImportError as error:
     raise SystemExit("The page needs Gradio: pip install -e '.[demo]'") from error
 
-from projects.vop.apis import Hit, VideoIndex, VoPInferencer
+from projects.vop.apis import VoPInferencer
+from projects.vop.search import Hit, VideoIndex
 
 MOST = 24  # players on the page
 GRID = (

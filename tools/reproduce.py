@@ -539,7 +539,8 @@ def main() -> None:
     failed = run_here(todo, args)
     if not args.no_report:
         subprocess.run(
-            [sys.executable, ROOT / 'tools/analysis/report.py', args.work_dir], env=environment()
+            [sys.executable, ROOT / 'tools/analysis/summarize_runs.py', args.work_dir],
+            env=environment(),
         )
     if failed:
         raise SystemExit(

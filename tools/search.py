@@ -32,9 +32,9 @@ from mmengine.dist import init_dist
 from mmengine.logging import MMLogger
 
 from projects.vop.apis import VoPInferencer
-from projects.vop.apis.index import FAILED, VideoIndex
-from projects.vop.apis.indexing import IndexingError, Summary, model_files, update_index
 from projects.vop.engine import open_config, use_gloo_without_gpu
+from projects.vop.search.read import FAILED, VideoIndex
+from projects.vop.search.update import IndexingError, Summary, model_files, update_index
 
 
 def at_least_one(text: str) -> int:

@@ -14,10 +14,10 @@ from mmengine.runner import Runner
 
 from projects.vop.engine import check_data, check_fit, open_config, pin_memory, use_gloo_without_gpu
 from projects.vop.evaluation import RetrievalMetric
-from projects.vop.evaluation.files import check_writable
-from projects.vop.evaluation.page import PAGE, write_page
+from projects.vop.fileio import check_writable
 from projects.vop.models.encoder import fingerprint
 from projects.vop.registry import METRICS
+from projects.vop.report.render import PAGE, write_page
 
 
 def parse_args() -> argparse.Namespace:

@@ -4,6 +4,9 @@
 # Its test set has an item for each caption, and each item counts as a video:
 # right for MSR-VTT's 1k-A split with one caption a video. Where a video has
 # several, test with type='vop.VideoTextDataset' and 'vop.CLIPTokenize'.
+#
+# MMAction2's CLIPTokenize needs OpenAI's package `clip`:
+# pip install git+https://github.com/openai/CLIP.git
 _base_ = 'clip4clip_with_vop_metric.py'
 
 model = dict(

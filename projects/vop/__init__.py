@@ -11,8 +11,8 @@ from . import compat
 
 compat.apply()
 
-from . import datasets, engine, evaluation, models  # noqa: E402
+from . import datasets, engine, evaluation, models, recognition  # noqa: E402
 
 __version__ = '0.1.0'
 
-__all__ = ['datasets', 'engine', 'evaluation', 'models', '__version__']
+__all__ = ['datasets', 'engine', 'evaluation', 'models', 'recognition', '__version__']

@@ -7,6 +7,7 @@ touching MMAction2's own classes of the same name.
 
 from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS
 from mmengine.registry import DATASETS as ROOT_DATASETS
+from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import INFERENCERS as ROOT_INFERENCERS
 from mmengine.registry import LOOPS as ROOT_LOOPS
 from mmengine.registry import METRICS as ROOT_METRICS
@@ -16,15 +17,18 @@ from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import Registry
 
 
-def _child(name: str, parent: Registry, subpackage: str) -> Registry:
-    return Registry(name, parent=parent, scope='vop', locations=[f'projects.vop.{subpackage}'])
+def _child(name: str, parent: Registry, *rooms: str) -> Registry:
+    return Registry(
+        name, parent=parent, scope='vop', locations=[f'projects.vop.{room}' for room in rooms]
+    )
 
 
-MODELS = _child('vop model', ROOT_MODELS, 'models')
+MODELS = _child('vop model', ROOT_MODELS, 'models', 'recognition')
 MODEL_WRAPPERS = _child('vop model wrapper', ROOT_MODEL_WRAPPERS, 'engine')
 DATASETS = _child('vop dataset', ROOT_DATASETS, 'datasets')
 DATA_SAMPLERS = _child('vop data sampler', ROOT_DATA_SAMPLERS, 'datasets')
 TRANSFORMS = _child('vop transform', ROOT_TRANSFORMS, 'datasets')
 METRICS = _child('vop metric', ROOT_METRICS, 'evaluation')
+HOOKS = _child('vop hook', ROOT_HOOKS, 'report')
 LOOPS = _child('vop loop', ROOT_LOOPS, 'engine')
 INFERENCERS = _child('vop inferencer', ROOT_INFERENCERS, 'apis')

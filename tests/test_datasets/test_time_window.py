@@ -11,7 +11,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.dataset import Compose
 
-from projects.vop.datasets import VideoReadError
+from projects.vop.errors import VideoReadError
 from projects.vop.registry import DATASETS, TRANSFORMS
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'

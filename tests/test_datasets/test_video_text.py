@@ -9,7 +9,8 @@ import torch
 from mmengine.dataset import pseudo_collate
 from torch.utils.data import DataLoader
 
-from projects.vop.datasets import Annotation, VideoReadError, read_annotations
+from projects.vop.datasets import Annotation, read_annotations
+from projects.vop.errors import VideoReadError
 from projects.vop.registry import DATA_SAMPLERS, DATASETS
 
 

@@ -38,36 +38,39 @@ def naive_direction(rows, rights, topk):
     return result
 
 
-def naive(similarity, owner, topk=(1, 5, 10)):
+def naive(similarity, video_of_text, topk=(1, 5, 10)):
     captions = {
-        video: [i for i, v in enumerate(owner) if v == video] for video in sorted(set(owner))
+        video: [i for i, v in enumerate(video_of_text) if v == video]
+        for video in sorted(set(video_of_text))
     }
     columns = similarity.T.tolist()
-    t2v = naive_direction(similarity.tolist(), [[v] for v in owner], topk)
+    t2v = naive_direction(similarity.tolist(), [[v] for v in video_of_text], topk)
     v2t = naive_direction([columns[video] for video in captions], captions.values(), topk)
     return {f't2v/{k}': v for k, v in t2v.items()} | {f'v2t/{k}': v for k, v in v2t.items()}
 
 
-@pytest.mark.parametrize('owner, videos', [(ONE_EACH, 5), (SEVERAL_EACH, 3), (WITH_DISTRACTORS, 5)])
+@pytest.mark.parametrize(
+    'video_of_text, videos', [(ONE_EACH, 5), (SEVERAL_EACH, 3), (WITH_DISTRACTORS, 5)]
+)
 @pytest.mark.parametrize('levels', [1, 2, 3, 1000])
-def test_agrees_with_a_naive_count(owner, videos, levels):
+def test_agrees_with_a_naive_count(video_of_text, videos, levels):
     """One level is a collapsed model; a thousand leave hardly a tie."""
     rng = np.random.default_rng(levels)
     for _ in range(3):
-        similarity = torch.tensor(rng.integers(0, levels, (len(owner), videos))).float()
+        similarity = torch.tensor(rng.integers(0, levels, (len(video_of_text), videos))).float()
         topk = (1, 2, 3, 5, 10)
-        assert evaluate_similarity(similarity, owner, topk) == pytest.approx(
-            naive(similarity, owner, topk)
+        assert evaluate_similarity(similarity, video_of_text, topk) == pytest.approx(
+            naive(similarity, video_of_text, topk)
         )
 
 
 def test_agrees_with_a_naive_count_on_a_larger_gallery():
     similarity = torch.randn(120, 40, generator=torch.Generator().manual_seed(0))
-    owner = torch.arange(40).repeat(3).tolist()
-    for i, video in enumerate(owner):  # better than chance, worse than perfect
+    video_of_text = torch.arange(40).repeat(3).tolist()
+    for i, video in enumerate(video_of_text):  # better than chance, worse than perfect
         similarity[i, video] += 1.5
-    result = evaluate_similarity(similarity, owner)
-    assert result == pytest.approx(naive(similarity, owner))
+    result = evaluate_similarity(similarity, video_of_text)
+    assert result == pytest.approx(naive(similarity, video_of_text))
     assert 20 < result['t2v/R@1'] < 80
     assert result['t2v/R@1'] != result['v2t/R@1']
 
@@ -134,10 +137,10 @@ def test_takes_arrays_and_any_numbers(similarity):
 def test_chunks_do_not_change_the_result(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     similarity = torch.randint(0, 6, (31, 10), generator=generator).float()
-    owner = torch.arange(31) % 10
-    whole = evaluate_similarity(similarity, owner)
-    monkeypatch.setattr(scores, 'CHUNK', 3)
-    assert evaluate_similarity(similarity, owner) == pytest.approx(whole)
+    video_of_text = torch.arange(31) % 10
+    whole = evaluate_similarity(similarity, video_of_text)
+    monkeypatch.setattr(scores, 'TILE', 3)
+    assert evaluate_similarity(similarity, video_of_text) == pytest.approx(whole)
 
 
 class Largest(TorchDispatchMode):
@@ -156,21 +159,21 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize('rescored', [False, True])
 def test_never_holds_all_scores(monkeypatch, rescored):
     """Nothing made is larger than the embeddings, of 200 x 2, or a tile."""
-    monkeypatch.setattr(scores, 'CHUNK', 8)
+    monkeypatch.setattr(scores, 'TILE', 8)
     text, video = torch.randn(200, 2), torch.randn(60, 2)
     rescoring = [DSL(), QBNorm(text[:90], video[:50])] if rescored else []
-    owner = torch.arange(200) % 60
+    video_of_text = torch.arange(200) % 60
     with Largest() as largest:
-        evaluate_embeddings(text, video, owner, rescoring=rescoring)
+        evaluate_embeddings(text, video, video_of_text, rescoring=rescoring)
     assert 64 <= largest.numel <= 400
     similarity = text @ video.T
     with Largest() as largest:
-        evaluate_similarity(similarity, owner)
+        evaluate_similarity(similarity, video_of_text)
     assert 64 <= largest.numel <= 8 * 60  # a view of 8 rows
 
 
 def test_each_tile_is_made_once_for_both_directions(monkeypatch):
-    monkeypatch.setattr(scores, 'CHUNK', 8)
+    monkeypatch.setattr(scores, 'TILE', 8)
     products = []
 
     class Products(TorchDispatchMode):
@@ -188,7 +191,7 @@ def test_each_tile_is_made_once_for_both_directions(monkeypatch):
 
 @pytest.mark.parametrize('chunk', [256, 2])
 def test_nan_names_the_first_bad_video(monkeypatch, chunk):
-    monkeypatch.setattr(scores, 'CHUNK', chunk)
+    monkeypatch.setattr(scores, 'TILE', chunk)
     similarity = torch.eye(6)
     similarity[1, 4] = similarity[5, 3] = torch.nan
     with pytest.raises(ValueError, match='video 3 .*NaN'):
@@ -202,7 +205,7 @@ def test_refuses_what_is_no_matrix(shape):
 
 
 @pytest.mark.parametrize(
-    'owner, message',
+    'video_of_text, message',
     [
         (None, 'which video'),
         ([0, 1], 'there are 3 texts'),
@@ -211,18 +214,20 @@ def test_refuses_what_is_no_matrix(shape):
         ([0.0, 0.5, 1.0], 'video_of_text'),
     ],
 )
-def test_refuses_owners_that_do_not_fit(owner, message):
+def test_refuses_owners_that_do_not_fit(video_of_text, message):
     with pytest.raises(ValueError, match=message):
-        evaluate_similarity(torch.zeros(3, 2), owner)
+        evaluate_similarity(torch.zeros(3, 2), video_of_text)
 
 
 def test_embeddings_score_as_their_products(monkeypatch):
-    monkeypatch.setattr(scores, 'CHUNK', 7)
+    monkeypatch.setattr(scores, 'TILE', 7)
     generator = torch.Generator().manual_seed(0)
     video = torch.randn(20, 16, generator=generator)
-    owner = torch.arange(45) % 20
-    text = video[owner] + 2 * torch.randn(45, 16, generator=generator)
-    assert evaluate_embeddings(text, video, owner) == evaluate_similarity(text @ video.T, owner)
+    video_of_text = torch.arange(45) % 20
+    text = video[video_of_text] + 2 * torch.randn(45, 16, generator=generator)
+    assert evaluate_embeddings(text, video, video_of_text) == evaluate_similarity(
+        text @ video.T, video_of_text
+    )
 
 
 @pytest.mark.parametrize('size', [5, 7, 33, 1000])
@@ -242,19 +247,19 @@ def test_equal_embeddings_tie_exactly(size, dim):
 @pytest.mark.parametrize('chunk', [7, 1024])
 def test_a_right_pair_is_not_held_against_itself(monkeypatch, chunk):
     """With products that cancel, whose sums are all rounding."""
-    monkeypatch.setattr(scores, 'CHUNK', chunk)
+    monkeypatch.setattr(scores, 'TILE', chunk)
     generator = torch.Generator().manual_seed(0)
     half = torch.randn(40, 256, generator=generator)
     text, video = torch.cat([half, half], 1), torch.cat([half, -half], 1)
-    owner = torch.arange(40) * 7 % 40
+    video_of_text = torch.arange(40) * 7 % 40
 
     def right_pairs(table):
         for rows, columns, tile in table.tiles():
-            for row, column in enumerate(owner[rows].tolist()):
+            for row, column in enumerate(video_of_text[rows].tolist()):
                 if columns.start <= column < columns.stop:
                     yield tile[row, column - columns.start].item()
 
-    table = scores.Scores(text, video, owner)
+    table = scores.Scores(text, video, video_of_text)
     assert list(right_pairs(scores.Scores(text, video))) != list(right_pairs(table))
     assert sorted(right_pairs(table)) == sorted(table.right.tolist())
 
@@ -266,7 +271,7 @@ def test_counts_exactly_in_half_precision(dtype):
 
 
 @pytest.mark.parametrize(
-    'text, video, owner, message',
+    'text, video, video_of_text, message',
     [
         (torch.ones(3), torch.ones(2, 4), [0, 1, 1], r'text must .*\[3\]'),
         (torch.ones(3, 4), torch.ones(0, 4), [0, 1, 1], r'video must .*\[0, 4\]'),
@@ -276,9 +281,9 @@ def test_counts_exactly_in_half_precision(dtype):
         (torch.ones(3, 4), torch.ones(2, 4), [0.0, 1.0, 1.0], 'whole numbers'),
     ],
 )
-def test_refuses_embeddings_that_do_not_fit(text, video, owner, message):
+def test_refuses_embeddings_that_do_not_fit(text, video, video_of_text, message):
     with pytest.raises(ValueError, match=message):
-        evaluate_embeddings(text, video, owner)
+        evaluate_embeddings(text, video, video_of_text)
 
 
 @pytest.mark.parametrize('what', ['text', 'video'])

@@ -7,10 +7,10 @@ import torch
 from projects.vop.evaluation import DSL, QBNorm, evaluate_embeddings, evaluate_similarity, scores
 
 
-def naive_dsl(rows, scale, asks):
+def naive_dsl(rows, scale, is_query):
     """For each query (row) and item, s * softmax over queries that ask."""
     exp = np.exp(scale * rows)
-    return rows * exp / exp[asks].sum(axis=0)
+    return rows * exp / exp[is_query].sum(axis=0)
 
 
 def naive_qb_norm(rows, bank, beta):
@@ -46,9 +46,12 @@ def naive_ranks(rows, right):
         yield (m / (t + m) if higher == 0 else 0), higher + 1 + t / (m + 1)
 
 
-def check(result, prefix, t2v, v2t, owner):
-    videos = [[t for t, v in enumerate(owner) if v == video] for video in range(len(v2t))]
-    for direction, rows, right in (('t2v', t2v, [[v] for v in owner]), ('v2t', v2t, videos)):
+def check(result, prefix, t2v, v2t, video_of_text):
+    videos = [[t for t, v in enumerate(video_of_text) if v == video] for video in range(len(v2t))]
+    for direction, rows, right in (
+        ('t2v', t2v, [[v] for v in video_of_text]),
+        ('v2t', v2t, videos),
+    ):
         hits, ranks = np.array(list(naive_ranks(rows, right))).T
         key = f'{prefix}{direction}'
         assert result[f'{key}/R@1'] == pytest.approx(100 * hits.mean()), key
@@ -60,11 +63,11 @@ def check(result, prefix, t2v, v2t, owner):
 @pytest.mark.parametrize('levels', [1, 2, 4, 1000])
 def test_matrices_agree_with_the_formulas(monkeypatch, chunk, levels):
     """With distractors, several captions a video, ties, negative scores."""
-    monkeypatch.setattr(scores, 'CHUNK', chunk)
+    monkeypatch.setattr(scores, 'TILE', chunk)
     rng = np.random.default_rng(levels)
     for _ in range(20):
         texts, videos = rng.integers(1, 12, 2)
-        owner = rng.integers(0, videos, texts)
+        video_of_text = rng.integers(0, videos, texts)
 
         def draw(*shape):
             # Multiples of a power of two: their sums are exact.
@@ -75,42 +78,42 @@ def test_matrices_agree_with_the_formulas(monkeypatch, chunk, levels):
         scale, beta = rng.choice([1.0, 20.0, 100.0], 2)
         result = evaluate_similarity(
             similarity,
-            owner,
+            video_of_text,
             rescoring=[DSL(scale), QBNorm(*(torch.tensor(bank) for bank in banks), beta)],
         )
-        asks = np.isin(np.arange(videos), owner)
-        check(result, '', similarity, similarity.T, owner)
+        is_query = np.isin(np.arange(videos), video_of_text)
+        check(result, '', similarity, similarity.T, video_of_text)
         check(
             result,
             'dsl/',
             naive_dsl(similarity, scale, slice(None)),
-            naive_dsl(similarity.T, scale, asks),
-            owner,
+            naive_dsl(similarity.T, scale, is_query),
+            video_of_text,
         )
         check(
             result,
             'qb_norm/',
             naive_qb_norm(similarity, banks[0], beta),
             naive_qb_norm(similarity.T, banks[1], beta),
-            owner,
+            video_of_text,
         )
 
 
 @pytest.mark.parametrize('chunk', [3, 1024])
 def test_embeddings_score_as_their_products(monkeypatch, chunk):
-    monkeypatch.setattr(scores, 'CHUNK', chunk)
+    monkeypatch.setattr(scores, 'TILE', chunk)
     for seed in range(5):
         generator = torch.Generator().manual_seed(seed)
         # Few values, so that pairs tie and products are exact.
         text, video, bank_text, bank_video = (
             torch.randint(-1, 2, (n, 4), generator=generator) / 8 for n in (23, 9, 11, 7)
         )
-        owner = torch.randint(0, 9, (23,), generator=generator)
+        video_of_text = torch.randint(0, 9, (23,), generator=generator)
         assert evaluate_embeddings(
-            text, video, owner, rescoring=[DSL(), QBNorm(bank_text, bank_video)]
+            text, video, video_of_text, rescoring=[DSL(), QBNorm(bank_text, bank_video)]
         ) == evaluate_similarity(
             text @ video.T,
-            owner,
+            video_of_text,
             rescoring=[DSL(), QBNorm(bank_text @ video.T, bank_video @ text.T)],
         )
 
@@ -119,7 +122,7 @@ def test_embeddings_score_as_their_products(monkeypatch, chunk):
     'size, chunk', [(5, 3), (7, 3), (33, 3), (33, 1024), (1000, 100), (1000, 1024)]
 )
 def test_a_collapsed_model_scores_chance(monkeypatch, size, chunk):
-    monkeypatch.setattr(scores, 'CHUNK', chunk)
+    monkeypatch.setattr(scores, 'TILE', chunk)
     row = torch.randn(513, generator=torch.Generator().manual_seed(0))
     rows = torch.nn.functional.normalize(row, dim=0).expand(size, 513).clone()
     result = evaluate_embeddings(

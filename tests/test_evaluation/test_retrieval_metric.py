@@ -37,8 +37,8 @@ def evaluate(samples, size=None, batch_size=4, **kwargs):
 def expected(samples, **kwargs):
     texts = [sample.text_feature for sample in samples]
     videos = torch.stack([sample.video_feature for sample in samples])
-    owner = [i for i, text in enumerate(texts) for _ in text]
-    return evaluate_similarity(torch.cat(texts) @ videos.T, owner, **kwargs)
+    video_of_text = [i for i, text in enumerate(texts) for _ in text]
+    return evaluate_similarity(torch.cat(texts) @ videos.T, video_of_text, **kwargs)
 
 
 @pytest.mark.parametrize('captions', [[1] * 10, [3, 1, 2, 5, 1, 4, 2]])
@@ -136,7 +136,7 @@ def test_a_dump_holds_the_embeddings(tmp_path):
     evaluate(samples + samples[:1], size=3, dump=str(path))
     dump = torch.load(path, weights_only=True)
     assert dump['video_id'] == ['0.mp4', '1.mp4', '2.mp4']
-    assert dump['owner'].tolist() == [0, 0, 1, 2, 2, 2]
+    assert dump['video_of_text'].tolist() == [0, 0, 1, 2, 2, 2]
     assert dump['video'].equal(torch.stack([s.video_feature for s in samples]))
     assert dump['text'].equal(torch.cat([s.text_feature for s in samples]))
     assert [p.name for p in path.parent.iterdir()] == ['dump.pt']

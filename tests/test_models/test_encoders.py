@@ -23,7 +23,7 @@ def context(length, **kwargs):
 
 
 def adapter(beside, **kwargs):
-    return dict(type='vop.ParallelAdapter', beside=beside, hidden=32, **kwargs)
+    return dict(type='vop.ParallelAdapter', parallel_to=beside, hidden=32, **kwargs)
 
 
 TUNINGS = ['full', 'bias', 'proj', 'partial']

@@ -118,8 +118,8 @@ def test_a_tower_without_what_should_train_is_refused(tiny_clip):
 @pytest.mark.parametrize(
     'arguments',
     [
-        dict(adapters=[dict(type='vop.ParallelAdapter', beside='attn')]),
-        dict(adapters=[dict(type='vop.ParallelAdapter', beside='ffn')]),
+        dict(adapters=[dict(type='vop.ParallelAdapter', parallel_to='attn')]),
+        dict(adapters=[dict(type='vop.ParallelAdapter', parallel_to='ffn')]),
         dict(cls_update=dict(type='vop.ContextUpdate')),
     ],
 )
@@ -135,11 +135,11 @@ def test_training_starts_from_clip(tiny_clip, arguments):
     'arguments, message',
     [
         (
-            dict(adapters=[dict(type='vop.ParallelAdapter', beside='mlp')]),
+            dict(adapters=[dict(type='vop.ParallelAdapter', parallel_to='mlp')]),
             "'attn' or 'ffn', got 'mlp'",
         ),
         (
-            dict(adapters=[dict(type='vop.ParallelAdapter', beside='ffn', hidden=0)]),
+            dict(adapters=[dict(type='vop.ParallelAdapter', parallel_to='ffn', hidden=0)]),
             'hidden must be at least 1',
         ),
         (

@@ -11,7 +11,8 @@ from urllib.parse import quote
 import pytest
 import torch
 
-from projects.vop.apis import Hit, VideoIndex, VoPInferencer, update_index
+from projects.vop.apis import VoPInferencer
+from projects.vop.search import Hit, VideoIndex, update_index
 
 gr = pytest.importorskip('gradio')
 playwright = pytest.importorskip('playwright.sync_api')

@@ -18,8 +18,8 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from test_train_and_test import free_port, run
 
-from projects.vop.apis import VideoIndex, update_index
 from projects.vop.registry import MODELS
+from projects.vop.search import VideoIndex, update_index
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,10 +27,10 @@ ROOT = Path(__file__).resolve().parents[2]
 KILLER = """
 import os, signal
 from mmcv.transforms import BaseTransform
-from projects.vop.apis import indexing
+from projects.vop.search import update
 from projects.vop.registry import TRANSFORMS
 
-indexing.SAVE_VIDEOS = 1
+update.SAVE_VIDEOS = 1
 
 @TRANSFORMS.register_module()
 class KillOn(BaseTransform):

@@ -45,7 +45,6 @@ from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.dist import get_world_size, is_distributed, is_main_process
 
-from projects.vop.datasets import VideoReadError
 from projects.vop.engine import (
     build_runner,
     check_data,
@@ -55,6 +54,7 @@ from projects.vop.engine import (
     use_gloo_without_gpu,
 )
 from projects.vop.engine.profiling import PARTS, dataset_of, loader_config
+from projects.vop.errors import VideoReadError
 
 # A step that waits for data for a larger share of its time is bound by
 # reading.

@@ -1,5 +1,5 @@
 # Adapter^ATTN: a bottleneck in parallel to each self-attention (Table 1).
 _base_ = 'zero_shot.py'
 
-adapters = [dict(type='vop.ParallelAdapter', beside='attn', hidden=64)]
+adapters = [dict(type='vop.ParallelAdapter', parallel_to='attn', hidden=64)]
 model = dict(visual=dict(adapters=adapters), text=dict(adapters=adapters))

@@ -6,7 +6,7 @@ _base_ = 'vop_visual.py'
 
 model = dict(
     text=dict(
-        type='vop.ReleasedTextEncoder',
+        type='vop.ModelScopeTextEncoder',
         prompts=[
             dict(type='vop.LearnedPrompt', length=4),
             dict(type='vop.LearnedPrompt', length=4),

@@ -1,13 +1,12 @@
 from .sampler import ReproducibleSampler
 from .transforms import CLIPTokenize, TimeWindow
-from .video_text import Annotation, VideoReadError, VideoTextDataset, read_annotations
+from .video_text import Annotation, VideoTextDataset, read_annotations
 
 __all__ = [
     'Annotation',
     'CLIPTokenize',
     'ReproducibleSampler',
     'TimeWindow',
-    'VideoReadError',
     'VideoTextDataset',
     'read_annotations',
 ]

@@ -15,12 +15,9 @@ import torch
 from mmaction.datasets import BaseActionDataset
 from mmengine.logging import print_log
 
+from ..errors import VideoReadError
 from ..registry import DATASETS
 from .transforms import TimeWindow
-
-
-class VideoReadError(RuntimeError):
-    """A video cannot be read; the message names it."""
 
 
 class Annotation(NamedTuple):

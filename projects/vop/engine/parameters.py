@@ -17,7 +17,7 @@ from ..registry import MODELS
 PAPER_CLIP = 119_826_432
 
 
-class Count(NamedTuple):
+class ParameterCount(NamedTuple):
     """Numbers of parameters of a part of a model."""
 
     trained: int
@@ -57,14 +57,14 @@ def _without_weights(model: dict) -> dict:
     return parts
 
 
-def count_by_part(model: nn.Module) -> dict[str, Count]:
-    """Count parameters, part by part.
+def count_by_part(model: nn.Module) -> dict[str, ParameterCount]:
+    """ParameterCount parameters, part by part.
 
     Args:
         model (nn.Module): A model, on any device.
 
     Returns:
-        dict[str, Count]: Counts of ``visual.backbone``, ``visual.prompts.0``
+        dict[str, ParameterCount]: Counts of ``visual.backbone``, ``visual.prompts.0``
         and so on, in the model's order. Parameters only: buffers such as the
         logit scale, and what has no elements, are left out.
     """
@@ -73,7 +73,7 @@ def count_by_part(model: nn.Module) -> dict[str, Count]:
         part = _part(name)
         trained[part] += parameter.numel() * parameter.requires_grad
         frozen[part] += parameter.numel() * (not parameter.requires_grad)
-    return {part: Count(trained[part], frozen[part]) for part in trained}
+    return {part: ParameterCount(trained[part], frozen[part]) for part in trained}
 
 
 def _part(name: str) -> str:
@@ -84,7 +84,7 @@ def _part(name: str) -> str:
 
 
 def count_as_paper(model: nn.Module) -> int:
-    """Count trained parameters as Table 1 of the paper does.
+    """ParameterCount trained parameters as Table 1 of the paper does.
 
     Of CLIP's own, those whose name ends in ``.weight`` or ``.bias``: not the
     input projection of the attention, and loose tensors only where nothing

@@ -20,14 +20,14 @@ class Embeddings(NamedTuple):
             any.
         video (Tensor): Of shape [n x e].
         text (Tensor): Of shape [m x e].
-        owner (Tensor): Index of each caption's video, of shape [m].
+        video_of_text (Tensor): Index of each caption's video, of shape [m].
         model (str, optional): Fingerprint of the model's weights.
     """
 
     video_id: list[str | None]
     video: Tensor
     text: Tensor
-    owner: Tensor
+    video_of_text: Tensor
     model: str | None = None
 
     def save(self, path: str) -> None:

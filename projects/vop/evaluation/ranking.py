@@ -17,7 +17,7 @@ from .rescoring import Rescored, Rescoring, rescore
 from .scores import Scores, finite_rows, sweep
 
 
-class Counts(NamedTuple):
+class RankCounts(NamedTuple):
     """How queries stand against their galleries, each of shape [queries].
 
     Attributes:
@@ -58,8 +58,8 @@ class Counts(NamedTuple):
         return higher + 1 + tied / (right + 1)
 
 
-class Count:
-    """Counts higher and tied items in one direction.
+class RankCounter:
+    """RankCounts higher and tied items in one direction.
 
     Args:
         scores (Tensor): Scores of the right pairs, of shape [texts].
@@ -91,53 +91,55 @@ class Count:
         self.tied = -self.right  # they will be counted as ties, too
 
     def add(self, queries: slice, items: slice, tile: Tensor) -> None:
-        """Count in a tile of scores, of shape [queries x items]."""
+        """RankCounter in a tile of scores, of shape [queries x items]."""
         if self.rescored is not None:
             index = torch.arange(queries.start, queries.stop, device=tile.device)
             tile = self.rescored(tile, index[:, None], items)
         best = self.best[queries, None]
-        self.higher[queries] += _count(torch.gt, tile, best)
-        self.tied[queries] += _count(torch.eq, tile, best)
+        self.higher[queries] += _count_where(torch.gt, tile, best)
+        self.tied[queries] += _count_where(torch.eq, tile, best)
 
-    def counts(self) -> Counts:
+    def result(self) -> RankCounts:
         """The counts of the queries that have a right pair."""
-        asks = self.right > 0
-        return Counts(*(count[asks].cpu() for count in (self.higher, self.tied, self.right)))
+        is_query = self.right > 0
+        return RankCounts(
+            *(count[is_query].cpu() for count in (self.higher, self.tied, self.right))
+        )
 
 
-def counters(
+def rank_counters(
     scores: Scores, rescored: tuple[Rescored | None, Rescored | None] = (None, None)
-) -> tuple[Count, Count]:
+) -> tuple[RankCounter, RankCounter]:
     """Those who count text to video and video to text.
 
     Args:
         scores (Scores): The scores, of shape [texts x videos], with
-            ``owner``.
+            ``video_of_text``.
         rescored (tuple): What makes other scores of them, in either
             direction.
 
     Returns:
-        tuple[Count, Count]: For ``rows_ask`` and ``columns_ask`` of
+        tuple[RankCounter, RankCounter]: For ``text_queries`` and ``video_queries`` of
         :func:`.sweep`.
     """
     texts, videos = scores.shape
-    index = torch.arange(texts, device=scores.owner.device)
+    index = torch.arange(texts, device=scores.video_of_text.device)
     return (
-        Count(scores.right, index, scores.owner, texts, rescored[0]),
-        Count(scores.right, scores.owner, index, videos, rescored[1]),
+        RankCounter(scores.right, index, scores.video_of_text, texts, rescored[0]),
+        RankCounter(scores.right, scores.video_of_text, index, videos, rescored[1]),
     )
 
 
-def _count(compare: Callable, tile: Tensor, best: Tensor) -> Tensor:
+def _count_where(compare: Callable, tile: Tensor, best: Tensor) -> Tensor:
     # As numbers: Booleans take torch four times as long on a CPU.
     return compare(tile, best, out=torch.empty_like(tile)).sum(1).long()
 
 
-def summarize(counts: Counts, topk: Sequence[int]) -> dict[str, float]:
+def summarize(counts: RankCounts, topk: Sequence[int]) -> dict[str, float]:
     """Turn counts into R@k in percent, MdR and MnR.
 
     Args:
-        counts (Counts): Of all queries.
+        counts (RankCounts): Of all queries.
         topk (Sequence[int]): The k of R@k.
 
     Returns:
@@ -160,7 +162,7 @@ def evaluate_similarity(
 
     Text to video, each caption looks for its video. Video to text, each
     video looks for its captions, of which the best counts. A video without a
-    caption is a distractor: it stands in the gallery and asks nothing.
+    caption is a distractor: it stands in the gallery and is no query.
 
     Args:
         similarity (Tensor): Of shape [texts x videos], higher is more
@@ -195,7 +197,7 @@ def evaluate_similarity(
                 'text belongs to (video_of_text).'
             )
         video_of_text = range(videos)
-    owner = _check_owner(video_of_text, texts, videos, similarity.device)
+    video_of_text = _check_video_of_text(video_of_text, texts, videos, similarity.device)
     bad = torch.zeros(2, videos, dtype=torch.bool, device=similarity.device)
     for _, columns, tile in Scores(similarity).tiles():
         bad[0, columns] |= tile.isnan().any(0)
@@ -204,7 +206,7 @@ def evaluate_similarity(
     for faults, what in zip(bad, ('NaN', 'infinite, which has no softmax')):
         if faults.any():
             raise ValueError(f'The scores of video {int(faults.nonzero()[0])} are {what}.')
-    return _evaluate(Scores(similarity, owner=owner), topk, rescoring, (None, None))
+    return _evaluate(Scores(similarity, video_of_text=video_of_text), topk, rescoring, (None, None))
 
 
 def evaluate_embeddings(
@@ -249,29 +251,29 @@ def evaluate_embeddings(
             f'The embeddings of texts have {text.shape[1]} '
             f'numbers, those of videos {video.shape[1]}.'
         )
-    owner = _check_owner(video_of_text, len(text), len(video), text.device)
-    return _evaluate(Scores(text, video, owner), topk, rescoring, (video, text))
+    video_of_text = _check_video_of_text(video_of_text, len(text), len(video), text.device)
+    return _evaluate(Scores(text, video, video_of_text), topk, rescoring, (video, text))
 
 
-def _check_owner(
+def _check_video_of_text(
     video_of_text: Sequence[int], texts: int, videos: int, device: torch.device
 ) -> Tensor:
-    owner = torch.as_tensor(
+    video_of_text = torch.as_tensor(
         video_of_text if isinstance(video_of_text, (Tensor, np.ndarray)) else list(video_of_text)
     )
-    if owner.shape != (texts,):
+    if video_of_text.shape != (texts,):
         raise ValueError(
-            f'video_of_text has shape {list(owner.shape)}, but there are {texts} texts.'
+            f'video_of_text has shape {list(video_of_text.shape)}, but there are {texts} texts.'
         )
-    if owner.is_floating_point():
-        raise ValueError(f'video_of_text must hold whole numbers, got {owner.dtype}.')
-    if not (0 <= owner.min() and owner.max() < videos):
+    if video_of_text.is_floating_point():
+        raise ValueError(f'video_of_text must hold whole numbers, got {video_of_text.dtype}.')
+    if not (0 <= video_of_text.min() and video_of_text.max() < videos):
         raise ValueError(
-            f'video_of_text names videos {owner.min()} to '
-            f'{owner.max()}, but there are only 0 to '
+            f'video_of_text names videos {video_of_text.min()} to '
+            f'{video_of_text.max()}, but there are only 0 to '
             f'{videos - 1}.'
         )
-    return owner.long().to(device)
+    return video_of_text.long().to(device)
 
 
 def _evaluate(
@@ -281,17 +283,17 @@ def _evaluate(
     galleries: tuple[Tensor | None, Tensor | None],
 ) -> dict[str, float]:
     """Rank text to video and video to text; see ``evaluate_similarity``."""
-    owner = scores.owner
-    asks = torch.zeros(scores.shape[1], dtype=torch.bool, device=owner.device)
-    asks[owner] = True
+    video_of_text = scores.video_of_text
+    is_query = torch.zeros(scores.shape[1], dtype=torch.bool, device=video_of_text.device)
+    is_query[video_of_text] = True
     forms = [('', (None, None))]
-    for way, pair in zip(rescoring, rescore(scores, asks, rescoring, galleries)):
+    for way, pair in zip(rescoring, rescore(scores, is_query, rescoring, galleries)):
         forms.append((f'{way.name}/', pair))
-    t2v, v2t = zip(*(counters(scores, pair) for _, pair in forms))
+    t2v, v2t = zip(*(rank_counters(scores, pair) for _, pair in forms))
     sweep(scores, t2v, v2t)
     return {
         f'{prefix}{direction}/{name}': value
         for (prefix, _), *both in zip(forms, t2v, v2t)
         for direction, count in zip(('t2v', 'v2t'), both)
-        for name, value in summarize(count.counts(), topk).items()
+        for name, value in summarize(count.result(), topk).items()
     }

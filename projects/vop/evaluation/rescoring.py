@@ -71,7 +71,7 @@ Rescoring = Union[DSL, QBNorm]
 
 def rescore(
     scores: Scores,
-    asks: Tensor,
+    is_query: Tensor,
     rescorings: Sequence[Rescoring],
     galleries: tuple[Tensor | None, Tensor | None],
 ) -> list[tuple['Rescored', 'Rescored']]:
@@ -79,7 +79,7 @@ def rescore(
 
     Args:
         scores (Scores): The scores, of shape [texts x videos].
-        asks (Tensor): Whether a video has captions, of shape [videos].
+        is_query (Tensor): Whether a video has captions, of shape [videos].
         rescorings (Sequence[DSL | QBNorm]): The formulas.
         galleries (tuple): Embeddings of videos and of texts, for banks; None
             if banks hold scores.
@@ -94,14 +94,14 @@ def rescore(
         if isinstance(rescoring, DSL):
             rescored.append(
                 (
-                    DualSoftmax(videos, asks.new_ones(texts), rescoring.scale),
-                    DualSoftmax(texts, asks, rescoring.scale),
+                    DualSoftmax(videos, is_query.new_ones(texts), rescoring.scale),
+                    DualSoftmax(texts, is_query, rescoring.scale),
                 )
             )
         else:
             banks = (
-                _bank('text', rescoring.text, galleries[0], videos, asks.device),
-                _bank('video', rescoring.video, galleries[1], texts, asks.device),
+                _bank('text', rescoring.text, galleries[0], videos, is_query.device),
+                _bank('video', rescoring.video, galleries[1], texts, is_query.device),
             )
             rescored.append(
                 tuple(
@@ -130,12 +130,12 @@ def _bank(
 class LogSumExp:
     """Over queries, the log of the sum of exp(scale * score) of each item."""
 
-    def __init__(self, items: int, asks: Tensor, scale: float) -> None:
+    def __init__(self, items: int, is_query: Tensor, scale: float) -> None:
         self.scale = scale
         # Added to scores: 0, or -inf for those that do not ask.
-        self.mask = torch.zeros(asks.shape, dtype=torch.float64, device=asks.device)
-        self.mask[~asks] = -torch.inf
-        self.sum = torch.full((items,), -torch.inf, dtype=torch.float64, device=asks.device)
+        self.mask = torch.zeros(is_query.shape, dtype=torch.float64, device=is_query.device)
+        self.mask[~is_query] = -torch.inf
+        self.sum = torch.full((items,), -torch.inf, dtype=torch.float64, device=is_query.device)
 
     def add(self, queries: slice, items: slice, tile: Tensor) -> None:
         scaled = torch.add(self.mask[queries, None], tile.double(), alpha=self.scale)
@@ -149,8 +149,8 @@ class LogSumExp:
 class DualSoftmax:
     """One direction of :class:`DSL`."""
 
-    def __init__(self, items: int, asks: Tensor, scale: float) -> None:
-        self.column = LogSumExp(items, asks, scale)
+    def __init__(self, items: int, is_query: Tensor, scale: float) -> None:
+        self.column = LogSumExp(items, is_query, scale)
         self.scale = scale
         self.add = self.column.add
 

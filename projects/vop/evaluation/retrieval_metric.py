@@ -9,7 +9,7 @@ from mmengine.logging import print_log
 
 from ..registry import METRICS
 from .embeddings import Embeddings
-from .files import check_writable
+from ..fileio import check_writable
 from .ranking import evaluate_embeddings
 from .rescoring import DSL, QBNorm
 
@@ -164,7 +164,7 @@ class RetrievalMetric(BaseMetric):
         return evaluate_embeddings(
             tested.text.to(self.device),
             tested.video.to(self.device),
-            tested.owner,
+            tested.video_of_text,
             self.topk,
             self.rescoring,
         )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 # Rows and columns of a tile, which bounds the memory. Tiles of this size stay
 # in the cache of a CPU; larger ones make counting several times as slow.
-CHUNK = 1024
+TILE = 1024
 
 
 class Scores:
@@ -20,19 +20,19 @@ class Scores:
         rows (Tensor): Embeddings, of shape [n x e]; or, without ``columns``,
             the scores themselves, of shape [n x m].
         columns (Tensor, optional): Embeddings, of shape [m x e].
-        owner (Tensor, optional): The right column of each row, of shape [n].
+        video_of_text (Tensor, optional): The right column of each row, of shape [n].
 
     Attributes:
         right (Tensor): The scores of the right pairs, of shape [n], if
-            ``owner`` is given.
+            ``video_of_text`` is given.
     """
 
     def __init__(
-        self, rows: Tensor, columns: Tensor | None = None, owner: Tensor | None = None
+        self, rows: Tensor, columns: Tensor | None = None, video_of_text: Tensor | None = None
     ) -> None:
-        self.rows, self.columns, self.owner = rows, columns, owner
+        self.rows, self.columns, self.video_of_text = rows, columns, video_of_text
         self.shape = (len(rows), rows.shape[1] if columns is None else len(columns))
-        if owner is not None:
+        if video_of_text is not None:
             # Filled, not concatenated: small tensors that are kept between
             # large ones that go would hold on to the memory of these.
             self.right = torch.empty(
@@ -41,7 +41,7 @@ class Scores:
                 device=rows.device,
             )
             for part in _spans(len(rows)):
-                self.right[part] = self._pairs(part, owner[part])
+                self.right[part] = self._pairs(part, video_of_text[part])
 
     def _pairs(self, rows: slice, columns: Tensor) -> Tensor:
         if self.columns is None:
@@ -59,10 +59,10 @@ class Scores:
         if self.columns is None:
             return _full(self.rows[rows, columns])
         tile = (self.rows[rows].double() @ self.columns[columns].double().T).float()
-        if self.owner is not None:
+        if self.video_of_text is not None:
             # Right pairs keep the very value that the others are held
             # against, lest one counts as better than itself.
-            column = self.owner[rows, None] - columns.start
+            column = self.video_of_text[rows, None] - columns.start
             inside = column.clamp(0, tile.shape[1] - 1)
             tile.scatter_(
                 1,
@@ -72,22 +72,22 @@ class Scores:
         return tile
 
 
-def sweep(scores: Scores, rows_ask: Sequence = (), columns_ask: Sequence = ()) -> None:
+def sweep(scores: Scores, text_queries: Sequence = (), video_queries: Sequence = ()) -> None:
     """Show all scores to those who gather something from them.
 
     Args:
         scores (Scores): The table.
-        rows_ask (Sequence): Objects whose ``add(queries, items, tile)`` is
+        text_queries (Sequence): Objects whose ``add(queries, items, tile)`` is
             called for each tile, of shape [queries x items], with rows as
             queries and columns as items.
-        columns_ask (Sequence): Likewise, with columns as queries.
+        video_queries (Sequence): Likewise, with columns as queries.
     """
-    if not rows_ask and not columns_ask:
+    if not text_queries and not video_queries:
         return
     for rows, columns, tile in scores.tiles():
-        for gatherer in rows_ask:
+        for gatherer in text_queries:
             gatherer.add(rows, columns, tile)
-        for gatherer in columns_ask:
+        for gatherer in video_queries:
             gatherer.add(columns, rows, tile.T)
 
 
@@ -98,7 +98,7 @@ def finite_rows(matrix: Tensor) -> Tensor:
 
 
 def _spans(size: int) -> Iterator[slice]:
-    return (slice(start, min(start + CHUNK, size)) for start in range(0, size, CHUNK))
+    return (slice(start, min(start + TILE, size)) for start in range(0, size, TILE))
 
 
 def _full(scores: Tensor) -> Tensor:

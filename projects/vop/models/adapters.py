@@ -1,17 +1,17 @@
-"""Adapters: small bottlenecks beside the layers of a frozen CLIP."""
+"""Adapters: small bottlenecks in parallel to the layers of a frozen CLIP."""
 
 from torch import nn
 
 from ..registry import MODELS
-from .tower import Tower
+from .spec import TransformerSpec
 
 
 @MODELS.register_module()
 class ParallelAdapter(nn.Module):
     r"""Bottlenecks in parallel to a sublayer of every layer.
 
-    Beside the self-attention (Adapter^ATTN of Table 1, after
-    `arXiv 2110.04366 <https://arxiv.org/abs/2110.04366>`_) or beside the FFN
+    In parallel to the self-attention (Adapter^ATTN of Table 1, after
+    `arXiv 2110.04366 <https://arxiv.org/abs/2110.04366>`_) or parallel to the FFN
     (Adapter^FFN, after `arXiv 2205.13535
     <https://arxiv.org/abs/2205.13535>`_) a layer computes
 
@@ -22,28 +22,30 @@ class ParallelAdapter(nn.Module):
     zero, so training starts from CLIP.
 
     Args:
-        beside (str): ``'attn'`` or ``'ffn'``.
-        tower (Tower): The transformer to adapt. An encoder passes its own.
+        parallel_to (str): ``'attn'`` or ``'ffn'``.
+        spec (TransformerSpec): The transformer to adapt. An encoder passes its own.
         hidden (int): Width of the bottleneck. Defaults to 64.
 
     Raises:
-        ValueError: If ``beside`` or ``hidden`` cannot be.
+        ValueError: If ``parallel_to`` or ``hidden`` cannot be.
     """
 
-    def __init__(self, beside: str, tower: Tower, hidden: int = 64) -> None:
+    def __init__(self, parallel_to: str, spec: TransformerSpec, hidden: int = 64) -> None:
         super().__init__()
-        if beside not in ('attn', 'ffn'):
-            raise ValueError(f"ParallelAdapter: beside must be 'attn' or 'ffn', got {beside!r}.")
+        if parallel_to not in ('attn', 'ffn'):
+            raise ValueError(
+                f"ParallelAdapter: parallel_to must be 'attn' or 'ffn', got {parallel_to!r}."
+            )
         if hidden < 1:
             raise ValueError(f'ParallelAdapter: hidden must be at least 1, got {hidden}.')
-        self.beside = beside
+        self.parallel_to = parallel_to
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.Linear(tower.width, hidden), nn.ReLU(), nn.Linear(hidden, tower.width))
-            for _ in range(tower.layers)
+            nn.Sequential(nn.Linear(spec.width, hidden), nn.ReLU(), nn.Linear(hidden, spec.width))
+            for _ in range(spec.layers)
         )
         for layer in self.layers:
             nn.init.zeros_(layer[-1].weight)
             nn.init.zeros_(layer[-1].bias)
 
     def extra_repr(self) -> str:
-        return f'beside={self.beside}'
+        return f'parallel_to={self.parallel_to}'

@@ -16,8 +16,8 @@ def prompted_block(
     prompts: Sequence[Tensor] = (),
     queries: Tensor | None = None,
     mask: Tensor | None = None,
-    beside_attn: Sequence[Adapter] = (),
-    beside_ffn: Sequence[Adapter] = (),
+    attn_adapters: Sequence[Adapter] = (),
+    ffn_adapters: Sequence[Adapter] = (),
 ) -> Tensor:
     r"""Run a block on ``x`` with prompts among the keys and values.
 
@@ -45,9 +45,9 @@ def prompted_block(
         mask (Tensor, optional): True where a query may see a key, the keys
             of the prompts first. Broadcast to [s x heads x m x (p + n)] with
             the leading dimensions of ``x`` flattened to s.
-        beside_attn (Sequence[Callable]): Adapters in parallel to the
+        attn_adapters (Sequence[Callable]): Adapters in parallel to the
             self-attention, each [... x m x d] to the same shape.
-        beside_ffn (Sequence[Callable]): Adapters in parallel to the MLP.
+        ffn_adapters (Sequence[Callable]): Adapters in parallel to the MLP.
 
     Returns:
         Tensor: The queries after the block, of the shape of ``queries``.
@@ -80,11 +80,11 @@ def prompted_block(
     )
     out = attn.out_proj(out.transpose(1, 2).reshape(queries.shape))
     x = queries + block.ls_1(out)
-    for adapter in beside_attn:
+    for adapter in attn_adapters:
         x = x + adapter(normed)
     normed = block.ln_2(x)
     x = x + block.ls_2(mlp(block, normed))
-    for adapter in beside_ffn:
+    for adapter in ffn_adapters:
         x = x + adapter(normed)
     return x
 

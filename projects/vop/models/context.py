@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..registry import MODELS
-from .tower import Tower, frame_index
+from .spec import TransformerSpec, frame_index
 
 
 class FrameTransformer(nn.Module):
@@ -41,7 +41,7 @@ class FrameTransformer(nn.Module):
         return x
 
 
-def make_cmm(kind: str, tower: Tower) -> tuple[nn.Module, int]:
+def make_cmm(kind: str, spec: TransformerSpec) -> tuple[nn.Module, int]:
     """Make a CMM (Sec. 3.3.2, Table 3).
 
     Args:
@@ -49,7 +49,7 @@ def make_cmm(kind: str, tower: Tower) -> tuple[nn.Module, int]:
             ``'lstm'`` (one layer) or ``'transformer'`` (four layers and a
             learned embedding of the frame position, without which it could
             not tell the order of frames).
-        tower (Tower): The transformer whose [CLS] tokens it reads.
+        spec (TransformerSpec): The transformer whose [CLS] tokens it reads.
 
     Returns:
         tuple[nn.Module, int]: The CMM, for :func:`run_cmm`, and the width of
@@ -58,13 +58,13 @@ def make_cmm(kind: str, tower: Tower) -> tuple[nn.Module, int]:
     Raises:
         ValueError: If there is no such kind.
     """
-    d = tower.width
+    d = spec.width
     if kind == 'bilstm':
         return nn.LSTM(d, d, batch_first=True, bidirectional=True), 2 * d
     if kind == 'lstm':
         return nn.LSTM(d, d, batch_first=True), d
     if kind == 'transformer':
-        return FrameTransformer(d, tower.num_frames), d
+        return FrameTransformer(d, spec.num_frames), d
     raise ValueError(f"cmm must be 'bilstm', 'lstm' or 'transformer', got {kind!r}.")
 
 
@@ -89,14 +89,14 @@ class ContextUpdate(nn.Module):
     starts from CLIP as all other methods do.
 
     Args:
-        tower (Tower): The transformer. An encoder passes its own.
+        spec (TransformerSpec): The transformer. An encoder passes its own.
         cmm (str): See :func:`make_cmm`. Defaults to ``'bilstm'``.
     """
 
-    def __init__(self, tower: Tower, cmm: str = 'bilstm') -> None:
+    def __init__(self, spec: TransformerSpec, cmm: str = 'bilstm') -> None:
         super().__init__()
-        self.cmm, width = make_cmm(cmm, tower)
-        self.fc = nn.Linear(width, tower.width)
+        self.cmm, width = make_cmm(cmm, spec)
+        self.fc = nn.Linear(width, spec.width)
         nn.init.zeros_(self.fc.weight)
         nn.init.zeros_(self.fc.bias)
 

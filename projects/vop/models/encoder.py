@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..registry import MODELS
 from .blocks import prompted_block
-from .tower import Tower
+from .spec import TransformerSpec
 from .tuning import unfreeze
 
 
@@ -26,7 +26,7 @@ class PromptedEncoder(nn.Module):
     Args:
         backbone (nn.Module): A tower as :func:`.clip.open_towers` gives it.
         clip_name (str): The CLIP that it comes from, for messages.
-        tower (Tower): What prompts and adapters have to know of it.
+        spec (TransformerSpec): What prompts and adapters have to know of it.
         prompts (Sequence[dict]): Configs of prompts.
         adapters (Sequence[dict]): Configs of adapters.
         tuning (str): Which parameters of the backbone train; see
@@ -39,7 +39,7 @@ class PromptedEncoder(nn.Module):
         self,
         backbone: nn.Module,
         clip_name: str,
-        tower: Tower,
+        spec: TransformerSpec,
         prompts: Sequence[dict],
         adapters: Sequence[dict],
         tuning: str,
@@ -50,10 +50,10 @@ class PromptedEncoder(nn.Module):
         self.backbone = backbone
         unfreeze(backbone, tuning)
         self.prompts, self.adapters = (
-            nn.ModuleList(MODELS.build(cfg, default_args=dict(tower=tower)) for cfg in configs)
+            nn.ModuleList(MODELS.build(cfg, default_args=dict(spec=spec)) for cfg in configs)
             for configs in (prompts, adapters)
         )
-        self.tower = tower
+        self.spec = spec
         self.with_cp = with_cp
         self._register_state_dict_hook(_leave_out_frozen)
 
@@ -66,10 +66,12 @@ class PromptedEncoder(nn.Module):
         block = partial(prompted_block, self.backbone.transformer.resblocks[layer - 1])
         if self.with_cp and torch.is_grad_enabled():
             block = partial(checkpoint, block, use_reentrant=False)
-        beside = {'attn': [], 'ffn': []}
+        adapters = {'attn': [], 'ffn': []}
         for adapter in self.adapters:
-            beside[adapter.beside].append(adapter.layers[layer - 1])
-        return block(x, prompts, beside_attn=beside['attn'], beside_ffn=beside['ffn'], **kwargs)
+            adapters[adapter.parallel_to].append(adapter.layers[layer - 1])
+        return block(
+            x, prompts, attn_adapters=adapters['attn'], ffn_adapters=adapters['ffn'], **kwargs
+        )
 
     def frozen(self) -> Iterator[tuple[str, Tensor]]:
         """Names (from this module) and values of the frozen weights."""

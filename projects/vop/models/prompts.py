@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..registry import MODELS
 from .context import make_cmm, run_cmm
-from .tower import Tower, frame_index
+from .spec import TransformerSpec, frame_index
 
 
 class Prompt(nn.Module):
@@ -18,7 +18,7 @@ class Prompt(nn.Module):
 
     Args:
         length (int): Number P of tokens in each layer.
-        tower (Tower): The transformer to prompt. An encoder passes its own.
+        spec (TransformerSpec): The transformer to prompt. An encoder passes its own.
         layers (tuple[int, int] | str, optional): First and last layer that
             get the tokens, numbered from 1; or ``'frame'`` for the layers
             that work within a frame, ``'video'`` for those that attend over
@@ -33,7 +33,7 @@ class Prompt(nn.Module):
     per_frame = False
 
     def __init__(
-        self, length: int, tower: Tower, layers: tuple[int, int] | str | None = None
+        self, length: int, spec: TransformerSpec, layers: tuple[int, int] | str | None = None
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -41,37 +41,37 @@ class Prompt(nn.Module):
             raise ValueError(
                 f'{name}: length must be at least 1, got {length}. Leave the prompt out instead.'
             )
-        if self.per_frame and tower.num_frames is None:
+        if self.per_frame and spec.num_frames is None:
             raise ValueError(
                 f'{name} tells the frames of a video apart; a text has none. Use LearnedPrompt.'
             )
-        frame_layers = tower.layers if tower.frame_layers is None else tower.frame_layers
+        frame_layers = spec.layers if spec.frame_layers is None else spec.frame_layers
         if layers is None:
-            layers = 'frame' if self.per_frame else (1, tower.layers)
+            layers = 'frame' if self.per_frame else (1, spec.layers)
         if layers == 'frame':
             layers = (1, frame_layers)
         elif layers == 'video':
-            layers = (frame_layers + 1, tower.layers)
+            layers = (frame_layers + 1, spec.layers)
         elif isinstance(layers, str):
             raise ValueError(
                 f"{name}: layers must be (first, last), 'frame' or 'video', got {layers!r}."
             )
         first, last = layers
-        if not 1 <= first <= last <= tower.layers:
+        if not 1 <= first <= last <= spec.layers:
             raise ValueError(
                 f'{name}: there are no layers {first} to {last}; the tower '
-                f'has 1 to {tower.layers}, of which 1 to {frame_layers} work '
+                f'has 1 to {spec.layers}, of which 1 to {frame_layers} work '
                 'within a frame.'
             )
         if self.per_frame and last > frame_layers:
             raise ValueError(
                 f'{name} gives each frame its own tokens, but layers '
-                f'{frame_layers + 1} to {tower.layers} attend over the whole '
+                f'{frame_layers + 1} to {spec.layers} attend over the whole '
                 f'video: end it at layer {frame_layers}, or lower '
                 'temporal_layers.'
             )
         self.length = length
-        self.tower = tower
+        self.spec = spec
         self.first, self.last = first, last
 
     def serves(self, layer: int) -> bool:
@@ -107,7 +107,7 @@ class LearnedPrompt(Prompt):
     def __init__(self, *args, init_std: float = 0.02, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.tokens = nn.Parameter(
-            torch.empty(self.last - self.first + 1, self.length, self.tower.width).normal_(
+            torch.empty(self.last - self.first + 1, self.length, self.spec.width).normal_(
                 std=init_std
             )
         )
@@ -120,7 +120,7 @@ class LearnedPrompt(Prompt):
 class PositionPrompt(Prompt):
     """Position-specific video prompt, VoP^P (Sec. 3.3.1).
 
-    For each layer a table of ``tower.num_frames`` x P tokens; a frame reads
+    For each layer a table of ``spec.num_frames`` x P tokens; a frame reads
     the row of its position (see :func:`frame_index`).
 
     Args:
@@ -134,7 +134,7 @@ class PositionPrompt(Prompt):
         super().__init__(*args, **kwargs)
         self.tokens = nn.Parameter(
             torch.empty(
-                self.last - self.first + 1, self.tower.num_frames, self.length, self.tower.width
+                self.last - self.first + 1, self.spec.num_frames, self.length, self.spec.width
             ).normal_(std=init_std)
         )
 
@@ -166,8 +166,8 @@ class ContextPrompt(Prompt):
 
     def __init__(self, *args, cmm: str = 'bilstm', **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.cmm, width = make_cmm(cmm, self.tower)
-        self.fc = nn.Linear(width, self.length * self.tower.width)
+        self.cmm, width = make_cmm(cmm, self.spec)
+        self.fc = nn.Linear(width, self.length * self.spec.width)
 
     def forward(self, layer: int, cls: Tensor) -> Tensor:
         tokens = self.fc(run_cmm(self.cmm, cls))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..registry import MODELS
 from .clip import CLIPTowers, towers_of
 from .encoder import PromptedEncoder
-from .tower import Tower
+from .spec import TransformerSpec
 
 
 @MODELS.register_module()
@@ -50,8 +50,8 @@ class TextEncoder(PromptedEncoder):
     ) -> None:
         towers = towers_of(clip)
         transformer = towers.text.transformer
-        tower = Tower(transformer.width, transformer.layers)
-        super().__init__(towers.text, towers.name, tower, prompts, adapters, tuning, with_cp)
+        spec = TransformerSpec(transformer.width, transformer.layers)
+        super().__init__(towers.text, towers.name, spec, prompts, adapters, tuning, with_cp)
         self.first_prompts = sum(prompt.length for prompt in self.prompts if prompt.serves(1))
         self.slots = towers.text.context_length - self.first_prompts
         if self.slots < 2:
@@ -112,7 +112,7 @@ class TextEncoder(PromptedEncoder):
         x = clip.token_embedding(tokens) + position
 
         masks = {}
-        for layer in range(1, self.tower.layers + 1):
+        for layer in range(1, self.spec.layers + 1):
             prompts = [p[:, 0] for p in self.prompt_tokens(layer)]
             if layer == 1 and prompts:
                 prompts = [torch.cat(prompts, dim=1) + table[1:prompts_end]]
@@ -121,7 +121,7 @@ class TextEncoder(PromptedEncoder):
                 masks[count] = self.mask(count, length, x.device)
             mask = masks[count]
             queries = None
-            if layer == self.tower.layers:  # only [EOT] is read from it
+            if layer == self.spec.layers:  # only [EOT] is read from it
                 queries, mask = x[rows, end, None], mask[end][:, None, None]
             x = self.run_block(layer, x, prompts, queries=queries, mask=mask)
         return self.project(x[:, 0])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..registry import MODELS
 from .clip import CLIPTowers, towers_of
 from .encoder import PromptedEncoder
-from .tower import Tower, frame_index
+from .spec import TransformerSpec, frame_index
 
 
 @MODELS.register_module()
@@ -35,7 +35,7 @@ class VideoEncoder(PromptedEncoder):
             ``'partial'``; see :func:`.tuning.unfreeze`.
         num_frames (int): Number F of frames that tables of positions are made
             for. A video may have another number; see
-            :func:`.tower.frame_index`. Defaults to 12.
+            :func:`.spec.frame_index`. Defaults to 12.
         temporal_layers (int): Number K - K_s of last layers that attend over
             the whole video. Defaults to 0.
         cls_update (dict, optional): Config of a ``ContextUpdate``, an
@@ -70,23 +70,23 @@ class VideoEncoder(PromptedEncoder):
             )
         if num_frames < 1:
             raise ValueError(f'num_frames must be positive, got {num_frames}.')
-        tower = Tower(
+        spec = TransformerSpec(
             transformer.width, transformer.layers, transformer.layers - temporal_layers, num_frames
         )
-        if cls_update is not None and not tower.frame_layers:
+        if cls_update is not None and not spec.frame_layers:
             raise ValueError(
                 'cls_update acts in layers that work within a '
                 f'frame, but temporal_layers={temporal_layers} '
                 'leaves none.'
             )
-        super().__init__(towers.visual, towers.name, tower, prompts, adapters, tuning, with_cp)
+        super().__init__(towers.visual, towers.name, spec, prompts, adapters, tuning, with_cp)
         self.cls_update: nn.Module | None = None
         if cls_update is not None:
-            self.cls_update = MODELS.build(cls_update, default_args=dict(tower=tower))
+            self.cls_update = MODELS.build(cls_update, default_args=dict(spec=spec))
         self.frame_positional_embedding: nn.Parameter | None = None
         if temporal_layers:
             self.frame_positional_embedding = nn.Parameter(
-                torch.empty(num_frames, tower.width).normal_(std=init_std)
+                torch.empty(num_frames, spec.width).normal_(std=init_std)
             )
 
     def embed(self, frames: Tensor) -> Tensor:
@@ -126,20 +126,20 @@ class VideoEncoder(PromptedEncoder):
             )
         b, f = frames.shape[:2]
         x = self.embed(frames.flatten(0, 1)).unflatten(0, (b, f))
-        for layer in range(1, self.tower.layers + 1):
-            if layer == self.tower.frame_layers + 1:
+        for layer in range(1, self.spec.layers + 1):
+            if layer == self.spec.frame_layers + 1:
                 table = self.frame_positional_embedding
                 index = frame_index(f, len(table)).to(table.device)
                 x = x + table[index][:, None]
-            if self.cls_update is not None and layer <= self.tower.frame_layers:
+            if self.cls_update is not None and layer <= self.spec.frame_layers:
                 cls = self.cls_update(x[:, :, 0])
                 x = torch.cat([cls[:, :, None], x[:, :, 1:]], dim=2)
             prompts = self.prompt_tokens(layer, x[:, :, 0])
             if layer == 1:
                 prompts = [clip.ln_pre(tokens) for tokens in prompts]
             # Only the [CLS] tokens are read from the last layer.
-            queries = x[:, :, :1] if layer == self.tower.layers else None
-            if layer <= self.tower.frame_layers:
+            queries = x[:, :, :1] if layer == self.spec.layers else None
+            if layer <= self.spec.frame_layers:
                 x = self.run_block(layer, x, prompts, queries=queries)
             else:
                 x = self.run_block(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Tower:
+class TransformerSpec:
     """The shape of a transformer, and of the video it reads.
 
     Attributes:

@@ -43,7 +43,7 @@ def report(run_tool, capsys):
     """Runs the tool; gives what it prints."""
 
     def report(folder):
-        run_tool('tools/analysis/report.py', folder)
+        run_tool('tools/analysis/summarize_runs.py', folder)
         return capsys.readouterr().out
 
     return report

@@ -29,7 +29,7 @@ def rows(tmp_path):
         done = subprocess.run(
             [
                 sys.executable,
-                'tools/analysis/benchmark_encoder.py',
+                'benchmarks/encoder.py',
                 '--clip',
                 clip,
                 '--frames',

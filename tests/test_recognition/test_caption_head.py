@@ -9,7 +9,8 @@ from mmaction.registry import MODELS as MMACTION_MODELS
 from mmaction.structures import ActionDataSample
 from torch import nn
 
-from projects.vop.models import CaptionHead, open_towers
+from projects.vop.models import open_towers
+from projects.vop.recognition import CaptionHead
 from projects.vop.registry import MODELS
 
 NAMES = ['riding a bike', 'swimming', 'reading a book']

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
-from .footage import FRAMES, Footage
-from .retrieved import Direction, Example, Hit
+from .examples import Direction, Example, RankedItem
+from .frames import FRAMES, Footage
 
 STYLE = """
 :root {
@@ -111,7 +111,7 @@ summary { cursor: pointer; }
 @media print { nav, .skip { display: none; } article { break-inside: avoid; } }
 """
 
-WAYS = dict(t2v='Text to video', v2t='Video to text')
+DIRECTIONS = dict(t2v='Text to video', v2t='Video to text')
 LONG = 280  # characters of a caption that are shown at once
 
 
@@ -196,7 +196,7 @@ def metrics_table(metrics: dict[str, float], notes: dict[str, str]) -> str:
     for row, values in rows.items():
         prefix, way = row[:-3], row[-3:]
         body += (
-            f'<tr><th scope="row">{escape(prefix)} {WAYS[way]}</th>'
+            f'<tr><th scope="row">{escape(prefix)} {DIRECTIONS[way]}</th>'
             + ''.join(f'<td>{_number(values[name], ".2f", name == "MdR")}</td>' for name in names)
             + '</tr>\n'
         )
@@ -232,7 +232,7 @@ def rank_tables(directions: dict[str, Direction]) -> str:
                 f'style="width:{share:.2f}%"></span></td></tr>\n'
             )
         tables += (
-            f'<table class="ranks"><caption>{WAYS[way]}</caption><thead><tr>'
+            f'<table class="ranks"><caption>{DIRECTIONS[way]}</caption><thead><tr>'
             '<th scope="col">Rank</th><th scope="col">Queries</th>'
             '<th scope="col">Share</th><td></td></tr></thead>'
             f'<tbody>\n{rows}</tbody></table>\n'
@@ -306,9 +306,9 @@ def _rank(example: Example, items: int, what: str) -> str:
 
 
 def _hits(
-    example: Example, show: Callable[[Hit], str], name: Callable[[Hit], str]
+    example: Example, show: Callable[[RankedItem], str], name: Callable[[RankedItem], str]
 ) -> tuple[str, str]:
-    def one(tag: str, hit: Hit, place: str) -> str:
+    def one(tag: str, hit: RankedItem, place: str) -> str:
         mark = '<strong class="mark">✓ right</strong>' if hit.right else ''
         tie = '<span>tie</span>' if hit.tied else ''
         return (

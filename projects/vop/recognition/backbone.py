@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from ..models.vision import VideoEncoder
 from ..registry import MODELS
-from .vision import VideoEncoder
 
 
 @MODELS.register_module()
@@ -67,7 +67,7 @@ class VideoBackbone(VideoEncoder):
                 f'of Recognizer3D; got {list(imgs.shape)}. FormatShape gives '
                 "the first with 'NCHW', the second with 'NCTHW'."
             )
-        f = self.tower.num_frames
+        f = self.spec.num_frames
         if len(imgs) % f:
             raise ValueError(
                 f'Recognizer2D gives {len(imgs)} frames, which are no whole '

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from mmengine.config import Config
 
 from projects.vop.datasets.transforms import CLIPTokenize
-from projects.vop.models import ReleasedTextEncoder, open_towers
+from projects.vop.models import ModelScopeTextEncoder, open_towers
 from projects.vop.registry import MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -223,7 +223,7 @@ def model(small_clip, state, tmp_path_factory):
 
 def make(clip, state, prefix, suffix, **kwargs):
     """The text encoder alone, with the weights of a released state."""
-    encoder = ReleasedTextEncoder(
+    encoder = ModelScopeTextEncoder(
         open_towers(clip),
         prompts=[dict(type='vop.LearnedPrompt', length=length) for length in (prefix, suffix)],
         **kwargs,
@@ -362,7 +362,7 @@ def test_a_batch_costs_no_more_than_its_longest_caption(model):
 )
 def test_other_prompts_are_refused(small_clip, prompts):
     with pytest.raises(ValueError, match='the prefix and the suffix; got'):
-        ReleasedTextEncoder(
+        ModelScopeTextEncoder(
             dict(name=small_clip), prompts=[dict(type='vop.LearnedPrompt', **p) for p in prompts]
         )
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from mmaction.models.heads import BaseHead
 from torch import Tensor
 
+from ..models.clip import CLIPTowers, towers_of
 from ..registry import MODELS
-from .clip import CLIPTowers, towers_of
 
 
 @MODELS.register_module()
@@ -36,7 +36,7 @@ class CaptionHead(BaseHead):
             their labels, or a file with one a line, such as MMAction2's
             ``tools/data/kinetics/label_map_k400.txt``.
         clip (dict | CLIPTowers): Towers, or the arguments of
-            :func:`.clip.open_towers`: the CLIP of the backbone.
+            :func:`..models.clip.open_towers`: the CLIP of the backbone.
         text (dict): Arguments of ``TextEncoder`` (or of another encoder
             named by ``type``).
         templates (Sequence[str]): Captions with ``{}`` for the name.

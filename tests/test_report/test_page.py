@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader
 
 from projects.vop.evaluation import DSL, RetrievalMetric, evaluate_similarity, scores
 from projects.vop.evaluation.embeddings import Embeddings
-from projects.vop.evaluation.footage import draw_strip
-from projects.vop.evaluation.page import write_page
-from projects.vop.evaluation.retrieved import retrieve
 from projects.vop.registry import DATASETS
+from projects.vop.report.examples import retrieve
+from projects.vop.report.frames import draw_strip
+from projects.vop.report.render import write_page
 
 LONG = 'a<b & "c" ' * 200
 # Names and colours (RGB) of videos, and their captions: as bad as they come.
@@ -224,9 +224,9 @@ class Naive:
 
     def order(self, query):
         """(name, score, right) of all items, the best first."""
-        _, vector, owner = query
+        _, vector, video_of_text = query
         items = [
-            (name, sum(a * b for a, b in zip(vector, other)), whose == owner)
+            (name, sum(a * b for a, b in zip(vector, other)), whose == video_of_text)
             for name, other, whose in self.items
         ]
         return sorted(items, key=lambda item: -item[1])
@@ -492,14 +492,16 @@ def test_a_page_that_cannot_be_written_costs_nothing(tested, dataset, tmp_path, 
 
 def test_tiles_change_nothing(monkeypatch):
     rng = torch.Generator().manual_seed(0)
-    owner = torch.arange(20).repeat_interleave(3)[torch.randperm(60, generator=rng)].sort()[0]
+    video_of_text = (
+        torch.arange(20).repeat_interleave(3)[torch.randperm(60, generator=rng)].sort()[0]
+    )
     video = torch.randn(20, 8, generator=rng).round()
-    text = video[owner] + torch.randn(60, 8, generator=rng).round()
-    tested = Embeddings([str(i) for i in range(20)], video, text, owner)
+    text = video[video_of_text] + torch.randn(60, 8, generator=rng).round()
+    tested = Embeddings([str(i) for i in range(20)], video, text, video_of_text)
     whole = retrieve(tested, 4)
     some = [example.query for example in whole[0].examples['random']]
     assert len(set(some)) == 4 and max(some) > 4
-    monkeypatch.setattr(scores, 'CHUNK', 7)
+    monkeypatch.setattr(scores, 'TILE', 7)
     for before, after in zip(whole, retrieve(tested, 4)):
         assert before.examples == after.examples
         assert before.histogram() == after.histogram()

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from .inferencer import VoPInferencer
-from .nearest import CHUNK, IVF, Settings, search_exactly
-from .storage import read_parts
+from ..apis.inferencer import VoPInferencer
+from .ann import CHUNK, IVF, Settings, search_exactly
+from .store import read_parts
 
 FORMAT = 1
 MANIFEST = 'index.json'

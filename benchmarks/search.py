@@ -25,10 +25,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from projects.vop.apis import VideoIndex
-from projects.vop.apis.index import FILES, FORMAT, MANIFEST
-from projects.vop.apis.nearest import CHUNK, IVF, TOP, WANTED_RECALL, open_faiss, search_exactly
-from projects.vop.apis.storage import write, write_array
+from projects.vop.search import VideoIndex
+from projects.vop.search.ann import CHUNK, IVF, TOP, WANTED_RECALL, open_faiss, search_exactly
+from projects.vop.search.read import FILES, FORMAT, MANIFEST
+from projects.vop.search.store import write, write_array
 
 HNSW_LINKS = 32
 DIRECTIONS = 96  # that embeddings mostly lie in

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .embeddings import Embeddings
-from .ranking import Count, Counts, counters
-from .scores import Scores, sweep
+from ..evaluation.embeddings import Embeddings
+from ..evaluation.ranking import RankCounter, RankCounts, rank_counters
+from ..evaluation.scores import Scores, sweep
 
 BINS = (1, 5, 10, 50, 100)  # the last rank of each bin but the last
 
 
-class Hit(NamedTuple):
+class RankedItem(NamedTuple):
     """An item that a query finds.
 
     Attributes:
@@ -35,31 +35,31 @@ class Example(NamedTuple):
     Attributes:
         query (int): Its index among the texts, or among the videos.
         rank (float): Mean rank of its best right item; see
-            :meth:`.Counts.rank`.
+            :meth:`.RankCounts.rank`.
         tied (int): Wrong items that score as this right one.
-        top (list[Hit]): The best items. Of tied ones, the first in the
+        top (list[RankedItem]): The best items. Of tied ones, the first in the
             gallery comes first.
-        below (Hit, optional): The best right item, if none is in ``top``.
+        below (RankedItem, optional): The best right item, if none is in ``top``.
     """
 
     query: int
     rank: float
     tied: int
-    top: list[Hit]
-    below: Hit | None
+    top: list[RankedItem]
+    below: RankedItem | None
 
 
 class Direction(NamedTuple):
     """One direction of a retrieval.
 
     Attributes:
-        counts (Counts): How all queries stand.
+        counts (RankCounts): How all queries stand.
         items (int): Size of the gallery.
         examples (dict[str, list[Example]]): Of ``worst``, ``best`` and
             ``random`` queries.
     """
 
-    counts: Counts
+    counts: RankCounts
     items: int
     examples: dict[str, list[Example]]
 
@@ -101,8 +101,10 @@ def retrieve(
     Returns:
         tuple[Direction, Direction]: Text to video and video to text.
     """
-    scores = Scores(tested.text.to(device), tested.video.to(device), tested.owner.to(device))
-    counts = counters(scores)
+    scores = Scores(
+        tested.text.to(device), tested.video.to(device), tested.video_of_text.to(device)
+    )
+    counts = rank_counters(scores)
     sweep(scores, counts[:1], counts[1:])
     chosen = [_choose(count, num_examples) for count in counts]
     # One place more, to see whether the last one is tied.
@@ -112,7 +114,7 @@ def retrieve(
     ]
     sweep(scores, tops[:1], tops[1:])
 
-    texts, videos = torch.arange(len(tested.text)), scores.owner.cpu()
+    texts, videos = torch.arange(len(tested.text)), scores.video_of_text.cpu()
     directions = []
     for count, groups, top, queries, items, size in zip(
         counts, chosen, tops, (texts, videos), (videos, texts), scores.shape[::-1]
@@ -120,7 +122,7 @@ def retrieve(
         examples = _examples(count, top, topk, scores.right.cpu(), queries, items)
         directions.append(
             Direction(
-                count.counts(),
+                count.result(),
                 size,
                 {name: [examples[query] for query in group] for name, group in groups.items()},
             )
@@ -158,11 +160,11 @@ class Top:
         self.item[ours] = item.gather(1, order[:, : self.places])
 
 
-def _choose(count: Count, num: int) -> dict[str, list[int]]:
+def _choose(count: RankCounter, num: int) -> dict[str, list[int]]:
     """The worst and the best queries by rank, then score; and random ones."""
-    asks = (count.right > 0).nonzero()[:, 0]
-    order = np.lexsort((-count.best[asks].cpu().numpy(), count.counts().rank().numpy()))
-    queries = asks.cpu().numpy()
+    is_query = (count.right > 0).nonzero()[:, 0]
+    order = np.lexsort((-count.best[is_query].cpu().numpy(), count.result().rank().numpy()))
+    queries = is_query.cpu().numpy()
     some = np.random.default_rng(0).permutation(len(queries))[:num]
     return dict(
         worst=queries[order[::-1][:num]].tolist(),
@@ -172,12 +174,12 @@ def _choose(count: Count, num: int) -> dict[str, list[int]]:
 
 
 def _examples(
-    count: Count, top: Top, topk: int, scores: Tensor, queries: Tensor, items: Tensor
+    count: RankCounter, top: Top, topk: int, scores: Tensor, queries: Tensor, items: Tensor
 ) -> dict[int, Example]:
     """Put together what ``top`` found; ``scores`` of right pairs, their
     ``queries`` and ``items`` have the shape [texts]."""
     chosen = top.queries.cpu()
-    counts = Counts(*(c.cpu()[chosen] for c in (count.higher, count.tied, count.right)))
+    counts = RankCounts(*(c.cpu()[chosen] for c in (count.higher, count.tied, count.right)))
     examples = {}
     for query, rank, tied, score, item in zip(
         chosen.tolist(),
@@ -190,13 +192,13 @@ def _examples(
         right = items[pairs].tolist()
         same = (score[1:] == score[:-1]).tolist()
         hits = [
-            Hit(i, s, i in right, before or after)
+            RankedItem(i, s, i in right, before or after)
             for i, s, before, after in zip(item[:topk], score.tolist(), [False, *same], same)
             if i >= 0
         ]
         below = None
         if not any(hit.right for hit in hits):
             best = int(scores[pairs].argmax())
-            below = Hit(right[best], float(scores[pairs][best]), True, tied > 0)
+            below = RankedItem(right[best], float(scores[pairs][best]), True, tied > 0)
         examples[query] = Example(query, rank, tied, hits, below)
     return examples

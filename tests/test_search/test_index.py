@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from projects.vop.apis import EncodedVideos, VideoIndex, VoPInferencer, indexing, update_index
-from projects.vop.apis.indexing import model_files
-from projects.vop.apis.nearest import IVF, search_exactly
-from projects.vop.apis.storage import IndexingError, scan, write, writing
+from projects.vop.apis import EncodedVideos, VoPInferencer
+from projects.vop.search import VideoIndex, update_index
+from projects.vop.search import update as indexing
+from projects.vop.search.ann import IVF, search_exactly
+from projects.vop.search.store import IndexingError, scan, write, writing
+from projects.vop.search.update import model_files
 
 
 class Recording(VoPInferencer):

@@ -18,10 +18,10 @@ import torch
 import torch.distributed as dist
 from mmengine.logging import print_log
 
-from .index import FAILED, FILES, FORMAT, MANIFEST, OURS, PARTS, VideoIndex
-from .inferencer import VoPInferencer
-from .nearest import IVF, open_faiss
-from .storage import (
+from ..apis.inferencer import VoPInferencer
+from .ann import IVF, open_faiss
+from .read import FAILED, FILES, FORMAT, MANIFEST, OURS, PARTS, VideoIndex
+from .store import (
     LOCK,
     IndexingError,
     Stamp,

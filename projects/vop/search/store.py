@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from mmengine.logging import print_log
 
-from .nearest import CHUNK
+from .ann import CHUNK
 
 SUFFIXES = (
     '.mp4',

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from projects.vop.evaluation import DSL, QBNorm, evaluate_embeddings
-from projects.vop.evaluation.scores import CHUNK
+from projects.vop.evaluation.scores import TILE
 
 PLAIN_SIZE = (20000, 1000)
 SIZES = ((60000, 3000), (100000, 100000))
@@ -28,19 +28,19 @@ PRODUCTS = 500  # tiles to time the product alone with
 
 def embeddings(count: int, dim: int, device: str) -> Tensor:
     x = torch.randn(count, dim, device=device)
-    for part in x.split(CHUNK):  # in place, lest this be the peak of memory
+    for part in x.split(TILE):  # in place, lest this be the peak of memory
         part.div_(part.norm(dim=1, keepdim=True))
     return x
 
 
-def plain(text: Tensor, video: Tensor, owner: Tensor) -> dict[str, float]:
+def plain(text: Tensor, video: Tensor, video_of_text: Tensor) -> dict[str, float]:
     """All similarities, sorted by row and by column; ties as they come."""
     similarity = (text @ video.T).cpu().numpy()
-    owner = owner.numpy()
+    video_of_text = video_of_text.numpy()
     order = np.argsort(-similarity, axis=1)
-    t2v = 1 + np.argmax(order == owner[:, None], axis=1)
+    t2v = 1 + np.argmax(order == video_of_text[:, None], axis=1)
     order = np.argsort(-similarity.T, axis=1)
-    right = owner[order] == np.arange(len(video))[:, None]
+    right = video_of_text[order] == np.arange(len(video))[:, None]
     v2t = 1 + np.argmax(right, axis=1)[right.any(axis=1)]
     return {
         f'{direction}/{name}': value
@@ -72,7 +72,7 @@ def peak(device: str) -> int:
 
 def product_seconds(text: Tensor, video: Tensor, dtype: torch.dtype, device: str) -> float:
     """Seconds a score of the tiled matrix product alone, in one type."""
-    pairs = [(t, v) for t in text.split(CHUNK) for v in video.split(CHUNK)]
+    pairs = [(t, v) for t in text.split(TILE) for v in video.split(TILE)]
     pairs = pairs[:: max(1, len(pairs) // PRODUCTS)]
 
     def run() -> None:
@@ -184,7 +184,7 @@ def main() -> None:
     )
     print(
         f'{name}, torch {torch.__version__}, {args.dim} numbers an '
-        f'embedding, tiles of {CHUNK} x {CHUNK}.\n'
+        f'embedding, tiles of {TILE} x {TILE}.\n'
     )
     print(
         'Plain form: all similarities, sorted by row and by column. Median '

@@ -9,7 +9,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .embeddings import Embeddings
+from ..evaluation.embeddings import Embeddings
 
 FRAMES = 6  # of a strip
 HEIGHT = 96  # of a strip, in pixels
@@ -36,7 +36,7 @@ class Footage:
     """
 
     def __init__(self, loader: DataLoader, tested: Embeddings) -> None:
-        self.dataset, self.owner = loader.dataset, tested.owner
+        self.dataset, self.video_of_text = loader.dataset, tested.video_of_text
         items = [self.dataset.get_data_info(i) for i in range(len(self.dataset))]
         if None in tested.video_id:
             if len(items) != len(tested.video_id) or getattr(loader.sampler, 'shuffle', False):
@@ -58,12 +58,12 @@ class Footage:
 
     def caption(self, text: int) -> str:
         """A caption, by the index of its embedding."""
-        video = self.owner[text]
+        video = self.video_of_text[text]
         captions = self.dataset.get_data_info(self.places[video])['text']
         # Those of a video stand together.
         if isinstance(captions, str):
             return captions
-        return captions[text - int((self.owner == video).nonzero()[0])]
+        return captions[text - int((self.video_of_text == video).nonzero()[0])]
 
     def strip(self, video: int) -> bytes | None:
         """Frames of a video as the model saw them, side by side.

@@ -14,11 +14,11 @@ from mmengine.logging import print_log
 from torch.utils.data import DataLoader
 
 from .. import __version__
-from . import markup
-from .footage import Footage
-from .markup import Section
-from .retrieval_metric import RetrievalMetric
-from .retrieved import retrieve
+from ..evaluation.retrieval_metric import RetrievalMetric
+from . import template as markup
+from .examples import retrieve
+from .frames import Footage
+from .template import Section
 
 TOPK = 5  # items that are shown of a query
 PAGE = 'index.html'
@@ -59,7 +59,7 @@ def write_page(
         'Date': f'{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}',
         'Versions': _versions(),
     }
-    directions = dict(zip(markup.WAYS, retrieve(tested, num_queries, TOPK, metric.device)))
+    directions = dict(zip(markup.DIRECTIONS, retrieve(tested, num_queries, TOPK, metric.device)))
     sections = [
         Section(
             'metrics',
@@ -76,7 +76,7 @@ def write_page(
         print_log(f'The report shows no queries. {error}', 'current', logging.ERROR)
     else:
         sections += [
-            Section(way, markup.WAYS[way], markup.examples(way, direction, footage))
+            Section(way, markup.DIRECTIONS[way], markup.examples(way, direction, footage))
             for way, direction in directions.items()
         ]
     path = osp.join(folder, PAGE)
@@ -92,7 +92,7 @@ def _metrics_of(metric: RetrievalMetric, metrics: dict[str, float]) -> dict[str,
     """Those of ``metrics`` that ``metric`` gave, without its prefix."""
     prefix = f'{metric.prefix}/' if metric.prefix else ''
     forms = ['', *(f'{way.name}/' for way in metric.rescoring)]
-    starts = tuple(f'{prefix}{form}{way}/' for form in forms for way in markup.WAYS)
+    starts = tuple(f'{prefix}{form}{way}/' for form in forms for way in markup.DIRECTIONS)
     return {key[len(prefix) :]: value for key, value in metrics.items() if key.startswith(starts)}
 
 

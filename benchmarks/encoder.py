@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import projects.vop  # noqa: F401
 from projects.vop.models import CLIPTowers, VideoEncoder, open_towers
-from projects.vop.models.tower import frame_index
+from projects.vop.models.spec import frame_index
 
 METHODS = ('vop', 'vop_p', 'vop_c', 'vop_f', 'vop_fp', 'vop_fc')
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
@@ -42,7 +42,7 @@ def concatenating(encoder: VideoEncoder, frames: Tensor) -> Tensor:
     b, f = frames.shape[:2]
     x = encoder.embed(frames.flatten(0, 1)).unflatten(0, (b, f))
     for layer, block in enumerate(clip.transformer.resblocks, start=1):
-        if layer == encoder.tower.frame_layers + 1:
+        if layer == encoder.spec.frame_layers + 1:
             table = encoder.frame_positional_embedding
             x = x + table[frame_index(f, len(table))][:, None]
         prompts = torch.cat(
@@ -52,7 +52,7 @@ def concatenating(encoder: VideoEncoder, frames: Tensor) -> Tensor:
         p = prompts.shape[2]
         if layer == 1:
             prompts = clip.ln_pre(prompts)
-        if layer <= encoder.tower.frame_layers:
+        if layer <= encoder.spec.frame_layers:
             x = torch.cat([x[:, :, :1], prompts, x[:, :, 1:]], dim=2)
             x = block(x.flatten(0, 1)).unflatten(0, (b, f))
             x = torch.cat([x[:, :, :1], x[:, :, 1 + p :]], dim=2)

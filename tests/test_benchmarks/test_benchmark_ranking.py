@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def run(*arguments):
     return subprocess.run(
-        [sys.executable, 'tools/analysis/benchmark_ranking.py', *arguments],
+        [sys.executable, 'benchmarks/ranking.py', *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -9,7 +9,7 @@ from .text import TextEncoder
 
 
 @MODELS.register_module()
-class ReleasedTextEncoder(TextEncoder):
+class ModelScopeTextEncoder(TextEncoder):
     r"""CLIP's text tower with prompts on both sides of the words.
 
     This is what ``damo/cv_vit-b32_retrieval_vop`` of ModelScope computes, the
@@ -44,9 +44,9 @@ class ReleasedTextEncoder(TextEncoder):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         layers = [(p.first, p.last) for p in self.prompts]
-        if layers != [(1, self.tower.layers)] * 2:
+        if layers != [(1, self.spec.layers)] * 2:
             raise ValueError(
-                'ReleasedTextEncoder: prompts must be two that serve all '
+                'ModelScopeTextEncoder: prompts must be two that serve all '
                 f'layers, the prefix and the suffix; got {len(layers)}, of '
                 f'layers {layers}. Leave out `layers`, or use TextEncoder.'
             )
@@ -80,14 +80,14 @@ class ReleasedTextEncoder(TextEncoder):
         at = self.prompts_at[self.prompts_at < length]
 
         mask = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
-        for layer in range(1, self.tower.layers + 1):
+        for layer in range(1, self.spec.layers + 1):
             prompts = torch.cat(self.prompt_tokens(layer), dim=2)[0, 0]
             prompts = prompts[: len(at)].expand(len(x), -1, -1)
             x = x.index_copy(1, at, prompts.to(x.dtype))
             if layer == 1:
                 x = x + clip.positional_embedding[:length]
             queries = None
-            if layer == self.tower.layers:  # one position is read from it
+            if layer == self.spec.layers:  # one position is read from it
                 queries, mask = x[rows, read, None], mask[read][:, None, None]
             x = self.run_block(layer, x, [], queries=queries, mask=mask)
         return self.project(x[:, 0])
