@@ -46,7 +46,7 @@ def concatenating(encoder: VideoEncoder, frames: Tensor) -> Tensor:
             table = encoder.frame_positional_embedding
             x = x + table[frame_index(f, len(table))][:, None]
         prompts = torch.cat(
-            [tokens.expand(b, f, -1, -1) for tokens in encoder.prompt_tokens(layer, x[:, :, 0])],
+            [tokens.expand(b, f, -1, -1) for tokens in encoder.prompt_tokens(layer, x[:, :, 0], f)],
             dim=2,
         )
         p = prompts.shape[2]

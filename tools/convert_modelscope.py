@@ -34,7 +34,7 @@ from projects.vop.models import (
     RetrievalRecognizer,
     VideoEncoder,
 )
-from projects.vop.models.encoder import fingerprint
+from projects.vop.models.encoder import weights_fingerprint
 from projects.vop.registry import MODELS
 
 VISUAL = 'visual_prompt_learner.visual_prompts'
@@ -260,7 +260,7 @@ def describe(model: RetrievalRecognizer, file: Path) -> None:
         f'words and {suffix} behind'
     )
     for name in ('visual', 'text'):
-        print(f'  fingerprint of its CLIP, {name}: {fingerprint(getattr(model, name).frozen())}')
+        print(f'  fingerprint of its CLIP, {name}: {weights_fingerprint(getattr(model, name).frozen())}')
 
 
 def save(contents: dict, file: Path) -> None:

@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from projects.vop.engine import check_data, check_fit, open_config, pin_memory, use_gloo_without_gpu
 from projects.vop.evaluation import RetrievalMetric
 from projects.vop.fileio import check_writable
-from projects.vop.models.encoder import fingerprint
+from projects.vop.models.encoder import weights_fingerprint
 from projects.vop.registry import METRICS
 from projects.vop.report.render import PAGE, write_page
 
@@ -140,7 +140,7 @@ class NameModel(Hook):
         for metric in runner.test_evaluator.metrics:
             if isinstance(metric, RetrievalMetric):
                 try:
-                    metric.set_model(fingerprint(model.named_parameters()))
+                    metric.set_model(weights_fingerprint(model.named_parameters()))
                 except ValueError as error:
                     raise SystemExit(str(error)) from error
 

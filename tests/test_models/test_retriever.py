@@ -158,7 +158,7 @@ def test_predict_gives_each_video_its_captions(tiny_clip):
 def test_training_with_several_captions_a_video_is_refused(tiny_clip):
     model = make(tiny_clip)
     data = model.data_preprocessor(batch(captions=2))
-    with pytest.raises(ValueError, match='one caption a video'):
+    with pytest.raises(ValueError, match='one caption per video'):
         model(**data, mode='loss')
     with pytest.raises(ValueError, match="'loss', 'predict' or 'tensor'"):
         model(**data, mode='train')

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ..engine import check_fit, load_safely, open_config
 from ..models import CLIPTowers, RetrievalRecognizer
 from ..models.clip import towers_of
-from ..models.encoder import fingerprint
+from ..models.encoder import weights_fingerprint
 from ..registry import INFERENCERS, MODELS, TRANSFORMS
 
 # Seconds that a batch of videos may take to read. A decoder can wait for ever
@@ -176,7 +176,7 @@ class VoPInferencer(BaseInferencer):
         these are the same. Where CLIP's files lie does not matter.
         """
         model = self.model
-        weights = fingerprint(itertools.chain(model.named_parameters(), model.named_buffers()))
+        weights = weights_fingerprint(itertools.chain(model.named_parameters(), model.named_buffers()))
         settings = {
             key: value
             for key, value in self.cfg.model.to_dict().items()

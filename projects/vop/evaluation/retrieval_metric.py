@@ -7,9 +7,9 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 
+from ..fileio import check_writable
 from ..registry import METRICS
 from .embeddings import Embeddings
-from ..fileio import check_writable
 from .ranking import evaluate_embeddings
 from .rescoring import DSL, QBNorm
 
