@@ -7,7 +7,7 @@ import signal
 
 import pytest
 import torch
-from conftest import TINY_CLIP
+from helpers import TINY_CLIP
 from mmcv.transforms import BaseTransform
 from mmengine.infer import BaseInferencer
 from mmengine.registry import INFERENCERS
