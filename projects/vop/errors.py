@@ -23,7 +23,14 @@ class UserError(ValueError):
 
 
 class VideoReadError(UserError):
-    """A video cannot be read; the message names it."""
+    """A video cannot be read; the message names it.
+
+    Example:
+        >>> try:
+        ...     item = dataset[0]
+        ... except VideoReadError as error:
+        ...     print(error)
+    """
 
 
 @contextmanager
