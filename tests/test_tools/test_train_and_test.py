@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import ROOT, free_port, run, save_clip
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from projects.vop.errors import UserError
 
@@ -205,6 +206,15 @@ def test_learning_rate_scales_with_the_batch(train_here, tmp_path):
     train_here('--auto-scale-lr', '--cfg-options', 'train_cfg.max_epochs=1')
     first = next(r for r in records(tmp_path) if 'lr' in r)
     assert first['lr'] == pytest.approx(1e-2 * 4 / 32)
+
+
+def test_curves_in_tensorboard(train_here, tmp_path):
+    """Another backend by a word of the command line."""
+    backend = 'visualizer.vis_backends.0.type=TensorboardVisBackend'
+    assert not train_here('--cfg-options', 'train_cfg.max_epochs=1', backend)
+    [folder] = tmp_path.glob('*/vis_data')
+    events = EventAccumulator(str(folder)).Reload()
+    assert [event.step for event in events.Scalars('loss')] == list(range(1, STEPS + 1))
 
 
 def test_the_runner_compiles_the_model(trained, config, tmp_path):
