@@ -1,7 +1,14 @@
-"""Decode one video, and encode a small copy of it."""
+"""Decode one video, and encode a small copy of it.
+
+A worker imports this module alone: it needs neither torch nor the package.
+"""
 
 import io
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -15,45 +22,55 @@ CONTAINERS = {'.mp4': 'mp4', '.m4v': 'mp4', '.mov': 'mp4', '.avi': 'avi'}
 
 
 class Codec(NamedTuple):
-    """How a codec of --codec is set up."""
+    """A codec of ``--codec``, as FFmpeg encodes it."""
 
     encoder: str
     pixels: str
     color_range: ColorRange
     qualities: range  # the lower, the better
     quality: int  # default
-
-    def options(self, quality: int) -> dict:
-        if self.encoder == 'mjpeg':
-            return dict(qmin=str(quality), qmax=str(quality))
-        # Without CABAC and the loop filter, which is what fastdecode leaves
-        # out, it decodes in two thirds of the time.
-        return dict(crf=str(quality), g='1', bf='0', tune='fastdecode', threads='1')
+    quality_options: tuple[str, ...]
+    options: dict[str, str]
 
 
+# fastdecode leaves out CABAC and the loop filter: two thirds of the time.
+FAST = dict(g='1', bf='0', tune='fastdecode', threads='1')
 CODECS = dict(
-    mjpeg=Codec('mjpeg', 'yuvj420p', ColorRange.JPEG, range(2, 32), 4),
-    h264=Codec('libx264', 'yuv420p', ColorRange.MPEG, range(0, 52), 23),
+    mjpeg=Codec('mjpeg', 'yuvj420p', ColorRange.JPEG, range(2, 32), 4, ('qmin', 'qmax'), {}),
+    h264=Codec('libx264', 'yuv420p', ColorRange.MPEG, range(0, 52), 23, ('crf',), FAST),
 )
 
 
-class Settings(NamedTuple):
-    """What the copies in a folder have in common."""
+class CopySettings(NamedTuple):
+    """What the copies in a folder have in common.
 
-    fps: float
-    short_side: int
-    codec: str
-    quality: int
-    min_frames: int
+    Example:
+        >>> data = encode(Path('video0.mp4'), CopySettings(fps=1.0))
+    """
+
+    fps: float = 3.0
+    short_side: int = 224
+    codec: str = 'mjpeg'
+    quality: int = CODECS['mjpeg'].quality
+    min_frames: int = 24
 
     def __str__(self) -> str:
-        return ' '.join(
-            f'--{name.replace("_", "-")} {value}' for name, value in self._asdict().items()
-        )
+        items = self._asdict().items()
+        return ' '.join(f'--{name.replace("_", "-")} {value}' for name, value in items)
 
 
-class Unreadable(Exception):
+class TranscodeError(Exception):
     """A video cannot be copied; the message says why."""
+
+
+def end_with_parent() -> None:
+    """End this worker when its parent is gone, even where its decoder hangs."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 # Reading
@@ -65,27 +82,28 @@ class Timeline(NamedTuple):
     start: Fraction
     duration: Fraction
     num_frames: int
-    # Between frames, where a file has no timestamps to go by.
-    step: Fraction | None
+    step: Fraction | None  # between frames, where the file's timestamps are of no use
 
 
-def video_stream(container):
-    """The stream that decord reads too."""
-    stream = container.streams.best('video')
-    if stream is None:
-        raise Unreadable('it has no video stream')
-    stream.codec_context.thread_count = 1  # there is a process for each core
-    return stream
+@contextmanager
+def open_video(path: Path) -> Iterator[tuple]:
+    """Open a file, and the stream in it that decord reads, too."""
+    # A title that is not UTF-8 is no reason to refuse a video.
+    with av.open(str(path), metadata_errors='replace') as container:
+        stream = container.streams.best('video')
+        if stream is None:
+            raise TranscodeError('it has no video stream')
+        stream.codec_context.thread_count = 1  # there is one process per core
+        yield container, stream
 
 
 def read_timeline(path: Path) -> Timeline:
     """Read the timestamps, without decoding.
 
     Raises:
-        Unreadable: If there is no frame, or the file is cut off.
+        TranscodeError: If there is no frame, or the file is cut off.
     """
-    with av.open(str(path)) as container:
-        stream = video_stream(container)
+    with open_video(path) as (container, stream):
         packets, end = [], 0
         for packet in container.demux():
             if not packet.size:
@@ -95,66 +113,57 @@ def read_timeline(path: Path) -> Timeline:
             if packet.stream.index != stream.index:
                 continue
             if packet.is_corrupt:
-                raise Unreadable(f'it is cut off at {float(end):.1f} s, in a frame')
+                raise TranscodeError(f'it is cut off at {float(end):.1f} s, in a frame')
             if not packet.is_discard:  # by an edit list
                 packets.append((packet.pts, packet.dts, packet.duration))
-        if container.duration:
-            promised = container.duration / av.time_base
-            # Headers are not exact.
-            if end and end < 0.95 * promised and end < promised - 0.5:
-                raise Unreadable(
-                    f'it is cut off: it ends at {float(end):.1f}'
-                    f' s, of {promised:.1f} s in its header'
-                )
+        promised = Fraction(container.duration or 0, av.time_base)
+        if end and end < 0.95 * promised and end < promised - 0.5:  # headers are not exact
+            raise TranscodeError(
+                f'it is cut off: it ends at {float(end):.1f} s,'
+                f' of {float(promised):.1f} s in its header'
+            )
         rate = stream.average_rate or stream.guessed_rate
         unit = stream.time_base
     if not packets:
-        raise Unreadable('its video stream is empty')
+        raise TranscodeError('its video stream is empty')
     n = len(packets)
     shown = sorted((pts, duration) for pts, _, duration in packets if pts is not None)
     decoded = [dts for _, dts, _ in packets if dts is not None]
-    if (
-        len(shown) == n
-        and decoded == sorted(decoded)
-        and not jumps([pts * unit for pts, _ in shown])
-    ):
-        first, last = shown[0][0], shown[-1][0]
-        final = shown[-1][1] * unit
-        if not final:  # not every format has it
-            final = (last - first) * unit / (n - 1) if n > 1 else 0
-        duration = (last - first) * unit + (final or 1 / Fraction(rate or 1))
-        return Timeline(first * unit, duration, n, None)
-    # Timestamps are missing, start over or jump: all that is left is the
-    # rate, and decord goes by that.
-    if not rate:
-        raise Unreadable('it has neither timestamps nor a frame rate')
+    # Timestamps may be missing, start over or jump: most of the time lies between two frames.
+    gaps = [(b - a) * unit for (a, _), (b, _) in zip(shown, shown[1:])]
+    jump = len(gaps) > 1 and max(gaps) > max(10, sum(gaps) / 2)
+    if len(shown) == n and decoded == sorted(decoded) and not jump:
+        last = shown[-1][1] * unit  # not every format has it
+        if not last and n > 1:
+            last = sum(gaps) / (n - 1)
+        duration = sum(gaps) + (last or 1 / Fraction(rate or 1))
+        return Timeline(shown[0][0] * unit, duration, n, None)
+    if not rate:  # which decord goes by then
+        raise TranscodeError('it has neither timestamps nor a frame rate')
     return Timeline(Fraction(0), n / Fraction(rate), n, 1 / Fraction(rate))
 
 
-def jumps(seconds: list[Fraction]) -> bool:
-    """Whether most of a video's time lies between two frames of it."""
-    gaps = [b - a for a, b in zip(seconds, seconds[1:])]
-    return len(gaps) > 1 and max(gaps) > max(10, sum(gaps) / 2)
-
-
-def rotation(container, stream, frame: av.VideoFrame) -> int:
-    """Quarters of a turn, counterclockwise, by which decord turns a frame."""
+def upright(frame: av.VideoFrame, container, stream) -> av.VideoFrame:
+    """Turn a frame as decord does."""
     if 'mov' in container.format.name:
         degrees = frame.rotation
     else:
         tags = {key.lower(): tag for key, tag in stream.metadata.items()}
         degrees = -float(tags.get('rotate', 0))
-    return round(degrees / 90) % 4
+    turns = round(degrees / 90) % 4  # counterclockwise
+    if not turns:
+        return frame
+    picture = np.rot90(frame.to_ndarray(format='rgb24'), turns)
+    return av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format='rgb24')
 
 
 def decode(path: Path, timeline: Timeline) -> Iterator[tuple[Fraction, av.VideoFrame]]:
-    """Frames with the second when they come on screen, upright.
+    """Decode all frames, each after the second at which it comes on screen.
 
     Raises:
-        Unreadable: If decoding fails, be it in the last frame.
+        TranscodeError: If decoding fails, even in the last frame.
     """
-    with av.open(str(path)) as container:
-        stream = video_stream(container)
+    with open_video(path) as (container, stream):
         number, time = 0, timeline.start
         try:
             for frame in container.decode(stream):
@@ -162,29 +171,23 @@ def decode(path: Path, timeline: Timeline) -> Iterator[tuple[Fraction, av.VideoF
                     time = number * timeline.step
                 elif frame.pts is not None:
                     time = frame.pts * frame.time_base
-                turns = rotation(container, stream, frame)
-                if turns:
-                    picture = np.rot90(frame.to_ndarray(format='rgb24'), turns)
-                    frame = av.VideoFrame.from_ndarray(
-                        np.ascontiguousarray(picture), format='rgb24'
-                    )
-                yield time, frame
+                yield time, upright(frame, container, stream)
                 number += 1
         except av.FFmpegError as error:
-            raise Unreadable(
+            raise TranscodeError(
                 f'decoding fails at {float(time - timeline.start):.1f} s of '
                 f'{float(timeline.duration):.1f} s ({error.strerror})'
             ) from error
     if not number:
-        raise Unreadable('no frame of it can be decoded')
+        raise TranscodeError('no frame of it can be decoded')
 
 
 def pick(
     frames: Iterable[tuple[Fraction, av.VideoFrame]], seconds: list[Fraction]
 ) -> Iterator[av.VideoFrame]:
-    """The frames that are on screen at these seconds, which ascend.
+    """Pick the frames that are on screen at these seconds, which ascend.
 
-    All ``frames`` are drawn, so that an error behind the last second shows.
+    All ``frames`` are read, so that an error after the last second is found.
     """
     seconds, shown = iter(seconds), None
     second = next(seconds)
@@ -209,13 +212,19 @@ def picture_size(width: int, height: int, short_side: int) -> tuple[int, int]:
     return tuple(max(2, 2 * round(side * scale / 2)) for side in (width, height))
 
 
-def encode(path: Path, settings: Settings) -> bytes:
-    """A copy of a video.
+def encode(path: Path, settings: CopySettings) -> bytes:
+    """Make a copy of a video, and read it as training will.
 
     Raises:
-        Unreadable: If the video cannot be read to its end.
+        TranscodeError: If the video cannot be read to its end, or decord
+            misreads its copy.
+        av.FFmpegError: If the video cannot be opened.
+
+    Example:
+        >>> Path('small.mp4').write_bytes(encode(Path('video0.mp4'), CopySettings()))
     """
     codec = CODECS[settings.codec]
+    options = codec.options | dict.fromkeys(codec.quality_options, str(settings.quality))
     timeline = read_timeline(path)
     # The whole duration in equal parts, no more than there are frames.
     n = max(settings.min_frames, round(timeline.duration * settings.fps))
@@ -225,22 +234,16 @@ def encode(path: Path, settings: Settings) -> bytes:
     output = io.BytesIO()
     container_format = CONTAINERS.get(path.suffix.lower(), 'matroska')
     with av.open(output, 'w', format=container_format) as container:
-        stream = None
+        stream = container.add_stream(codec.encoder, rate=rate, options=options)
+        stream.pix_fmt = codec.pixels
+        stream.codec_context.thread_count = 1
         for number, frame in enumerate(pick(decode(path, timeline), seconds)):
-            if stream is None:
-                stream = container.add_stream(
-                    codec.encoder, rate=rate, options=codec.options(settings.quality)
-                )
-                stream.width, stream.height = picture_size(
-                    frame.width, frame.height, settings.short_side
-                )
-                stream.pix_fmt = codec.pixels
-                stream.codec_context.thread_count = 1
-            # The matrix and range that decord takes for granted; the frame
-            # itself knows those of the original.
+            if number == 0:
+                size = picture_size(frame.width, frame.height, settings.short_side)
+                stream.width, stream.height = size
+            # The matrix and range that decord assumes; the frame knows its own.
             frame = frame.reformat(
-                stream.width,
-                stream.height,
+                *size,
                 codec.pixels,
                 dst_colorspace=Colorspace.ITU601,
                 dst_color_range=codec.color_range,
@@ -250,22 +253,20 @@ def encode(path: Path, settings: Settings) -> bytes:
             frame.pict_type = 0  # not the original's
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-        shape = stream.height, stream.width, 3
-    check(output, n, shape)
+    output.seek(0)
+    check(output, (n, size[1], size[0], 3))
     return output.getvalue()
 
 
-def check(copy: io.BytesIO, num_frames: int, shape: tuple) -> None:
-    """Read a copy as training will."""
-    copy.seek(0)
+def check(copy: io.BytesIO, shape: tuple[int, ...]) -> None:
+    """Read the last frame with decord, and compare frames x height x width x channels."""
     try:
         reader = decord.VideoReader(copy, num_threads=1)
         found = len(reader), *reader[len(reader) - 1].shape
     except Exception as error:
         line = str(error).strip().splitlines()[-1]
-        raise Unreadable(f'decord fails on its copy ({line})') from error
-    if found != (num_frames, *shape):
-        raise Unreadable(
-            'decord misreads its copy: frames x height x width x channels are'
-            f' {found}, not {(num_frames, *shape)}'
+        raise TranscodeError(f'decord fails on its copy ({line})') from error
+    if found != shape:
+        raise TranscodeError(
+            f'decord misreads its copy: frames x height x width x channels are {found}, not {shape}'
         )
