@@ -373,21 +373,15 @@ def test_a_data_root_becomes_one_and_is_kept_up_to_date(source, tmp_path, compre
 
 
 @pytest.mark.parametrize(
-    'options, changed',
-    [
-        (['--fps', '4'], '--fps 4.0'),
-        (['--codec', 'h264'], '--codec h264'),
-        (['--short-side', '256'], '--short-side 256'),
-        (['--quality', '5'], '--quality 5'),
-        (['--min-frames', '12'], '--min-frames 12'),
-    ],
+    'option',
+    ['--fps 4.0', '--codec h264', '--short-side 256', '--quality 5', '--min-frames 12'],
 )
-def test_other_settings_are_refused(source, tmp_path, compress, transcode, options, changed):
+def test_other_settings_are_refused(source, tmp_path, compress, transcode, option):
     out = tmp_path / 'out'
     out.mkdir()
     (out / 'compress_videos.json').write_text(json.dumps(transcode.CopySettings()._asdict()))
-    with pytest.raises(UserError, match=f'(?s){out}.*--fps 3.0.*{changed}'):
-        compress(source, out, *options)
+    with pytest.raises(UserError, match=f'(?s){out}.*--fps 3.0.*{option}'):
+        compress(source, out, *option.split())
     assert not stamps(out)
 
 
@@ -419,22 +413,13 @@ def test_folders_that_cannot_be_meant_are_refused(source, tmp_path, compress):
 
 
 @pytest.mark.parametrize(
-    'options, message',
-    [
-        (['--fps', '0'], '--fps'),
-        (['--fps', 'nan'], '--fps'),
-        (['--quality', '1'], 'mjpeg is 2 to 31'),
-        (['--quality', '52', '--codec', 'h264'], 'h264 is 0 to 51'),
-        (['--short-side', '0'], '--short-side'),
-        (['--min-frames', '0'], '--min-frames'),
-        (['--timeout', 'inf'], '--timeout'),
-        (['--jobs', '0'], '--jobs'),
-        (['--codec', 'vp9'], '--codec'),
-    ],
+    'option',
+    ['--fps 0', '--fps nan', '--quality 1', '--quality 52 --codec h264', '--short-side 0']
+    + ['--min-frames 0', '--timeout inf', '--jobs 0', '--codec vp9'],
 )
-def test_bad_options_are_refused(tmp_path, compress, options, message):
-    code, printed = compress(tmp_path, tmp_path / 'out', *options)
-    assert code == 2 and message in printed
+def test_bad_options_are_refused(tmp_path, compress, option):
+    code, printed = compress(tmp_path, tmp_path / 'out', *option.split())
+    assert code == 2 and option.split()[0] in printed.splitlines()[-1]
 
 
 @pytest.mark.slow
