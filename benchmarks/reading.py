@@ -29,11 +29,12 @@ from mmengine.registry import init_default_scope
 
 import projects.vop  # noqa: F401
 from projects.vop.engine import open_config
+from projects.vop.fileio import VIDEO_SUFFIXES as SUFFIXES
 from projects.vop.registry import DATASETS
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / 'tools/data'))
-from common import SUFFIXES, some  # noqa: E402
+from common import some  # noqa: E402
 
 
 def find_videos(folder: Path) -> list[str]:

@@ -36,8 +36,9 @@ import av
 import decord
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
-from common import SUFFIXES
 from tqdm import tqdm
+
+from projects.vop.fileio import VIDEO_SUFFIXES as SUFFIXES
 
 SETTINGS = 'compress_videos.json'
 UNREADABLE = 'unreadable.txt'
