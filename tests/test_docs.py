@@ -25,9 +25,9 @@ from unittest import mock
 import pytest
 import torch
 from conftest import TINY_CLIP, fresh_names
+from helpers import SOURCES, WANTED
 from mmengine.registry import init_default_scope
 from open_clip import get_tokenizer
-from test_tools.test_data_converters import SOURCES, WANTED
 from torch.distributed.run import get_args_parser
 
 from projects.vop.datasets.moving_shapes import write_moving_shapes
