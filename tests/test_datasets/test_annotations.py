@@ -56,8 +56,8 @@ def test_missing_annotations(tmp_path):
 def test_good_annotations(tmp_path, encoding):
     path = tmp_path / 'ann.json'
     path.write_text(
-        '{"a": {"captions": ["ein Mädchen", " y "], "start": 0, "end": 1.5},'
-        '"b.avi": {"captions": ["x"], "start": 2}, "c": ["猫"], "d": {"captions": ["x"], "end": 3}}',
+        '{"a": {"captions": ["ein Mädchen", " y "], "start": 0, "end": 1.5}, "c": ["猫"],'
+        '"b.avi": {"captions": ["x"], "start": 2}, "d": {"captions": ["x"], "end": 3}}',
         encoding=encoding,
     )
     assert read_annotations(str(path)) == {

@@ -2,39 +2,26 @@
 
 import json
 import random
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from torch.utils.data import DataLoader
 
 from projects.vop.errors import UserError, VideoReadError
 from projects.vop.registry import DATA_SAMPLERS, DATASETS
 
+CONFIG = Path(__file__).resolve().parents[2] / 'configs/_base_/datasets/_video_text.py'
 
-def pipeline(test_mode, size=32, frames=4):
-    crop = (
-        [
-            dict(type='Resize', scale=(-1, size), interpolation='bicubic'),
-            dict(type='CenterCrop', crop_size=size),
-        ]
-        if test_mode
-        else [
-            dict(type='RandomResizedCrop', area_range=(0.5, 1.0)),
-            dict(type='Resize', scale=(size, size), keep_ratio=False, interpolation='bicubic'),
-            dict(type='Flip', flip_ratio=0.5),
-        ]
-    )
-    return [
-        dict(type='DecordInit'),
-        dict(type='UniformSample', clip_len=frames, num_clips=1, test_mode=test_mode),
-        dict(type='DecordDecode'),
-        *crop,
-        dict(type='FormatShape', input_format='NCHW'),
-        dict(type='vop.CLIPTokenize'),
-        dict(type='PackActionInputs', collect_keys=('imgs', 'text'), meta_keys=('video_id',)),
-    ]
+
+@cache
+def load_config(size, frames):
+    text = CONFIG.read_text().replace('224', str(size)).replace('= 12', f'= {frames}')
+    return Config.fromstring(text, '.py')
 
 
 def build(folder, annotations, test_mode=False, size=32, frames=4, **kwargs):
@@ -42,16 +29,10 @@ def build(folder, annotations, test_mode=False, size=32, frames=4, **kwargs):
     if isinstance(annotations, dict):
         (folder / 'ann.json').write_text(json.dumps(annotations))
         annotations = 'ann.json'
-    return DATASETS.build(
-        dict(
-            type='vop.VideoTextDataset',
-            ann_file=str(folder / annotations),
-            data_prefix=dict(video=str(folder)),
-            pipeline=pipeline(test_mode, size, frames),
-            test_mode=test_mode,
-            **kwargs,
-        )
-    )
+    config = load_config(size, frames)
+    loader = config.test_dataloader if test_mode else config.train_dataloader
+    paths = dict(ann_file=str(folder / annotations), data_prefix=dict(video=str(folder)))
+    return DATASETS.build(dict(loader.dataset, **paths, test_mode=test_mode, **kwargs))
 
 
 def frames_of(item):
@@ -72,37 +53,15 @@ def bad_folder(tmp_path, video_folder):
     return tmp_path
 
 
-@pytest.fixture
-def write_broken_video(write_video):
-    """Writes a video that can be opened but not decoded to its end."""
-
-    def write(path):
-        write_video(path, 20, movflags='faststart')
-        content = bytearray(path.read_bytes())
-        frames = content.index(b'mdat') + 3000
-        content[frames:] = b'\xff' * (len(content) - frames)
-        path.write_bytes(content)
-
-    return write
-
-
-def test_training_items_are_pairs(video_folder):
-    dataset = build(video_folder, 'train.json')
-    assert [
-        (dataset.get_data_info(i)['video_id'], dataset.get_data_info(i)['text'])
-        for i in range(len(dataset))
-    ] == [(f'{n}.mp4', f'caption {i} of {n}') for n in range(5) for i in range(2)]
-    item = dataset[3]
-    assert video_of(item) == '1.mp4'
-    assert item['inputs']['text'].shape == (77,)
-
-
-def test_test_items_are_videos_with_all_captions(video_folder):
-    dataset = build(video_folder, 'test.json', test_mode=True)
-    assert len(dataset) == 5
-    item = dataset[3]
-    assert video_of(item) == '3.mp4'
-    assert item['inputs']['text'].shape == (3, 77)
+def test_items_are_pairs_or_videos_with_all_captions(video_folder):
+    train, test = build(video_folder, 'train.json'), build(video_folder, 'test.json', True)
+    infos = [train.get_data_info(i) for i in range(len(train))]
+    assert [(info['video_id'], info['text']) for info in infos] == [
+        (f'{n}.mp4', f'caption {i} of {n}') for n in range(5) for i in range(2)
+    ]
+    assert video_of(train[3]) == '1.mp4' and train[3]['inputs']['text'].shape == (77,)
+    assert len(test) == 5
+    assert video_of(test[3]) == '3.mp4' and test[3]['inputs']['text'].shape == (3, 77)
 
 
 def test_names_without_an_extension_are_mp4(video_folder, tmp_path):
@@ -174,12 +133,9 @@ def test_skipping_in_workers_is_seen_by_the_main_process(bad_folder):
         list(DataLoader(dataset, num_workers=1, collate_fn=pseudo_collate))
 
 
-def test_testing_never_skips(bad_folder):
+def test_neither_test_videos_nor_all_can_be_skipped(bad_folder):
     with pytest.raises(UserError, match='skip_bad_videos=True is for train'):
         build(bad_folder, 'train.json', test_mode=True, skip_bad_videos=True)
-
-
-def test_skipping_all_videos_is_an_error(bad_folder):
     with pytest.raises(UserError, match='2 of the 2 videos'):
         build(bad_folder, {'x.mp4': ['x'], 'y.mp4': ['y']}, skip_bad_videos=True)
     (bad_folder / '4.mp4').write_bytes(b'nothing')
@@ -190,20 +146,11 @@ def test_skipping_all_videos_is_an_error(bad_folder):
 
 
 def read(dataset, epochs, num_workers=0, seed=7, **kwargs):
-    """Items by epoch and index, as a training run reads them.
-
-    MMEngine calls ``set_epoch`` before each epoch.
-    """
+    """Items by epoch and index, as a training run reads them."""
     sampler = DATA_SAMPLERS.build(dict(type='vop.ReproducibleSampler', dataset=dataset, seed=seed))
-    loader = DataLoader(
-        dataset,
-        num_workers=num_workers,
-        sampler=sampler,
-        collate_fn=lambda items: items[0],
-        **kwargs,
-    )
-    items = {}
-    for epoch in epochs:
+    kwargs.update(sampler=sampler, num_workers=num_workers, collate_fn=lambda items: items[0])
+    loader, items = DataLoader(dataset, **kwargs), {}
+    for epoch in epochs:  # as MMEngine does
         sampler.set_epoch(epoch)
         for index, item in zip(list(sampler), loader):
             items[epoch, index] = item
@@ -212,10 +159,8 @@ def read(dataset, epochs, num_workers=0, seed=7, **kwargs):
 
 def same(items, others):
     """How many items have the same video and frames in both."""
-    return sum(
-        video_of(item) == video_of(others[key]) and frames_of(item).equal(frames_of(others[key]))
-        for key, item in items.items()
-    )
+    pairs = [(item, others[key]) for key, item in items.items()]
+    return sum(video_of(a) == video_of(b) and frames_of(a).equal(frames_of(b)) for a, b in pairs)
 
 
 @pytest.fixture
@@ -260,10 +205,14 @@ def test_the_order_differs_between_epochs(dataset):
 
 
 @pytest.mark.parametrize('garbage', [False, True])
-def test_what_takes_a_bad_videos_place_can_be_repeated(bad_folder, write_broken_video, garbage):
+def test_what_takes_a_bad_videos_place_can_be_repeated(bad_folder, write_video, garbage):
     """It does not matter whether the video is already known as bad."""
-    if not garbage:
-        write_broken_video(bad_folder / '1.mp4')
+    if not garbage:  # but a video that can be opened and not be decoded to its end
+        path = bad_folder / '1.mp4'
+        write_video(path, 20, movflags='faststart')
+        content = path.read_bytes()
+        good = content.index(b'mdat') + 3000
+        path.write_bytes(content[:good] + b'\xff' * (len(content) - good))
     known = build(bad_folder, 'train.json', skip_bad_videos=True)
     known[2]
     assert known.skipped_videos == [str(bad_folder / '1.mp4')]
@@ -274,17 +223,14 @@ def test_what_takes_a_bad_videos_place_can_be_repeated(bad_folder, write_broken_
         assert same({0: fresh[2]}, {0: known[2]}) == 1
 
 
-def test_reading_leaves_global_randomness_alone(dataset):
+def test_reading_leaves_global_randomness_alone(dataset, video_folder):
     dataset.set_epoch(0, 7)
     random.seed(1)
     np.random.seed(1)
     wanted = random.Random(1).random(), np.random.RandomState(1).rand()
     dataset[0]
     assert (random.random(), np.random.rand()) == wanted
-
-
-def test_test_items_are_always_the_same(video_folder):
-    dataset = build(video_folder, 'test.json', test_mode=True)
-    once = frames_of(dataset[0])
-    dataset.set_epoch(3, 5)
-    assert frames_of(dataset[0]).equal(once)
+    test = build(video_folder, 'test.json', test_mode=True)
+    once = frames_of(test[0])
+    test.set_epoch(3, 5)
+    assert frames_of(test[0]).equal(once)
