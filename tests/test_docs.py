@@ -22,10 +22,9 @@ from unittest import mock
 
 import pytest
 import torch
-from helpers import ROOT, TINY_CLIP, free_port, save_clip
+from helpers import ROOT, SOURCES, TINY_CLIP, WANTED, free_port, save_clip
 from mmengine.registry import init_default_scope
 from open_clip import get_tokenizer
-from test_tools.test_data_converters import SOURCES, WANTED
 from torch.distributed.run import get_args_parser
 
 from projects.vop.compat import fresh_instances
