@@ -3,7 +3,7 @@
 The embeddings are synthetic, as no million of videos is at hand: wide clusters that overlap, mostly
 in a hundred directions, in a common cone, which is how CLIP's lie. Half of the queries are drawn as
 the videos are; the others, the "texts", from a cone of their own, as CLIP's texts lie apart from
-its pictures. How many lists must be read depends on the data: `tools/search.py` measures it on yours.
+its pictures. How many lists must be read depends on the data: `tools/search.py` measures it.
 
 All are timed in turn, query by query, as a user waits for them. `--hnsw` adds FAISS's graph index.
 """
