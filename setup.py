@@ -35,7 +35,7 @@ setup(
         'opencv-python',
         'jinja2',  # the report
         'pebble',  # pools with a time limit, which a crash does not end
-        'portalocker',
+        'portalocker>=4',
     ],
     extras_require={
         # MMAction2 needs mmcv >= 2.0 and < 2.2. The full mmcv must fit torch

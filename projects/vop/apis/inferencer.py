@@ -168,7 +168,7 @@ class VoPInferencer(BaseInferencer):
         """Not used: there is nothing to draw."""
 
     @property
-    def fingerprint(self) -> str:
+    def model_fingerprint(self) -> str:
         """32 hexadecimal digits that change with the embeddings of videos.
 
         They stand for the weights, what CLIP computes with them, the config
