@@ -52,8 +52,8 @@ def concatenating(encoder: VideoEncoder, frames: Tensor) -> Tensor:
         if layer == encoder.spec.frame_layers + 1:
             table = encoder.frame_positional_embedding
             x = x + table[frame_index(f, len(table))][:, None]
-        prompts = [p.expand(b, f, -1, -1) for p in encoder.prompt_tokens(layer, x[:, :, 0])]
-        prompts = torch.cat(prompts, dim=2)
+        prompts = encoder.prompt_tokens(layer, x[:, :, 0])
+        prompts = torch.cat([tokens.expand(b, f, -1, -1) for tokens in prompts], dim=2)
         p = prompts.shape[2]
         if layer == 1:
             prompts = clip.ln_pre(prompts)
@@ -81,8 +81,8 @@ class Forms:
         config = Config.fromfile(CONFIGS / f'{method}_msrvtt.py').model.visual
         config.pop('type')
         self.encoder = encoder = VideoEncoder(copy.deepcopy(towers), **config).to(args.device)
-        size = towers.visual.image_size
-        self.frames = torch.randn(args.batch, args.frames, 3, *size, device=args.device)
+        shape = (args.batch, args.frames, 3, *towers.visual.image_size)
+        self.frames = torch.randn(shape, device=args.device)
         models = (encoder, partial(concatenating, encoder), partial(plain, encoder))
         if args.compile:
             models = map(torch.compile, models)
@@ -97,8 +97,7 @@ class Forms:
 
     def step(self, name: str) -> None:
         """Run a form forward and backward."""
-        # Plain CLIP has nothing to train: its gradient goes to the frames,
-        # which takes the same path through all layers.
+        # Plain CLIP trains nothing: its gradient goes to the frames, through all layers.
         frames = self.frames.detach().requires_grad_(name == 'plain')
         self.encoder.zero_grad()
         with self.autocast():
@@ -137,10 +136,9 @@ def count_flops(run: Callable[[], None]) -> int:
 def matmul_rate(args: argparse.Namespace) -> float:
     """Floating point operations per second of a large matrix product."""
     size = 8192 if args.device == 'cuda' else 2048
-    dtype = getattr(torch, args.amp or 'float32')
-    a = torch.randn(size, size, device=args.device, dtype=dtype)
-    seconds = measure(lambda _: a @ a, ('matmul',), args.repeats)['matmul']
-    return 2 * size**3 / statistics.median(seconds)
+    a = torch.randn(size, size, device=args.device, dtype=getattr(torch, args.amp or 'float32'))
+    seconds = measure(lambda _: a @ a, ('matmul',), args.repeats)
+    return 2 * size**3 / statistics.median(seconds['matmul'])
 
 
 def compare_times(method: str, args: argparse.Namespace, towers: CLIPTowers) -> list[str]:
@@ -204,8 +202,7 @@ def compare_memory(method: str, args: argparse.Namespace) -> list[str]:
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add('methods', nargs='*', metavar='METHOD', help=f'of {", ".join(METHODS)} (default: all)')
     add('--clip', default='ViT-B-32-quickgelu', help='model of open_clip or its JSON file')
@@ -232,9 +229,8 @@ def main() -> None:
         f'{args.amp or "float32"}, {args.device}, {torch.get_num_threads()} CPU threads, '
         f'torch {torch.__version__}{", compiled" if args.compile else ""}.'
     )
-    if args.memory:
-        header, compare = MEMORY, compare_memory
-    else:
+    header, compare = MEMORY, compare_memory
+    if not args.memory:
         print('Medians of the ratios of neighbouring runs; above 1 ours is faster.')
         header = TIMES + (('step, ms', 'videos/s') if args.device == 'cuda' else ())
         compare = partial(compare_times, towers=open_towers(args.clip))
