@@ -1,11 +1,9 @@
 from .checkpoint import check_fit, load_safely
 from .config import check_amp, check_data, open_config, pin_memory, use_amp, work_dir_of
 from .distributed import add_launcher_arguments, tool, use_gloo_without_gpu
-from .profiling import ProfileLoop
 from .runner import build_runner, build_train_runner
 
 __all__ = [
-    'ProfileLoop',
     'add_launcher_arguments',
     'build_runner',
     'build_train_runner',
