@@ -1,7 +1,6 @@
 """Embedding videos and texts outside the Runner."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -15,28 +14,26 @@ from projects.vop.errors import UserError
 from projects.vop.models import RetrievalRecognizer
 from projects.vop.registry import MODELS
 
+TEXTS = ['a dog', 'a cat', 'a fish']
+
 
 @pytest.fixture(scope='module')
 def save(tmp_path_factory):
     """Saves a model with fresh prompts."""
 
-    def save(config, seed):
+    def save(config, seed=1):
         torch.manual_seed(seed)
         path = tmp_path_factory.mktemp('checkpoint') / 'checkpoint.pth'
-        torch.save(dict(state_dict=MODELS.build(config.model).state_dict()), path)
+        torch.save(MODELS.build(config.model).state_dict(), path)
         return str(path)
 
     return save
 
 
 @pytest.fixture(scope='module')
-def checkpoint(retrieval_config, save):
-    return save(retrieval_config(), seed=1)
-
-
-@pytest.fixture(scope='module')
-def inferencer(retrieval_config, checkpoint):
-    return VoPInferencer(retrieval_config(), checkpoint, 'cpu', show_progress=False)
+def inferencer(retrieval_config, save):
+    config = retrieval_config()
+    return VoPInferencer(config, save(config), 'cpu', show_progress=False)
 
 
 @pytest.fixture(scope='module')
@@ -45,12 +42,9 @@ def videos(video_folder):
 
 
 @pytest.mark.slow
-def test_embeddings_are_those_of_testing(
-    retrieval_config, checkpoint, inferencer, videos, tmp_path
-):
+def test_embeddings_are_those_of_testing(retrieval_config, save, inferencer, videos, tmp_path):
     config = retrieval_config()
-    config.work_dir = str(tmp_path)
-    config.load_from = checkpoint
+    config.update(work_dir=str(tmp_path), load_from=save(config))
     runner = Runner.from_cfg(config)
     runner.load_or_resume()
     loader = runner.build_dataloader(config.test_dataloader)
@@ -62,10 +56,9 @@ def test_embeddings_are_those_of_testing(
     captions = [f'caption {i} of {n}' for n in range(5) for i in range(3)]
     texts = inferencer.encode_texts(captions, batch_size=4)
     assert torch.allclose(texts, torch.cat([s.text_feature for s in samples]), atol=1e-5)
-    scores = inferencer.similarity(captions, videos, num_workers=0)
-    assert torch.allclose(scores, texts @ encoded.embeddings.T, atol=1e-6)
-    for same in (encoded, encoded.embeddings):
-        assert torch.equal(inferencer.similarity(texts, same), texts @ encoded.embeddings.T)
+    for same in (videos, encoded, encoded.embeddings):
+        scores = inferencer.similarity(captions, same, num_workers=0)
+        assert torch.allclose(scores, texts @ encoded.embeddings.T, atol=1e-6)
 
 
 def test_bad_videos_are_reported_and_not_fatal(inferencer, videos, tmp_path, logged_warnings):
@@ -83,27 +76,14 @@ def test_bad_videos_are_reported_and_not_fatal(inferencer, videos, tmp_path, log
         assert inferencer.encode_videos(none, num_workers=0).embeddings.shape == (0, 32)
 
 
-@pytest.mark.parametrize('sizes', [dict(batch_size=0), dict(num_workers=-1)])
-def test_sizes_that_are_none(inferencer, videos, sizes):
-    with pytest.raises(UserError, match=next(iter(sizes))):
-        inferencer.encode_videos(videos, **sizes)
-
-
-def test_it_is_called_as_inferencers_of_mmengine_are(
-    retrieval_config, checkpoint, videos, video_folder
-):
-    inferencer = INFERENCERS.build(
-        dict(type='vop.VoPInferencer', config=retrieval_config(), checkpoint=checkpoint)
-    )
-    texts = ['a dog', 'a cat', 'a fish']
-    result = inferencer([videos[1], 'missing.mp4'], texts=texts, num_workers=0)
-    assert result['visualization'] is None
+def test_it_is_called_as_inferencers_of_mmengine_are(retrieval_config, videos, video_folder):
+    inferencer = INFERENCERS.build(dict(type='vop.VoPInferencer', config=retrieval_config()))
+    result = inferencer([videos[1], 'missing.mp4'], texts=TEXTS, num_workers=0)
     good, bad = result['predictions']
-    scores = inferencer.similarity(texts, [videos[1]], num_workers=0)[:, 0]
+    scores = inferencer.similarity(TEXTS, [videos[1]], num_workers=0)[:, 0]
     order = scores.argsort(descending=True)
-    assert good['texts'] == [texts[i] for i in order]
-    assert good['scores'] == pytest.approx(scores[order].tolist())
-    assert bad.keys() == {'video', 'error'}
+    assert (good['texts'], good['scores']) == ([TEXTS[i] for i in order], scores[order].tolist())
+    assert bad.keys() == {'video', 'error'} and result['visualization'] is None
     json.dumps(result)
     (prediction,) = inferencer(videos[2], num_workers=0)['predictions']
     assert torch.tensor(prediction['embedding']).norm() == pytest.approx(1)
@@ -120,31 +100,29 @@ def test_a_text_of_2000_words_is_cut_and_said(inferencer, logged_warnings):
     assert len(logged_warnings) == 1 and f'{slots - 2} tokens' in logged_warnings[0]
 
 
-@pytest.mark.parametrize(
-    'texts, error',
-    [('a text', TypeError), ([], UserError), (['a dog', ' '], UserError), ([3], UserError)],
-)
-def test_texts_and_videos_that_are_none(inferencer, videos, texts, error):
-    with pytest.raises(error, match='text'):
-        inferencer.encode_texts(texts)
-    with pytest.raises(TypeError, match='list of paths'):
-        inferencer.encode_videos(videos[0])
+def test_wrong_arguments(inferencer, videos):
+    for texts in ([], ['a dog', ' '], [3]):
+        with pytest.raises(UserError, match='text'):
+            inferencer.encode_texts(texts)
+    for sizes in (dict(batch_size=0), dict(num_workers=-1)):
+        with pytest.raises(UserError, match=next(iter(sizes))):
+            inferencer.encode_videos(videos, **sizes)
+    for encode in (inferencer.encode_texts, inferencer.encode_videos):
+        with pytest.raises(TypeError, match='list'):
+            encode(videos[0])
 
 
 def test_several_prompt_sets_share_one_clip(retrieval_config, save, inferencer, videos):
     config = retrieval_config('vop_p')
-    other = save(config, seed=2)
-    alone = VoPInferencer(config, other, 'cpu', show_progress=False)
+    alone = VoPInferencer(config, save(config, seed=2), 'cpu', show_progress=False)
     before = inferencer.encode_videos(videos, num_workers=0).embeddings
-    shared = inferencer.share(config, other)
+    shared = inferencer.share(config, save(config, seed=2))
     ours = {p.data_ptr() for p in inferencer.model.parameters()}
     own = [p for p in shared.model.parameters() if p.data_ptr() not in ours]
     prompts = [*shared.model.visual.prompts.parameters(), *shared.model.text.prompts.parameters()]
     assert sorted(map(id, own)) == sorted(map(id, prompts))
-    theirs, expected = (
-        each.similarity(['a dog', 'a cat'], videos, num_workers=0) for each in (shared, alone)
-    )
-    assert torch.allclose(theirs, expected, atol=1e-6)
+    theirs, expected = (each.encode_videos(videos, num_workers=0) for each in (shared, alone))
+    assert torch.allclose(theirs.embeddings, expected.embeddings, atol=1e-6)
     assert torch.equal(before, inferencer.encode_videos(videos, num_workers=0).embeddings)
     assert shared.model_fingerprint == alone.model_fingerprint != inferencer.model_fingerprint
 
@@ -155,18 +133,17 @@ def test_a_clip_that_is_not_shared(retrieval_config, save, inferencer, tiny_clip
         with pytest.raises(UserError, match='tuning'):
             one.share(other.cfg)
     config = retrieval_config(clip=dict(name=tiny_clip))
-    with pytest.raises(UserError, match='Without a checkpoint'):
-        inferencer.share(config)
-    with pytest.raises(ValueError, match='trained on the CLIP'):
-        inferencer.share(config, save(config, seed=6))
+    for checkpoint, reason in ((None, 'Without a checkpoint'), (save(config), 'on the CLIP')):
+        with pytest.raises(ValueError, match=reason):
+            inferencer.share(config, checkpoint)
 
 
 def test_the_fingerprint_is_of_all_that_makes_embeddings(
-    retrieval_config, checkpoint, save, inferencer, tiny_clip, tmp_path
+    retrieval_config, save, inferencer, tiny_clip, tmp_path, monkeypatch
 ):
-    def same(config, weights=checkpoint):
-        other = VoPInferencer(config, weights, 'cpu').model_fingerprint
-        return other == inferencer.model_fingerprint
+    def same(config, weights=save(retrieval_config())):
+        other = VoPInferencer(config, weights, 'cpu')
+        return other.model_fingerprint == inferencer.model_fingerprint
 
     config = retrieval_config()
     assert same(config) and not same(config, save(config, seed=9))
@@ -175,57 +152,42 @@ def test_the_fingerprint_is_of_all_that_makes_embeddings(
     assert not same(config)
     # The same weights with GELU in place of QuickGELU, or with other heads.
     clip = json.loads(Path(tiny_clip).read_text())
-    path = tmp_path / 'another.json'
     config = retrieval_config(loss=dict(type='vop.ContrastiveLoss'))
     config.test_dataloader.dataset.ann_file = 'elsewhere.json'
-    config.model.clip.name = str(path)
-    for change in (dict(quick_gelu=False), dict(text_cfg=clip['text_cfg'] | dict(heads=2))):
-        path.write_text(json.dumps(clip | change))
-        assert not same(config)
-    path.write_text(json.dumps(clip))  # elsewhere, with another loss and other texts
-    assert same(config)
-
-
-def test_its_config_opens_it_again_from_anywhere(
-    retrieval_config, checkpoint, inferencer, tmp_path, monkeypatch
-):
-    config = retrieval_config()
-    monkeypatch.chdir(os.path.dirname(config.model.clip.pretrained))
-    config.model.clip.pretrained = 'tiny-clip.pt'
-    VoPInferencer(config, checkpoint, 'cpu').cfg.dump(str(tmp_path / 'config.py'))
+    config.model.clip.name = 'another.json'
     monkeypatch.chdir(tmp_path)
-    again = VoPInferencer('config.py', checkpoint, 'cpu')
-    assert again.model_fingerprint == inferencer.model_fingerprint
+    for change in (dict(quick_gelu=False), dict(text_cfg=clip['text_cfg'] | dict(heads=2))):
+        Path('another.json').write_text(json.dumps(clip | change))
+        assert not same(config)
+    Path('another.json').write_text(json.dumps(clip))  # with another loss and other texts
+    assert same(config)
+    opened = VoPInferencer(config, device='cpu').cfg
+    monkeypatch.chdir('/')
+    opened.dump(tmp_path / 'config.py')  # it opens the model again from anywhere
+    assert same(tmp_path / 'config.py')
 
 
-def test_a_config_may_hold_classes(retrieval_config, checkpoint, inferencer, videos):
-    config = retrieval_config()
-    config.model.type = RetrievalRecognizer
-    for step in config.test_dataloader.dataset.pipeline:
-        step.type = CLIPTokenize if step.type == 'vop.CLIPTokenize' else step.type
-    same = VoPInferencer(config, checkpoint, 'cpu', show_progress=False)
-    one, other = (each.encode_videos(videos[:1], num_workers=0) for each in (same, inferencer))
-    assert torch.equal(one.embeddings, other.embeddings)
-
-
-@pytest.mark.parametrize('method, said', [('vop', True), ('zero_shot', False)])
-def test_untrained_prompts_are_said(retrieval_config, method, said, logged_warnings):
-    VoPInferencer(retrieval_config(method), device='cpu')
-    assert said == any('no checkpoint is given' in text for text in logged_warnings)
-
-
-def test_what_does_not_fit(retrieval_config, checkpoint):
-    for device in ('nonsense', 'cuda:99'):
-        with pytest.raises(UserError, match=device):
-            VoPInferencer(retrieval_config(), checkpoint, device)
+def test_what_does_not_fit(retrieval_config, save, inferencer, videos, logged_warnings):
+    checkpoint = save(retrieval_config())
+    with pytest.raises(UserError, match='cuda:99'):
+        VoPInferencer(retrieval_config(), checkpoint, 'cuda:99')
     with pytest.raises(ValueError, match='checkpoint.pth'):
         VoPInferencer(retrieval_config('vop_p'), checkpoint)
     config = retrieval_config()
+    config.model.type = RetrievalRecognizer  # classes serve as well as their names
     steps = config.test_dataloader.dataset.pipeline
-    config.test_dataloader.dataset.pipeline = [s for s in steps if s.type != 'vop.CLIPTokenize']
+    steps[-2].type = CLIPTokenize
+    same = VoPInferencer(config, checkpoint, 'cpu', show_progress=False)
+    one, other = (each.encode_videos(videos[:1], num_workers=0) for each in (same, inferencer))
+    assert torch.equal(one.embeddings, other.embeddings)
+    del steps[-2]
     with pytest.raises(UserError, match='CLIPTokenize'):
         VoPInferencer(config)
     for wrong in ('Recognizer2D', CLIPTokenize):
         config.model.type = wrong
         with pytest.raises(UserError, match='RetrievalRecognizer'):
             VoPInferencer(config)
+    logged_warnings.clear()
+    VoPInferencer(retrieval_config('zero_shot'), device='cpu')
+    VoPInferencer(retrieval_config(), device='cpu')  # with prompts at random
+    assert len(logged_warnings) == 1

@@ -77,8 +77,6 @@ class VoPInferencer:
 
     Example:
         >>> inferencer = VoPInferencer('configs/vop_msrvtt.py', 'vop.pth')
-        >>> inferencer.similarity(['a man cleans a pool'], ['a.mp4', 'b.mp4']).shape
-        torch.Size([1, 2])
         >>> inferencer(['a.mp4'], texts=['a dog', 'a cat'])['predictions'][0]['texts']
         ['a cat', 'a dog']
     """
@@ -98,21 +96,17 @@ class VoPInferencer:
         kind = cfg.get('model', {}).get('type')
         kind = MODELS.get(kind) if isinstance(kind, str) else kind
         if not issubclass(kind or object, RetrievalRecognizer) or not cfg.get('test_dataloader'):
-            raise UserError(
-                f'{name} is not one of retrieval: it needs the model vop.RetrievalRecognizer and '
-                'a test_dataloader, whose pipeline reads the videos.'
-            )
+            raise UserError(f'{name} needs a vop.RetrievalRecognizer and a test_dataloader.')
         self.cfg, self.show_progress, self.timeout = cfg, show_progress, timeout
         steps = Compose(cfg.test_dataloader.dataset.pipeline).transforms
-        tokenizers = [step.tokenizer for step in steps if isinstance(step, CLIPTokenize)]
-        if not tokenizers:
+        self.tokenizer = next((s.tokenizer for s in steps if isinstance(s, CLIPTokenize)), None)
+        if self.tokenizer is None:
             raise UserError(f'The test pipeline of {name} has no vop.CLIPTokenize.')
-        self.tokenizer = tokenizers[0]
         self.pipeline = Compose([step for step in steps if not isinstance(step, CLIPTokenize)])
         device = _check_device(device or get_device())
         cfg.model.clip.update(_clip_files(cfg))  # so that cfg can be kept elsewhere
         self.towers = towers or towers_of(dict(cfg.model.clip))
-        self.model: RetrievalRecognizer = MODELS.build(dict(cfg.model, clip=self.towers))
+        self.model = MODELS.build(dict(cfg.model, clip=self.towers)).to(device).eval()
         if checkpoint is not None:
             check_fit(self.model, checkpoint)
             state = load_safely(checkpoint, map_location='cpu')
@@ -122,7 +116,6 @@ class VoPInferencer:
                 f'{name} trains {untrained:,} parameters, and no checkpoint is given: they are as '
                 'a training begins. Name the checkpoint, or take a config of zero_shot.'
             )
-        self.model.to(device).eval()
 
     @property
     def model_fingerprint(self) -> str:
@@ -214,11 +207,7 @@ class VoPInferencer:
     def encode_videos(
         self, videos: Sequence[str | Path], batch_size: int = 8, num_workers: int | None = None
     ) -> EncodedVideos:
-        """Embed videos; the arguments are those of :meth:`iter_videos`.
-
-        Returns:
-            EncodedVideos: The videos that could be read, and the others.
-        """
+        """Embed videos at once; see :meth:`iter_videos`."""
         if isinstance(videos, (str, os.PathLike)):
             raise TypeError(f'videos must be a list of paths, got {videos}.')
         batches = list(self.iter_videos(videos, batch_size, num_workers)) or [self._encode([])]

@@ -52,11 +52,6 @@ def read_videos(
 
     Yields:
         VideoFrames: One per video, in order. Closing the generator ends the workers.
-
-    Example:
-        >>> for video in read_videos(['a.mp4'], inferencer.pipeline, num_workers=2):
-        ...     print(video.path, video.error or video.frames.shape)
-        a.mp4 (12, 3, 224, 224)
     """
     if num_workers and multiprocessing.current_process().daemon:
         message = 'A daemonic process reads videos itself: one that hangs or crashes stops it.'
