@@ -18,6 +18,7 @@ from projects.vop.engine import (
     use_amp,
     use_gloo_without_gpu,
 )
+from projects.vop.errors import exit_on_user_error
 
 
 def parse_args() -> argparse.Namespace:
@@ -132,4 +133,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with exit_on_user_error():
+        main()
