@@ -35,6 +35,7 @@ setup(
         'jinja2',  # the report
         'pebble',  # pools with a time limit, which a crash does not end
         'portalocker',
+        'submitit>=1.5.2',  # tools/reproduce.py
     ],
     extras_require={
         # MMAction2 needs mmcv >= 2.0 and < 2.2. The full mmcv must fit torch
@@ -44,7 +45,6 @@ setup(
         # Not required, as faiss-gpu will do, too.
         'search': ['faiss-cpu'],
         'demo': ['faiss-cpu', 'gradio>=6'],
-        'reproduce': ['submitit'],
         'test': [
             'pytest',
             'pytest-xdist',
