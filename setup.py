@@ -36,6 +36,7 @@ setup(
         'jinja2',  # the report
         'pebble',  # pools with a time limit, which a crash does not end
         'portalocker>=4',
+        'submitit>=1.5.2',  # tools/reproduce.py
     ],
     extras_require={
         # MMAction2 needs mmcv >= 2.0 and < 2.2. The full mmcv must fit torch
@@ -45,7 +46,6 @@ setup(
         # Not required, as faiss-gpu will do, too.
         'search': ['faiss-cpu'],
         'demo': ['faiss-cpu', 'gradio>=6'],
-        'reproduce': ['submitit'],
         'lint': ['ruff', 'mypy', 'pre-commit'],
         'test': [
             'pytest',

@@ -59,8 +59,7 @@ ELSEWHERE = {
 # What makes a command light, in place of its own words.
 LIGHTER = {
     '--num-workers 4 8 16': '--num-workers 0 1 --steps 1 --warmup 0',
-    # The runs of a grid are given to a stand-in for Slurm.
-    'tools/reproduce.py': 'tools/reproduce.py --slurm docs',
+    'tools/reproduce.py': 'tools/reproduce.py --dry-run',
     # As the fixture `home` sets them.
     'epoch_96.pth': 'epoch_1.pth',
     'epoch_192.pth': 'epoch_1.pth',

@@ -13,6 +13,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from projects.vop.engine import check_data, check_fit, open_config, pin_memory, use_gloo_without_gpu
+from projects.vop.errors import exit_on_user_error
 from projects.vop.evaluation import RetrievalMetric
 from projects.vop.fileio import check_writable
 from projects.vop.models.encoder import weights_fingerprint
@@ -191,4 +192,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with exit_on_user_error():
+        main()

@@ -7,6 +7,7 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 
+from ..errors import NotFiniteError
 from ..fileio import check_writable
 from ..registry import METRICS
 from .embeddings import Embeddings
@@ -137,14 +138,14 @@ class RetrievalMetric(BaseMetric):
             dict[str, float]: See ``evaluate_similarity``.
 
         Raises:
-            ValueError: If an embedding is NaN; the message names the first
+            NotFiniteError: If an embedding is NaN; the message names the first
                 video with one.
         """
         for number, result in enumerate(results):
             for what in ('video', 'text'):
                 if not result[what].isfinite().all():
                     name = result['name'] or f'number {number}'
-                    raise ValueError(
+                    raise NotFiniteError(
                         f'The {what} embedding of video {name} is not finite, '
                         'so its scores are NaN. Did training diverge, or '
                         'overflow in fp16?'
