@@ -6,7 +6,7 @@ import os.path as osp
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.dist import is_distributed, is_main_process
+from mmengine.dist import is_distributed
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
@@ -14,10 +14,8 @@ from mmengine.runner import Runner
 
 from projects.vop.engine import check_data, check_fit, open_config, pin_memory, use_gloo_without_gpu
 from projects.vop.evaluation import RetrievalMetric
-from projects.vop.fileio import check_writable
 from projects.vop.models.encoder import fingerprint
-from projects.vop.registry import METRICS
-from projects.vop.report.render import PAGE, write_page
+from projects.vop.registry import HOOKS, METRICS
 
 
 def parse_args() -> argparse.Namespace:
@@ -87,8 +85,6 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.dump and not args.dump.endswith(('.pkl', '.pickle')):
         parser.error('--dump takes the name of a .pkl file')
-    if args.report_queries < 1:
-        parser.error('--report-queries takes a number of 1 or more')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 
@@ -124,7 +120,15 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         # What is wrong is said before CLIP is opened.
         METRICS.build(dict(ours[0], device='cpu'))
     if args.report is not None:
-        check_writable(osp.join(args.report, PAGE))
+        changed = ', '.join(f'{key}={value}' for key, value in (args.cfg_options or {}).items())
+        hook = dict(
+            type='vop.ReportHook',
+            out_dir=args.report,
+            num_queries=args.report_queries,
+            facts=dict(Changed=changed),
+        )
+        HOOKS.build(dict(hook))  # likewise
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
     if args.dump:
         cfg.test_evaluator = [*evaluators, dict(type='DumpResults', out_file_path=args.dump)]
     return cfg
@@ -145,31 +149,6 @@ class NameModel(Hook):
                     raise SystemExit(str(error)) from error
 
 
-def report(args: argparse.Namespace, runner: Runner, metrics: dict[str, float]) -> None:
-    """Write the page that ``--report`` asks for."""
-    loader = runner.test_dataloader
-    changed = args.cfg_options or {}
-    facts = {
-        'Config': args.config,
-        'Changed': ', '.join(f'{k}={v}' for k, v in changed.items()),
-        'Checkpoint': runner.cfg.load_from or 'none',
-        'Data set': getattr(loader.dataset, 'ann_file', type(loader.dataset).__name__),
-    }
-    metric = next(
-        metric for metric in runner.test_evaluator.metrics if isinstance(metric, RetrievalMetric)
-    )
-    name = osp.splitext(osp.basename(args.config))[0]
-    write_page(
-        args.report,
-        f'Text-video retrieval: {name}',
-        {k: v for k, v in facts.items() if v},
-        metrics,
-        metric,
-        loader,
-        args.report_queries,
-    )
-
-
 def main() -> None:
     args = parse_args()
     try:
@@ -183,9 +162,7 @@ def main() -> None:
     if cfg.load_from is not None and osp.isfile(cfg.load_from):
         check_fit(runner.model, cfg.load_from)
     runner.register_hook(NameModel())
-    metrics = runner.test()
-    if args.report is not None and is_main_process():
-        report(args, runner, metrics)
+    runner.test()
     if is_distributed():  # else a process can abort at its exit
         torch.distributed.destroy_process_group()
 
