@@ -1,4 +1,4 @@
-"""The page of a test by MMEngine's own runner, held against numbers that are computed naively."""
+"""The page of a test by MMEngine's own runner."""
 
 import base64
 import itertools
@@ -23,6 +23,7 @@ from projects.vop.errors import UserError
 from projects.vop.evaluation import DSL
 from projects.vop.evaluation.embeddings import Embeddings
 from projects.vop.registry import DATASETS, HOOKS
+from projects.vop.report.examples import find_examples
 from projects.vop.report.frames import ShownVideos, draw_strip
 
 LONG = 'a<b & "c" ' * 200
@@ -103,34 +104,26 @@ class Page:
         return [e for e in self.root.iter() if name in e.get('class', '').split()]
 
     def queries(self, direction):
-        """The queries by group, as :func:`expect` gives them."""
-        groups = self.root.findall(f".//section[@id='{direction}']/div[@class]")
+        """By group: query, rank and hits, each as (item, score, right, tied)."""
         return {
-            group.get('class').split()[-1]: [self._query(article) for article in group]
-            for group in groups
+            group.get('class'): [
+                (
+                    item_of(article[1]),
+                    numbers_of(article[0])[0],
+                    [hit_of(e) for e in article.iter() if 'hit' in e.get('class', '').split()],
+                )
+                for article in group
+            ]
+            for group in self.root.findall(f".//section[@id='{direction}']/div[@class]")
         }
 
-    def _query(self, article):
-        head, below = article.find('h4'), article.find("div[@class='below']")
-        wrong = text_of(head).partition(' (')[2].partition(' wrong')[0]
-        top = [self._hit(li) for li in article.find('ol')]
-        below = None if below is None else self._hit(below[0])
-        return item_of(article[1]), pytest.approx(numbers_of(head)[0]), int(wrong or 0), top, below
-
-    def _hit(self, element):
-        line = text_of(element[0])
-        right = 'right' in element.get('class').split()
-        assert right == ('✓ right' in line)  # colour and word go together
-        tied = any(span.text == 'tie' for span in element[0])
-        return item_of(element), numbers_of(element[0])[-1], right, tied
-
     def strips(self):
-        """The last picture of each video, as an array."""
+        """The last picture of each video."""
         return {
-            img.get('alt').removeprefix('frames of '): open_jpeg(
-                base64.b64decode(img.get('src').split(',')[1])
+            e.get('alt').removeprefix('frames of '): open_jpeg(
+                base64.b64decode(e.get('src').removeprefix('data:image/jpeg;base64,'))
             )
-            for img in self.root.iter('img')
+            for e in self.root.iter('img')
         }
 
 
@@ -156,27 +149,11 @@ def item_of(element):
     return text_of(name)
 
 
-def expect(tested, direction):
-    """What each query finds: its name, mean rank, wrong items that tie, top items, item below."""
-    captions = [caption for name in tested.video_id for caption in VIDEOS[name][1]]
-    scores = (tested.text @ tested.video.T).numpy()
-    right = np.equal.outer(tested.video_of_text.numpy(), np.arange(len(tested.video)))
-    queries, items = captions, tested.video_id
-    if direction == 'v2t':
-        scores, right, queries, items = scores.T, right.T, items, queries
-    found = {}
-    for query, row, own in zip(queries, scores, right):
-        hits = [
-            (items[i], row[i], own[i], (row == row[i]).sum() > 1)
-            for i in np.argsort(-row, kind='stable')
-        ]
-        best = next(hit for hit in hits if hit[2])
-        ties = row == best[1]
-        wrong = (ties & ~own).sum()
-        rank = (row > best[1]).sum() + 1 + wrong / ((ties & own).sum() + 1)
-        below = None if best in hits[:5] else (*best[:3], wrong > 0)
-        found[query] = query, rank, wrong, hits[:5], below
-    return found
+def hit_of(element):
+    right = 'right' in element.get('class').split()
+    assert right == ('✓ right' in text_of(element[0]))  # colour and word go together
+    tied = any(span.text == 'tie' for span in element[0])
+    return item_of(element), numbers_of(element[0])[-1], right, tied
 
 
 names = (f'report{number}' for number in itertools.count())
@@ -239,35 +216,28 @@ def test_metrics_are_those_of_the_metric(made):
     assert f'look at {DSL.looks_at}' in page.text
 
 
-@pytest.mark.parametrize('number, direction', enumerate(['t2v', 'v2t']))
-def test_ranks_are_shared_out_as_in_recall(made, number, direction):
-    page, tested, metrics, _ = made
-    rows = {text_of(row[0]): numbers_of(row)[0] for row in page.find('ranks')[number].find('tbody')}
-    assert list(rows) == ['1', '2–5', *(['6–10', '11–12'] if direction == 'v2t' else ['6–8'])]
-    assert any(count % 1 > 0.01 for count in rows.values())  # there are ties
-    total = len(expect(tested, direction))
-    recalls = [metrics[f'msvd/{direction}/R@{k}'] for k in (1, 5, 10)]
-    assert 100 * np.cumsum(list(rows.values()))[:3] / total == pytest.approx(recalls)
-    assert sum(rows.values()) == pytest.approx(total)
-
-
-@pytest.mark.parametrize('direction', ['t2v', 'v2t'])
-def test_queries_find_what_scores_highest(made, direction):
+def test_ranks_and_queries_are_those_of_the_examples(made):
     page, tested, *_ = made
-    expected, groups = expect(tested, direction), page.queries(direction)
-    assert list(groups) == ['worst', 'best', 'random']
-    shown = list(itertools.chain(*groups.values()))
-    for query in shown:
-        assert query == expected[query[0]]
-    assert any(below for *_, below in shown) and any(wrong for _, _, wrong, *_ in shown)
-
-    def quality(query):  # of the same rank, that with the higher score is the better one
-        _, rank, _, top, below = expected[query]
-        return rank, -next(score for _, score, right, _ in [*top, below] if right)
-
-    order = sorted(map(quality, expected))
-    assert [quality(query) for query, *_ in groups['worst']] == order[:-4:-1]
-    assert [quality(query) for query, *_ in groups['best']] == order[:3]
+    captions = [caption for name in tested.video_id for caption in VIDEOS[name][1]]
+    sides = dict(t2v=(captions, tested.video_id), v2t=(tested.video_id, captions))
+    found = find_examples(tested, 3)
+    for table, (name, (queries, items)) in zip(page.find('ranks'), sides.items()):
+        rows = {text_of(row[0]): numbers_of(row)[0] for row in table.find('tbody')}
+        assert list(rows) == ['1', '2–5', *(['6–10', '11–12'] if name == 'v2t' else ['6–8'])]
+        assert list(rows.values()) == [count for *_, count in found[name].histogram()]
+        assert page.queries(name) == {
+            f'examples {group}': [
+                (
+                    queries[example.query],
+                    example.rank,
+                    [(items[h[0]], *h[1:]) for h in (*example.top, example.below) if h],
+                )
+                for example in examples
+            ]
+            for group, examples in found[name].examples.items()
+        }
+        for example in found[name].examples['worst']:
+            assert f'({example.tied} wrong with the same score)' in page.text or not example.tied
 
 
 def test_the_page_stands_for_itself(page, folder):
