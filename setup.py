@@ -18,7 +18,10 @@ setup(
     license='Apache-2.0',
     # `projects` has no __init__.py, so that other projects can live in it.
     packages=find_namespace_packages(include=['projects.vop*']),
-    package_data={'projects.vop': ['py.typed']},
+    package_data={
+        'projects.vop': ['py.typed'],
+        'projects.vop.report': ['report.css', 'report.html.jinja'],
+    },
     python_requires='>=3.10',
     install_requires=[
         'torch>=2.2',

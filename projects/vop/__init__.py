@@ -9,10 +9,10 @@ Importing this package registers everything it has under the MMEngine scope
 
 from . import compat
 
-compat.apply()
-
-from . import datasets, engine, evaluation, models, recognition  # noqa: E402
-
 __version__ = '0.1.0'
 
-__all__ = ['datasets', 'engine', 'evaluation', 'models', 'recognition', '__version__']
+compat.apply()
+
+from . import datasets, engine, evaluation, models, recognition, report  # noqa: E402
+
+__all__ = ['datasets', 'engine', 'evaluation', 'models', 'recognition', 'report', '__version__']
