@@ -32,8 +32,8 @@ from mmengine.dist import init_dist
 from mmengine.logging import MMLogger
 
 from projects.vop.apis import VoPInferencer
-from projects.vop.engine import open_config, use_gloo_without_gpu
-from projects.vop.errors import UserError, VideoReadError, exit_on_user_error
+from projects.vop.engine import add_launcher_arguments, open_config, tool, use_gloo_without_gpu
+from projects.vop.errors import UserError, VideoReadError
 from projects.vop.search.read import FAILED, VideoIndex, read_json
 from projects.vop.search.update import Summary, model_files, update_index
 
@@ -84,13 +84,7 @@ def parse_args() -> argparse.Namespace:
         type=int,
         help='processes that read videos (default: one per core, 8 at most)',
     )
-    index.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='how the processes of this run were started',
-    )
-    index.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    add_launcher_arguments(index)
 
     query = commands.add_parser(
         'query',
@@ -125,8 +119,6 @@ def parse_args() -> argparse.Namespace:
             query.error('say what to find: a text, or --video CLIP')
         if not all(text.strip() for text in args.texts):
             query.error('a text to find has no words')
-    if args.command == 'index':
-        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 
 
@@ -260,13 +252,9 @@ def info(args: argparse.Namespace) -> None:
 def main() -> None:
     """Run a command."""
     args = parse_args()
-    try:
-        dict(index=index, query=query, info=info)[args.command](args)
-    finally:
-        if dist.is_initialized():  # else a process can abort at its exit
-            dist.destroy_process_group()
+    dict(index=index, query=query, info=info)[args.command](args)
 
 
 if __name__ == '__main__':
-    with exit_on_user_error():
+    with tool():
         main()

@@ -36,18 +36,20 @@ from functools import partial
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.device import get_device
 from mmengine.dist import get_world_size, init_dist, is_distributed, is_main_process
 
 from projects.vop.engine import (
-    build_runner,
+    add_launcher_arguments,
+    build_train_runner,
+    check_amp,
     check_data,
     open_config,
     pin_memory,
+    tool,
     use_amp,
     use_gloo_without_gpu,
 )
-from projects.vop.errors import UserError, exit_on_user_error
+from projects.vop.errors import UserError
 from projects.vop.fileio import check_writable, write_file
 
 # A step that waits for data for a larger share of its time is limited by reading.
@@ -82,8 +84,7 @@ def prepare(args: argparse.Namespace) -> Config:
     if missing:
         raise UserError(f'{args.config} does not train: it lacks {", ".join(missing)}.')
     if args.amp:
-        if get_device() == 'cpu':
-            raise UserError('--amp needs a GPU: AmpOptimWrapper of MMEngine does not run on CPUs.')
+        check_amp()
         use_amp(cfg)
     cfg.update(dict.fromkeys(UNUSED), resume=False, log_level='ERROR', launcher=args.launcher)
     cfg.default_hooks = dict.fromkeys(('logger', 'param_scheduler', 'checkpoint', 'sampler_seed'))
@@ -147,7 +148,7 @@ def measure(cfg: Config, steps: int, warmup: int, seed: int) -> dict:
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=warmup + steps)
     cfg.randomness = {**cfg.get('randomness', {}), 'seed': 2 * seed}
     cfg.experiment_name = f'setting {seed}'  # a message hub of its own
-    runner = build_runner(cfg)
+    runner = build_train_runner(cfg)
 
     loader = runner.build_dataloader(cfg.train_dataloader, seed=2 * seed + 1)
     if not len(loader.dataset):
@@ -196,7 +197,7 @@ def trace(cfg: Config, warmup: int, path: str) -> None:
         json_trace_path=path,
     )
     cfg.custom_hooks = [hook] if is_main_process() else None
-    build_runner(cfg).train()
+    build_train_runner(cfg).train()
 
 
 def format_row(row: dict) -> str:
@@ -246,12 +247,10 @@ def parse_args() -> argparse.Namespace:
     add('--json', metavar='FILE', help='write all figures to this file')
     add('--trace', metavar='FILE', help='write a trace (.json) of steps of the fastest setting')
     add('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
-    add('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    add('--local_rank', '--local-rank', type=int, default=0)
+    add_launcher_arguments(parser)
     args = parser.parse_args()
     if min(*(args.batch_size or [1]), args.steps) < 1 or min(*(args.num_workers or [0]), 0) < 0:
         parser.error('--batch-size and --steps must be at least 1, --num-workers at least 0')
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 
 
@@ -301,10 +300,8 @@ def main() -> None:
         if args.trace:
             trace(with_setting(cfg, **{k: best[k] for k in setting}), args.warmup, args.trace)
             say(f'{args.trace} is a trace for https://ui.perfetto.dev.')
-    if is_distributed():  # else a process may abort at exit
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == '__main__':
-    with exit_on_user_error():
+    with tool():
         main()
