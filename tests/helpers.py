@@ -9,6 +9,7 @@ from pathlib import Path
 
 import open_clip
 import torch
+from mmaction.registry import MODELS as MMACTION_MODELS
 from mmaction.structures import ActionDataSample
 from mmengine.config import Config
 
@@ -69,34 +70,129 @@ def make_batch(videos=3, captions=1):
     )
 
 
+def make_recognizer(dimensions, backbone, head):
+    """Build a recognizer of MMAction2 whose pixels are normalised for CLIP."""
+    mean, std = (
+        [255 * v for v in values]
+        for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    )
+    preprocessor = dict(
+        type='ActionDataPreprocessor',
+        mean=mean,
+        std=std,
+        format_shape={2: 'NCHW', 3: 'NCTHW'}[dimensions],
+    )
+    return MMACTION_MODELS.build(
+        dict(
+            type=f'Recognizer{dimensions}D',
+            backbone=backbone,
+            cls_head=head,
+            data_preprocessor=preprocessor,
+        )
+    ).eval()
+
+
+class Code:
+    """Its pickle calls ``open`` when it is loaded."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (str(self.marker), 'w')
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         return str(s.getsockname()[1])
 
 
-def run(*command, paths=(), ok=True, **env):
-    """Run a command in the checkout; return what it prints.
+def run(*command, cwd=ROOT, paths=(), ok=True, **env):
+    """Run a command, in the checkout if not said otherwise; return what it prints.
 
-    ``paths`` come before PYTHONPATH, ``env`` into the environment.
+    ``paths`` come after the checkout in PYTHONPATH, ``env`` into the environment.
     """
     done = subprocess.run(
         list(map(str, command)),
-        cwd=ROOT,
+        cwd=cwd,
         capture_output=True,
         text=True,
-        env=dict(
-            os.environ,
-            PYTHONPATH=os.pathsep.join(map(str, [ROOT, *paths])),
-            OMP_NUM_THREADS='1',
-            PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']]),
+        env={
+            **os.environ,
+            'PYTHONPATH': os.pathsep.join(map(str, [ROOT, *paths])),
+            'OMP_NUM_THREADS': '1',
+            'PATH': os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']]),
             **env,
-        ),
+        },
     )
     output = done.stdout + done.stderr
     if ok:
         assert done.returncode == 0, output[-3000:]
     return output
+
+
+# The authors' released model on ModelScope: names and layout of its file.
+
+MODELSCOPE_VISUAL = 'visual_prompt_learner.visual_prompts'
+MODELSCOPE_TEXT = 'text_prompt_learner.text_prompts'
+# The released code has heads of 64, whatever the width.
+MODELSCOPE_CLIP = dict(
+    embed_dim=32,
+    quick_gelu=True,
+    vision_cfg=dict(image_size=32, patch_size=16, layers=3, width=128, head_width=64),
+    text_cfg=dict(context_length=77, vocab_size=49408, width=128, heads=2, layers=3),
+)
+
+
+def released_state(layers=3, visual=128, text=128, embed=32, patch=16, grid=2, prompts=8):
+    """Random weights in the layout of the released file."""
+    shapes = {
+        'clip.logit_scale': (),
+        'clip.visual.class_embedding': (visual,),
+        'clip.visual.positional_embedding': (grid**2 + 1, visual),
+        'clip.visual.conv1.weight': (visual, 3, patch, patch),
+        'clip.visual.proj': (visual, embed),
+        'clip.positional_embedding': (77, text),
+        'clip.token_embedding.weight': (49408, text),
+        'clip.text_projection': (text, embed),
+        MODELSCOPE_VISUAL: (layers, 1, 8, visual),
+        MODELSCOPE_TEXT: (layers, prompts, text),
+    }
+    for norm, width in (
+        ('clip.visual.ln_pre', visual),
+        ('clip.visual.ln_post', visual),
+        ('clip.ln_final', text),
+    ):
+        shapes[f'{norm}.weight'] = shapes[f'{norm}.bias'] = (width,)
+    for tower, width in (('clip.visual', visual), ('clip', text)):
+        for layer in range(layers):
+            block = f'{tower}.transformer.resblocks.{layer}'
+            for name, out, into in (
+                ('attn.in_proj_', 3, 1),
+                ('attn.out_proj.', 1, 1),
+                ('mlp.c_fc.', 4, 1),
+                ('mlp.c_proj.', 1, 4),
+            ):
+                shapes[f'{block}.{name}weight'] = out * width, into * width
+                shapes[f'{block}.{name}bias'] = (out * width,)
+            for norm in ('ln_1', 'ln_2'):
+                for kind in ('weight', 'bias'):
+                    shapes[f'{block}.{norm}.{kind}'] = (width,)
+    torch.manual_seed(0)
+    state = {}
+    for name, shape in shapes.items():
+        # Matrices that keep the scale of what goes through them.
+        std = shape[-1] ** -0.5 if name.endswith('_weight') or 'c_' in name else 0.3
+        state[name] = std * torch.randn(shape)
+        if '.ln_' in name and name.endswith('weight'):
+            state[name] += 1
+    for name in list(state):
+        if name.startswith('clip.visual.'):
+            state[name.replace('clip.visual', 'image_encoder')] = state[name]
+        elif name.startswith('clip.') and name != 'clip.logit_scale':
+            state[name.replace('clip', 'text_encoder')] = state[name]
+    return state
 
 
 # Annotation files in the formats of their owners, and what the converters make of them.

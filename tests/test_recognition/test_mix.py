@@ -2,10 +2,9 @@
 
 import importlib.util
 import json
-import os
 import shutil
-import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,56 +13,67 @@ import open_clip
 import packaging
 import pytest
 import torch
+from helpers import MODELSCOPE_CLIP, ROOT, save_clip
+from helpers import run as run_command
 from mmaction.apis import inference_recognizer, init_recognizer
-from mmaction.registry import MODELS
+from mmaction.registry import DATASETS, MODELS
 from mmengine.config import Config
-from mmengine.runner import Runner
 
 from projects.vop.datasets.moving_shapes import write_moving_shapes
 from projects.vop.engine import open_config
 from projects.vop.errors import UserError
-from projects.vop.evaluation import RetrievalMetric, evaluate_similarity
+from projects.vop.evaluation import Embeddings, RetrievalMetric, evaluate_similarity
 
-ROOT = Path(__file__).resolve().parents[1]
 MIX = ROOT / 'configs/mix'
 MMACTION2 = Path(mmaction.__file__).parent / '.mim'
+BACKBONE = {
+    'backbone.frame_positional_embedding',
+    *(f'backbone.prompts.{i}.tokens' for i in range(3)),
+}
+LINEAR = {'cls_head.fc_cls.weight', 'cls_head.fc_cls.bias'}
+PROMPTS = {'visual.prompts.0.tokens', 'text.prompts.0.tokens'}
 
 
 @pytest.fixture(scope='module')
 def shapes(tmp_path_factory):
-    """MovingShapes, and short lists of it: 12 clips for training and 6."""
     folder = tmp_path_factory.mktemp('moving_shapes')
     write_moving_shapes(folder)
-    for split, number in dict(train=12, test=6).items():
-        lines = (folder / f'{split}_directions.txt').read_text().splitlines()
-        (folder / f'{split}_few.txt').write_text('\n'.join(lines[:number]))
-        captions = json.loads((folder / f'{split}.json').read_text())
-        (folder / f'{split}_few.json').write_text(json.dumps(dict(list(captions.items())[:number])))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def kinetics(video_folder, tmp_path_factory):
+    """Five videos laid out as MMAction2's Kinetics-400."""
+    folder = tmp_path_factory.mktemp('kinetics400')
+    for split in ('train', 'val'):
+        (folder / f'videos_{split}').symlink_to(video_folder)
+        labels = ''.join(f'{number}.mp4 {99 * number}\n' for number in range(5))
+        (folder / f'kinetics400_{split}_list_videos.txt').write_text(labels)
+    classes = ''.join(f'doing thing {number}\n' for number in range(400))
+    (folder / 'label_map_k400.txt').write_text(classes)
     return folder
 
 
 @pytest.fixture(scope='module')
 def clip(tiny_clip, tmp_path_factory):
     """Arguments that open the tiny CLIP, with the same weights each time."""
-    path = tmp_path_factory.mktemp('weights') / 'clip.pt'
-    torch.manual_seed(0)
-    torch.save(
-        open_clip.CustomTextCLIP(**json.loads(Path(tiny_clip).read_text())).state_dict(), path
-    )
-    return dict(name=tiny_clip, pretrained=str(path))
+    weights = save_clip(tiny_clip, tmp_path_factory.mktemp('weights') / 'clip.pt')
+    return dict(name=tiny_clip, pretrained=weights)
 
 
-def shrink(config, clip, folder, frames=None):
-    """Let a config read another folder, and short lists if it has them, with
-    the tiny CLIP and no workers."""
-    if config.model.get('backbone'):
+def shrink(name, clip, folder):
+    """A config for an epoch on 12 clips of a folder and a test on 6, with the tiny CLIP."""
+    config = Config.fromfile(MIX / f'{name}.py')
+    config.train_cfg.update(max_epochs=1, val_interval=1)
+    config.default_hooks.logger.interval = config.default_hooks.checkpoint.interval = 1
+    if 'backbone' in config.model:
         config.model.backbone.clip = clip
-        if config.model.backbone.temporal_layers:
-            config.model.backbone.temporal_layers = 1
+        config.model.backbone.temporal_layers = min(1, config.model.backbone.temporal_layers)
         head = config.model.cls_head
         if head.type == 'vop.CaptionHead':
             head.clip = clip
             head.classes = str(folder / Path(head.classes).name)
+            head.templates = ['{}']
         else:
             head.in_channels = 32
     elif 'clip' in config.model:
@@ -72,14 +82,14 @@ def shrink(config, clip, folder, frames=None):
         loader = config[f'{split}_dataloader']
         loader.update(batch_size=4, num_workers=0, persistent_workers=False)
         data = loader.dataset
-        lists = Path(data.ann_file)
-        few = f'{"train" if split == "train" else "test"}_few{lists.suffix}'
+        own = 'train.json' if split == 'train' else 'test.json'
         data.update(
             data_root=str(folder),
-            ann_file=few if (folder / few).is_file() else lists.name,
+            ann_file=own if data.ann_file.endswith('.json') else Path(data.ann_file).name,
             data_prefix=dict(video=Path(data.data_prefix.video).name),
-            serialize_data=False,
-        )  # which takes a gc.collect
+            indices=12 if split == 'train' else 6,
+            serialize_data=False,  # which takes a gc.collect
+        )
     for pipeline in [
         config.get('test_pipeline', []),
         *(config[f'{split}_dataloader'].dataset.pipeline for split in ('train', 'val', 'test')),
@@ -89,21 +99,9 @@ def shrink(config, clip, folder, frames=None):
                 step.scale = tuple(min(size, 32) for size in step.scale)
             elif step.type == 'CenterCrop':
                 step.crop_size = 32
-            elif step.type == 'UniformSample' and frames:
-                step.clip_len = frames
+            elif step.type == 'UniformSample' and step.clip_len == 12:
+                step.clip_len = 4
     return config
-
-
-@pytest.fixture
-def run(run_tool, tmp_path):
-    """Runs tools/train.py or tools/test.py in this process on a config."""
-
-    def start(tool, config, *arguments):
-        path = tmp_path / 'config.py'
-        config.dump(path)
-        run_tool(f'tools/{tool}.py', path, *arguments)
-
-    return start
 
 
 def logged(work_dir, key):
@@ -116,37 +114,55 @@ def logged(work_dir, key):
     ]
 
 
-def results_of(work_dir):
-    [path] = work_dir.glob('*/*.json')
-    return json.loads(path.read_text())
+def metrics(work_dir):
+    """What a test wrote last."""
+    files = sorted(work_dir.glob('*/*.json'))
+    return json.loads(files[-1].read_text()) if files else None
 
 
-# Recognition of the directions of MovingShapes
+def trained(checkpoint):
+    """The tensors of a checkpoint."""
+    state = torch.load(checkpoint, weights_only=True)['state_dict']
+    return {name: value for name, value in state.items() if not name.endswith('_extra_state')}
+
+
+@pytest.fixture
+def run(run_tool, tmp_path):
+    """Runs tools/train.py or tools/test.py on a config in ``tmp_path / tool``."""
+
+    def start(tool, config, *arguments):
+        path = tmp_path / 'config.py'
+        config.dump(path)
+        run_tool(f'tools/{tool}.py', path, *arguments, '--work-dir', tmp_path / tool)
+        return metrics(tmp_path / tool)
+
+    return start
+
+
+def train_and_test(run, tmp_path, config, metric):
+    """Trains a config and tests what it wrote; gives the checkpoint and the metrics."""
+    run('train', config)
+    losses = logged(tmp_path / 'train', 'loss')
+    assert len(losses) in (2, 3) and all(0 < loss < 50 for loss in losses)
+    [best] = (tmp_path / 'train').glob('best_*_epoch_1.pth')
+    results = run('test', config, best)
+    assert results[metric] == logged(tmp_path / 'train', metric)[0]
+    return best, results
+
+
+# Recognition
 
 
 @pytest.fixture(scope='module')
 def two_scenes(shapes):
-    """Two test clips and their reverses: frames [n x 3 x f x h x w] and
-    labels, as the config reads them."""
-    config = Config.fromfile(MIX / 'vop_recognizer_moving_shapes.py')
-    from mmaction.datasets import VideoDataset
-
-    dataset = VideoDataset(
-        ann_file='test_directions.txt',
-        data_root=str(shapes),
-        data_prefix=dict(video='videos'),
-        pipeline=config.test_dataloader.dataset.pipeline,
-        test_mode=True,
-    )
+    """Two test clips and their reverses, as the config reads them, and their labels."""
+    config = Config.fromfile(MIX / 'vop_recognizer_moving_shapes.py').test_dataloader.dataset
+    dataset = DATASETS.build(config | dict(data_root=str(shapes)))
     items = [dataset[i] for i in (0, 1, 4, 5)]
-    data = dict(
-        inputs=[item['inputs'] for item in items],
-        data_samples=[item['data_samples'] for item in items],
-    )
-    labels = [int(s.gt_label) for s in data['data_samples']]
+    data = {key: [item[key] for item in items] for key in ('inputs', 'data_samples')}
+    labels = [int(sample.gt_label) for sample in data['data_samples']]
     assert len(set(labels)) == 4
-    for clip, reverse in ((0, 1), (2, 3)):
-        assert torch.equal(data['inputs'][clip], data['inputs'][reverse].flip(2))
+    assert torch.equal(data['inputs'][0], data['inputs'][1].flip(2))
     return data, labels
 
 
@@ -166,231 +182,127 @@ def train_steps(config, data, steps):
     return model.eval(), losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'name, sees_order', [('vop_recognizer', True), ('vop_recognizer', False), ('vop_tsn', True)]
 )
 def test_recognizers_learn_the_order_of_frames(clip, shapes, two_scenes, name, sees_order):
     """Blind for order, two of the four clips are all that can be right."""
-    config = shrink(Config.fromfile(MIX / f'{name}_moving_shapes.py'), clip, shapes)
+    config = shrink(f'{name}_moving_shapes', clip, shapes)
     config.model.cls_head.dropout_ratio = 0  # it takes steps
     if not sees_order:
-        config.model.backbone.update(
-            temporal_layers=0, prompts=[dict(type='vop.LearnedPrompt', length=8)]
-        )
+        prompts = [dict(type='vop.LearnedPrompt', length=8)]
+        config.model.backbone.update(temporal_layers=0, prompts=prompts)
     data, labels = two_scenes
     if name == 'vop_tsn':
         data = dict(data, inputs=[video[0].transpose(0, 1) for video in data['inputs']])
-    model, losses = train_steps(config, data, 100)
+    model, losses = train_steps(config, data, 70)
     samples = model(**model.data_preprocessor(dict(data)), mode='predict')
     right = sum(int(sample.pred_label) == label for sample, label in zip(samples, labels))
     if sees_order:
-        assert right == 4
-        assert losses[-1] < 0.5
+        assert right == 4 and losses[-1] < 0.69
     else:
-        assert right <= 2
-        assert min(losses) > 0.69  # log 2
+        assert right <= 2 and min(losses) > 0.69  # log 2
 
 
+@pytest.mark.slow
 def test_prompts_learn_with_classes_as_captions(clip, shapes, two_scenes):
-    config = shrink(Config.fromfile(MIX / 'vop_captions_moving_shapes.py'), clip, shapes)
+    config = shrink('vop_captions_moving_shapes', clip, shapes)
     model, losses = train_steps(config, two_scenes[0], 15)
     assert model.cls_head.num_classes == 12
     assert losses[-1] < losses[0] * 0.7
-    assert 'cls_head.text.prompts.0.tokens' in {
-        name for name, p in model.named_parameters() if p.grad is not None
-    }
+    assert model.cls_head.text.prompts[0].tokens.grad is not None
 
 
-def test_train_test_and_resume_with_accuracy(clip, shapes, run, tmp_path):
-    """With MMAction2's VideoDataset and AccMetric."""
-    config = shrink(Config.fromfile(MIX / 'vop_recognizer_moving_shapes.py'), clip, shapes)
-    config.train_cfg.update(max_epochs=1, val_interval=1)
-    config.default_hooks.logger.interval = 1
-    config.default_hooks.checkpoint.interval = 1
-    work_dir = tmp_path / 'train'
-    run('train', config, '--work-dir', work_dir)
-    assert len(logged(work_dir, 'loss_cls')) == 3
-    [accuracy] = logged(work_dir, 'acc/top1')
-    best = work_dir / 'best_acc_top1_epoch_1.pth'
-    state = torch.load(best, weights_only=True)['state_dict']
-    assert {k for k in state if not k.endswith('_extra_state')} == {
-        'backbone.frame_positional_embedding',
-        'cls_head.fc_cls.weight',
-        'cls_head.fc_cls.bias',
-        *(f'backbone.prompts.{i}.tokens' for i in range(3)),
-    }
-    run('test', config, best, '--work-dir', tmp_path / 'test')
-    assert results_of(tmp_path / 'test')['acc/top1'] == accuracy
-
-    config.train_cfg.max_epochs = 2
-    run('train', config, '--work-dir', work_dir, '--resume')
-    assert len(logged(work_dir, 'acc/top1')) == 2
-    states = [torch.load(work_dir / f'epoch_{epoch}.pth', weights_only=True) for epoch in (1, 2)]
-    assert [s['meta']['iter'] for s in states] == [3, 6]
-    before, after = (s['state_dict']['backbone.prompts.1.tokens'] for s in states)
-    # Three steps from where it stood, not from a new start.
-    assert 0 < (after - before).abs().max() < 0.04
-
-
-def test_zero_shot_needs_no_checkpoint_and_nothing_trains(clip, shapes, run, tmp_path):
-    config = shrink(Config.fromfile(MIX / 'zero_shot_captions_moving_shapes.py'), clip, shapes)
-    run('test', config, '--work-dir', tmp_path / 'test')
-    assert set(results_of(tmp_path / 'test')) >= {'acc/top1', 'acc/top5'}
-    with pytest.raises(UserError, match='Nothing trains'):
-        run('train', config, '--work-dir', tmp_path / 'train')
-
-
-# Kinetics-400
-
-
-@pytest.fixture(scope='module')
-def kinetics(video_folder, tmp_path_factory):
-    """Five videos laid out as MMAction2's Kinetics-400."""
-    folder = tmp_path_factory.mktemp('kinetics400')
-    for split in ('train', 'val'):
-        (folder / f'videos_{split}').symlink_to(video_folder)
-        (folder / f'kinetics400_{split}_list_videos.txt').write_text(
-            ''.join(f'{number}.mp4 {99 * number}\n' for number in range(5))
-        )
-    (folder / 'label_map_k400.txt').write_text(
-        ''.join(f'doing thing {number}\n' for number in range(400))
-    )
-    return folder
-
-
-@pytest.mark.parametrize('name', ['vop_recognizer', 'vop_tsn', 'vop_captions'])
-def test_kinetics_trains_and_is_tested(clip, kinetics, run, tmp_path, name):
-    config = shrink(Config.fromfile(MIX / f'{name}_kinetics400.py'), clip, kinetics)
-    config.train_cfg.max_epochs = 1
-    config.default_hooks.logger.interval = 1
-    if name == 'vop_captions':
-        config.model.cls_head.templates = ['{}']
-    run('train', config, '--work-dir', tmp_path / 'train')
-    losses = logged(tmp_path / 'train', 'loss_cls')
-    assert len(losses) == 2 and all(0 < loss < 50 for loss in losses)
-    [best] = (tmp_path / 'train').glob('best_acc_top1_epoch_1.pth')
-    run('test', config, best, '--work-dir', tmp_path / 'test')
-    assert results_of(tmp_path / 'test')['acc/top5'] == logged(tmp_path / 'train', 'acc/top5')[0]
-    state = torch.load(best, weights_only=True)['state_dict']
-    assert ('cls_head.text.prompts.0.tokens' in state) is (name == 'vop_captions')
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'name, names',
+    [
+        ('vop_recognizer', BACKBONE | LINEAR),
+        ('vop_tsn', BACKBONE | LINEAR),
+        ('vop_captions', BACKBONE | {'cls_head.text.prompts.0.tokens'}),
+    ],
+)
+def test_a_recognizer_of_kinetics(clip, kinetics, run, tmp_path, name, names):
+    config = shrink(f'{name}_kinetics400', clip, kinetics)
+    best, _ = train_and_test(run, tmp_path, config, 'acc/top5')
+    assert trained(best).keys() == names
     # MMAction2's inference reads the config's `test_pipeline`.
     model = init_recognizer(config, str(best), device='cpu')
     sample = inference_recognizer(model, str(kinetics / 'videos_val/0.mp4'))
     assert sample.pred_score.sum().item() == pytest.approx(1)
 
 
-def test_kinetics_zero_shot(clip, kinetics, run, tmp_path):
-    config = shrink(Config.fromfile(MIX / 'zero_shot_captions_kinetics400.py'), clip, kinetics)
-    config.model.cls_head.templates = ['{}']
-    assert not any(p.requires_grad for p in MODELS.build(config.model).parameters())
-    run('test', config, '--work-dir', tmp_path)
-    assert 0 <= results_of(tmp_path)['acc/mean1'] <= 1
+@pytest.mark.slow
+def test_a_recognizer_resumes(clip, shapes, run, tmp_path):
+    config = shrink('vop_recognizer_moving_shapes', clip, shapes)
+    run('train', config)
+    config.train_cfg.max_epochs = 2
+    run('train', config, '--resume')
+    assert len(logged(tmp_path / 'train', 'acc/top1')) == 2
+    files = [tmp_path / f'train/epoch_{epoch}.pth' for epoch in (1, 2)]
+    before, after = (trained(file)['backbone.prompts.1.tokens'] for file in files)
+    # Three steps from where it stood, not from a new start.
+    assert 0 < (after - before).abs().max() < 0.04
 
 
-def test_kinetics_has_one_schedule():
-    ours, theirs = (
-        Config.fromfile(MIX / f'{name}_kinetics400.py') for name in ('vop_recognizer', 'vop_tsn')
-    )
-    assert ours.optim_wrapper.optimizer == theirs.optim_wrapper.optimizer
-    assert ours.train_cfg.max_epochs == theirs.train_cfg.max_epochs
-    assert ours.auto_scale_lr == theirs.auto_scale_lr
-
-
-@pytest.mark.parametrize(
-    'path',
-    sorted(MIX.glob('*kinetics400.py')) + sorted(MIX.glob('*_moving_shapes.py')),
-    ids=lambda path: path.stem,
-)
-def test_pixels_are_normalised_as_clip_was_trained(path):
-    config = Config.fromfile(path)
-    preprocessor = config.get('data_preprocessor') or config.model.get('data_preprocessor')
-    if preprocessor is None:
-        assert config.model.type == 'vop.RetrievalRecognizer'  # which knows
-        return
-    for values, clips in (
-        (preprocessor.mean, open_clip.OPENAI_DATASET_MEAN),
-        (preprocessor.std, open_clip.OPENAI_DATASET_STD),
-    ):
-        assert values == pytest.approx([255 * v for v in clips], abs=1e-3)
+@pytest.mark.slow
+@pytest.mark.parametrize('name, data', [('moving_shapes', 'shapes'), ('kinetics400', 'kinetics')])
+def test_zero_shot_needs_no_checkpoint_and_nothing_trains(request, clip, run, name, data):
+    config = shrink(f'zero_shot_captions_{name}', clip, request.getfixturevalue(data))
+    assert run('test', config).keys() >= {'acc/top1', 'acc/top5', 'acc/mean1'}
+    with pytest.raises(UserError, match='Nothing trains'):
+        run('train', config)
 
 
 @pytest.mark.parametrize('path', sorted(MIX.glob('[!_]*.py')), ids=lambda path: path.stem)
-def test_mmaction2s_own_tools_find_this_project(path):
-    assert 'projects.vop' in Config.fromfile(path).custom_imports.imports
+def test_mmaction2_finds_this_project_and_pixels_are_normalised_for_clip(path):
+    config = Config.fromfile(path)
+    assert 'projects.vop' in config.custom_imports.imports
+    preprocessor = config.model.get('data_preprocessor') or config.get('data_preprocessor')
+    if 'cls_head' not in config.model:  # retrieval, which knows
+        assert preprocessor is None or config.model.type == 'CLIPSimilarity'
+        return
+    values = [*preprocessor.mean, *preprocessor.std]
+    trained_with = [*open_clip.OPENAI_DATASET_MEAN, *open_clip.OPENAI_DATASET_STD]
+    assert values == pytest.approx([255 * v for v in trained_with], abs=1e-3)
 
 
-# MMAction2's temporal adapters
-
-
-def test_an_adapter_trains_and_is_tested(clip, shapes, run, tmp_path):
-    config = shrink(Config.fromfile(MIX / 'vop_transformer_adapter_moving_shapes.py'), clip, shapes)
-    config.model.adapter.update(transformer_width=32, transformer_heads=2)
-    config.train_cfg.update(max_epochs=1, val_interval=1)
-    config.default_hooks.checkpoint.interval = 1
-    work_dir = tmp_path / 'train'
-    run('train', config, '--work-dir', work_dir)
-    checkpoint = work_dir / 'epoch_1.pth'
-    saved = torch.load(checkpoint, weights_only=True)
-    state, rates = (
-        saved['state_dict'],
-        {group['initial_lr'] for group in saved['optimizer']['param_groups']},
+def test_mixes_share_schedules_and_adapters_are_there_for_every_data_set():
+    ours, theirs = (
+        Config.fromfile(MIX / f'{name}_kinetics400.py') for name in ('vop_recognizer', 'vop_tsn')
     )
-    assert max(rates) == pytest.approx(10 * min(rates))
-    # The Runner has drawn it before training, with a small deviation.
-    assert 0 < state['adapter.positional_embedding'].std() < 0.05
-    assert not any('.backbone.' in name for name in state)
-    run('test', config, checkpoint, '--work-dir', tmp_path / 'test')
-    metrics = results_of(tmp_path / 'test')
-    assert metrics['t2v/MnR'] == logged(work_dir, 't2v/MnR')[0]
-
-
-def test_the_simple_mean_trains_and_is_tested(clip, shapes, run, tmp_path):
-    config = shrink(Config.fromfile(MIX / 'vop_simple_mean_msrvtt.py'), clip, shapes, frames=4)
-    config.train_cfg.update(max_epochs=1, val_interval=1)
-    config.default_hooks.logger.interval = 1
-    work_dir = tmp_path / 'train'
-    run('train', config, '--work-dir', work_dir)
-    assert len(logged(work_dir, 'loss')) == 3
-    checkpoint = work_dir / 'epoch_1.pth'
-    state = torch.load(checkpoint, weights_only=True)['state_dict']
-    assert {name for name in state if not name.endswith('_extra_state')} == {
-        'visual.prompts.0.tokens',
-        'text.prompts.0.tokens',
-    }
-    run('test', config, checkpoint, '--work-dir', tmp_path / 'test')
-    assert results_of(tmp_path / 'test')['t2v/MnR'] == logged(work_dir, 't2v/MnR')[0]
-
-
-def test_adapters_are_there_for_every_data_set():
-    for name, kind in (
-        ('vop_simple_mean', 'SimpleMeanAdapter'),
-        ('vop_transformer_adapter', 'TransformerAdapter'),
-    ):
-        config = open_config(MIX / f'{name}_didemo.py')
-        assert config.model.adapter.type == kind
+    for key in ('optim_wrapper.optimizer', 'train_cfg.max_epochs', 'auto_scale_lr'):
+        assert attrgetter(key)(ours) == attrgetter(key)(theirs)
+    for name in ('simple_mean', 'transformer_adapter'):
+        config = open_config(MIX / f'vop_{name}_didemo.py')
+        assert config.model.adapter.type.lower().startswith(name.partition('_')[0])
         assert config.train_dataloader.dataset.data_root == 'data/didemo'
     shapes = Config.fromfile(MIX / 'vop_transformer_adapter_moving_shapes.py')
     assert config.optim_wrapper.paramwise_cfg == shapes.optim_wrapper.paramwise_cfg
 
 
-# MMAction2's CLIP4Clip
+# Retrieval: MMAction2's temporal adapters, and its CLIP4Clip
 
 
-@pytest.fixture(scope='module')
-def archive(write_archive, tmp_path_factory):
-    """A small CLIP as an archive of OpenAI's."""
-    path = tmp_path_factory.mktemp('archive') / 'ViT-tiny.pt'
-    torch.manual_seed(0)
-    write_archive(
-        open_clip.CLIP(
-            embed_dim=32,
-            quick_gelu=True,
-            vision_cfg=dict(image_size=32, patch_size=16, layers=1, width=64),
-            text_cfg=dict(context_length=77, vocab_size=49408, width=64, heads=1, layers=1),
-        ),
-        path,
-    )
-    return str(path)
+@pytest.mark.slow
+def test_the_simple_mean(clip, shapes, run, tmp_path):
+    config = shrink('vop_simple_mean_msrvtt', clip, shapes)
+    best, _ = train_and_test(run, tmp_path, config, 't2v/MnR')
+    assert trained(best).keys() == PROMPTS
+
+
+@pytest.mark.slow
+def test_the_transformer_adapter(clip, shapes, run, tmp_path):
+    config = shrink('vop_transformer_adapter_moving_shapes', clip, shapes)
+    config.model.adapter.update(transformer_width=32, transformer_heads=2)
+    best, _ = train_and_test(run, tmp_path, config, 't2v/MnR')
+    saved = torch.load(best.with_name('epoch_1.pth'), weights_only=True)
+    rates = {group['initial_lr'] for group in saved['optimizer']['param_groups']}
+    assert max(rates) == pytest.approx(10 * min(rates))
+    # The Runner has drawn it before training, with a small deviation.
+    assert 0 < trained(best)['adapter.positional_embedding'].std() < 0.05
+    assert not any('.backbone.' in name for name in trained(best))
 
 
 @pytest.fixture
@@ -401,174 +313,88 @@ def openai_clip(monkeypatch):
     return pytest.importorskip('clip')
 
 
-def runner_of(config, work_dir):
-    config.work_dir = str(work_dir)
-    config.train_cfg.max_epochs = 1
-    config.default_hooks.logger.interval = 1
-    # The schedule of five epochs does not fit into one.
-    config.param_scheduler = None
-    return Runner.from_cfg(config)
-
-
-def test_clip4clip_with_our_metric(openai_clip, archive, clip, shapes, tmp_path):
+@pytest.mark.slow
+def test_clip4clip_with_our_metric(openai_clip, write_archive, clip, shapes, run, tmp_path):
     """MMAction2's model, data set, pipeline and preprocessor."""
-    config = shrink(Config.fromfile(MIX / 'clip4clip_with_vop_metric.py'), clip, shapes, frames=4)
-    config.model.clip_arch = archive
-    runner = runner_of(config, tmp_path)
-    assert type(runner.model).__module__.startswith('mmaction.')
-    before = {n: p.clone() for n, p in runner.model.named_parameters()}
-    runner.train()
-    assert len(logged(tmp_path, 'sim_loss_t2v')) == 3
-    changed = {n for n, p in runner.model.named_parameters() if not torch.equal(p, before[n])}
-    assert 'clip.visual.transformer.resblocks.0.attn.in_proj_weight' in changed
-    assert 'clip.token_embedding.weight' not in changed  # frozen_layers=0
-
-    metrics = runner.test()
-    features = [
-        sample.features
-        for data in runner.test_dataloader
-        for sample in runner.model.test_step(data)
-    ]
-    video, text = (
-        torch.stack([f[name] for f in features]).double()
-        for name in ('video_feature', 'text_feature')
-    )
-    assert metrics == evaluate_similarity(text @ video.T, torch.arange(6))
-    assert metrics['v2t/MnR'] > 1
+    archive, dump = tmp_path / 'ViT-tiny.pt', tmp_path / 'embeddings.pt'
+    write_archive(open_clip.CLIP(**MODELSCOPE_CLIP), archive)  # heads of 64, as OpenAI's
+    config = shrink('clip4clip_with_vop_metric', clip, shapes)
+    config.model.clip_arch = str(archive)
+    config.param_scheduler = None  # that of five epochs does not fit into one
+    config.test_evaluator.dump = str(dump)
+    best, results = train_and_test(run, tmp_path, config, 'v2t/MnR')
+    assert 'clip.visual.transformer.resblocks.0.attn.in_proj_weight' in trained(best)
+    tested = Embeddings.load(str(dump))
+    assert tested.video.shape == tested.text.shape == (6, 32)
+    scores = (tested.text.double() @ tested.video.double().T).float()
+    wanted = evaluate_similarity(scores, torch.arange(6))
+    assert results | wanted == results and results['v2t/MnR'] > 1
 
 
-def test_our_recognizer_on_its_data(openai_clip, clip, shapes, tmp_path):
-    config = shrink(Config.fromfile(MIX / 'vop_on_clip4clip_data.py'), clip, shapes, frames=4)
-    runner = runner_of(config, tmp_path)
-    assert type(runner.train_dataloader.dataset).__module__.startswith('mmaction.')
-    runner.train()
-    assert len(logged(tmp_path, 'loss_t2v')) == 3
-    [best] = tmp_path.glob('best_t2v_R@1_epoch_1.pth')
-    state = torch.load(best, weights_only=True)['state_dict']
-    assert {'visual.prompts.0.tokens', 'text.prompts.0.tokens'} == {
-        name for name in state if not name.endswith('_extra_state')
-    }
-    theirs = runner.test()
-
+@pytest.mark.slow
+def test_our_recognizer_on_its_data(openai_clip, clip, shapes, video_folder, run, tmp_path):
+    config = shrink('vop_on_clip4clip_data', clip, shapes)
+    config.param_scheduler = None
+    best, theirs = train_and_test(run, tmp_path, config, 't2v/MnR')
+    assert trained(best).keys() == PROMPTS
     # The same test set read as ours: the same numbers.
-    ours = config.copy()
-    ours.test_dataloader.dataset.type = 'vop.VideoTextDataset'
-    ours.test_dataloader.dataset.pipeline[-2].type = 'vop.CLIPTokenize'
-    ours.load_from = str(best)
-    assert runner_of(ours, tmp_path / 'ours').test() == theirs
-
-
-def test_a_video_with_several_captions_counts_several_times(
-    openai_clip, clip, video_folder, tmp_path
-):
-    """Unless the test set is read by our data set."""
-    counted = []
-    for kind, tokenize in (
-        ('VideoTextDataset', 'CLIPTokenize'),
-        ('vop.VideoTextDataset', 'vop.CLIPTokenize'),
-    ):
-        config = shrink(
-            Config.fromfile(MIX / 'vop_on_clip4clip_data.py'), clip, video_folder, frames=4
-        )
-        config.test_dataloader.dataset.update(
-            type=kind, ann_file='test.json', data_prefix=dict(video='')
-        )
-        config.test_dataloader.dataset.pipeline[-2].type = tokenize
-        runner = runner_of(config, tmp_path / kind)
-        runner.test()
-        [metric] = runner.test_evaluator.metrics
-        counted.append((len(metric.tested.video), len(metric.tested.text)))
-    assert counted == [(15, 15), (5, 15)]
+    data = config.test_dataloader.dataset
+    data.type = 'vop.VideoTextDataset'
+    data.pipeline[-2].type = 'vop.CLIPTokenize'
+    ours = run('test', config, best)
+    times = dict.fromkeys(('data_time', 'time'))
+    assert ours | times == theirs | times
+    # A video with several captions counts several times in theirs.
+    data.update(data_root=str(video_folder), data_prefix=dict(video=''), indices=None, pipeline=[])
+    kinds = 'VideoTextDataset', data.type
+    assert [len(DATASETS.build(data | dict(type=kind))) for kind in kinds] == [15, 5]
 
 
 def test_nothing_leaks_from_videos_without_names(tmp_path, logged_warnings):
     """MMAction2's data set gives them none."""
     samples = [dict(features=dict(video_feature=row, text_feature=row)) for row in torch.eye(3)]
     bank = str(tmp_path / 'bank.pt')
-    for kwargs in (dict(dump=bank), dict(qb_norm=bank)):
+    for kwargs in (dict(dump=bank), dict(rescoring=[dict(type='vop.QBNorm', bank=bank)])):
         metric = RetrievalMetric(**kwargs)
         metric.process({}, samples)
         assert metric.evaluate(3)['t2v/R@1'] == 100
     assert not logged_warnings
     samples[1]['features']['text_feature'] = torch.full((3,), torch.nan)
     metric.process({}, samples)
-    with pytest.raises(ValueError, match='of video number 1 is not finite'):
+    with pytest.raises(UserError, match='number 1'):
         metric.evaluate(3)
 
 
-# Dropped into a checkout of MMAction2
-
-PROJECT = """
-import projects.vop
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
-
-
-@HOOKS.register_module()
-class SayWhereHook(Hook):
-
-    def before_run(self, runner):
-        runner.logger.info(f'VoP is in {projects.vop.__file__}.')
-"""
-
-IN_CHECKOUT = """
-_base_ = '../../configs/_base_/default_runtime.py'
-
-custom_imports = dict(
-    imports=['projects.vop', 'projects.example_project.hook'],
-    allow_failed_imports=False)
-custom_hooks = [dict(type='SayWhereHook')]
+# Dropped into a checkout of MMAction2; one process imports torch once.
+TRAIN_AND_TEST = """
+import runpy, sys
+import mmengine.config.config as config
+config.FormatCode = lambda text, **kwargs: (text, None)  # takes longer than the training
+for argv in (['tools/train.py', 'vop.py', '--work-dir', 'train'],
+             ['tools/test.py', 'vop.py', 'train/epoch_1.pth', '--work-dir', 'test',
+              '--cfg-options', 'experiment_name=test']):
+    sys.argv = argv
+    runpy.run_path(argv[0], run_name='__main__')
+print(sys.modules['projects.vop'].__file__)
 """
 
 
+@pytest.mark.slow
 def test_in_a_checkout_of_mmaction2(clip, shapes, tmp_path):
     """Its own tools/train.py and tools/test.py; the config says the rest."""
     for folder in ('tools', 'configs/_base_'):
         shutil.copytree(MMACTION2 / folder, tmp_path / folder)
     (tmp_path / 'mmaction').symlink_to(MMACTION2.parent)
-    shutil.copytree(
-        ROOT / 'projects/vop',
-        tmp_path / 'projects/vop',
-        ignore=shutil.ignore_patterns('__pycache__'),
-    )
-    example = tmp_path / 'projects/example_project'
-    example.mkdir()
-    (example / 'hook.py').write_text(PROJECT)
-    config = shrink(Config.fromfile(MIX / 'vop_recognizer_moving_shapes.py'), clip, shapes)
-    config.train_cfg.update(max_epochs=1, val_interval=1)
-    keys = (
-        'model',
-        'train_cfg',
-        'val_cfg',
-        'test_cfg',
-        'optim_wrapper',
-        *(f'{split}_dataloader' for split in ('train', 'val', 'test')),
-        'val_evaluator',
-        'test_evaluator',
-    )
-    (example / 'vop.py').write_text(
-        IN_CHECKOUT + Config({key: config[key] for key in keys}).pretty_text
-    )
-
-    def start(*command):
-        done = subprocess.run(
-            [sys.executable, *command, '--work-dir', 'runs'],
-            cwd=tmp_path,
-            env=dict(os.environ, PYTHONPATH=str(tmp_path), OMP_NUM_THREADS='1'),
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout + done.stderr
-
-    output = start('tools/train.py', 'projects/example_project/vop.py')
-    assert f'VoP is in {tmp_path}/projects/vop/__init__.py.' in output
-    [accuracy] = logged(tmp_path / 'runs', 'acc/top1')
-    checkpoint = tmp_path / 'runs/epoch_1.pth'
+    shutil.copytree(ROOT / 'projects/vop', tmp_path / 'projects/vop')
+    config = shrink('vop_recognizer_moving_shapes', clip, shapes)
+    parts = ('model', 'imports', 'cfg', 'optim_wrapper', 'dataloader', 'evaluator')
+    own = Config({key: config[key] for key in config if key.endswith(parts)})
+    base = "_base_ = 'configs/_base_/default_runtime.py'\n"
+    (tmp_path / 'vop.py').write_text(base + own.pretty_text)
+    command = sys.executable, '-c', TRAIN_AND_TEST
+    output = run_command(*command, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert f'{tmp_path}/projects/vop/__init__.py' in output
+    checkpoint = tmp_path / 'train/epoch_1.pth'
     assert checkpoint.stat().st_size < 2**20
-    state = torch.load(checkpoint, weights_only=True)['state_dict']
-    assert 'cls_head.fc_cls.weight' in state
-    assert not any('backbone.backbone' in name for name in state)
-
-    output = start('tools/test.py', 'projects/example_project/vop.py', str(checkpoint))
-    assert f'acc/top1: {accuracy:.4f}' in output
+    assert trained(checkpoint).keys() == BACKBONE | LINEAR
+    assert metrics(tmp_path / 'test')['acc/top1'] == logged(tmp_path / 'train', 'acc/top1')[0]
