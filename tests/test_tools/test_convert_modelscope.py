@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import MODELSCOPE_CLIP as SMALL_CLIP
+from helpers import MODELSCOPE_TEXT as TEXT
+from helpers import MODELSCOPE_VISUAL as VISUAL
+from helpers import released_state
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import load_checkpoint
-from test_models.test_modelscope import SMALL_CLIP, TEXT, VISUAL, released_state
 
 from projects.vop.engine import check_fit
 from projects.vop.errors import UserError
