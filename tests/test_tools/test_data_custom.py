@@ -93,14 +93,10 @@ def test_the_test_videos_can_be_given(convert):
 
 
 def test_windows(convert):
-    lines = [
-        ('clip0', 'a', '', '2.5', 'test'),
-        ('clip2', 'b', '1', '3', 'train'),
-        ('clip2', 'c', '1.0', '3', 'train'),
-        ('clip4', 'd', '', '', 'train'),
-        ('clip6', 'e', '7', '', 'train'),
-    ]
-    convert(lines, header='video,caption,start,end,split')
+    lines = (
+        'clip0,a,,2.5,test clip2,b,1,3,train clip2,c,1.0,3,train clip4,d,,,train clip6,e,7,,train'
+    )
+    convert('\n'.join(['video,caption,start,end,split', *lines.split()]))
     assert read_splits() == [
         {
             'clip2.mp4': Annotation(['b', 'c'], 1, 3),
