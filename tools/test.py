@@ -13,6 +13,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from projects.vop.engine import check_data, check_fit, open_config, pin_memory, use_gloo_without_gpu
+from projects.vop.errors import UserError, exit_on_user_error
 from projects.vop.evaluation import RetrievalMetric
 from projects.vop.fileio import check_writable
 from projects.vop.models.encoder import fingerprint
@@ -110,17 +111,22 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     evaluators = cfg.test_evaluator
     if not isinstance(evaluators, (list, tuple)):
         evaluators = [evaluators]
-    fields = dict(dsl=args.dsl, qb_norm=args.qb_norm, dump=args.dump_embeddings)
-    fields = {k: v for k, v in fields.items() if v is not None}
-    if fields or args.report is not None:
+    methods = {'vop.DSL': dict(scale=args.dsl), 'vop.QBNorm': dict(bank=args.qb_norm)}
+    methods = {kind: given for kind, given in methods.items() if None not in given.values()}
+    if methods or args.dump_embeddings is not None or args.report is not None:
         ours = [e for e in evaluators if e.get('type') == 'vop.RetrievalMetric']
         if len(ours) != 1:
-            raise ValueError(
-                '--dsl, --qb-norm, --dump-embeddings and --report need one '
-                'vop.RetrievalMetric in test_evaluator of the config, which '
-                f'has {len(ours)}.'
+            raise UserError(
+                '--dsl, --qb-norm, --dump-embeddings and --report need one vop.RetrievalMetric in '
+                f'test_evaluator of the config, which has {len(ours)}.'
             )
-        ours[0].update(fields)
+        rescoring = {method['type']: method for method in ours[0].get('rescoring', ())}
+        for kind, given in methods.items():
+            rescoring[kind] = dict(rescoring.get(kind, ()), type=kind, **given)
+        if methods:
+            ours[0].rescoring = list(rescoring.values())
+        if args.dump_embeddings is not None:
+            ours[0].dump = args.dump_embeddings
         # What is wrong is said before CLIP is opened.
         METRICS.build(dict(ours[0], device='cpu'))
     if args.report is not None:
@@ -139,10 +145,7 @@ class NameModel(Hook):
             model = model.module
         for metric in runner.test_evaluator.metrics:
             if isinstance(metric, RetrievalMetric):
-                try:
-                    metric.set_model(fingerprint(model.named_parameters()))
-                except ValueError as error:
-                    raise SystemExit(str(error)) from error
+                metric.set_model(fingerprint(model.named_parameters()))
 
 
 def report(args: argparse.Namespace, runner: Runner, metrics: dict[str, float]) -> None:
@@ -191,4 +194,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with exit_on_user_error():
+        main()

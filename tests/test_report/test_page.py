@@ -189,7 +189,7 @@ def right_of(query):
 @pytest.fixture(scope='module')
 def tested():
     samples = embed()
-    metric, metrics = measure(samples, dsl=50.0, prefix='msvd')
+    metric, metrics = measure(samples, rescoring=[DSL(50.0)], prefix='msvd')
     return samples, metric, metrics
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from projects.vop.errors import UserError
 from projects.vop.models import open_towers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -414,7 +415,7 @@ def test_a_bank_of_training_queries(run_tool, trained, config, tmp_path, capsys)
     )
     content = torch.load(bank, weights_only=True)
     assert content['video_id'] == [f'{number}.mp4' for number in range(5)]
-    assert content['owner'].tolist() == [n // 2 for n in range(10)]
+    assert content['video_of_text'].tolist() == [n // 2 for n in range(10)]
     assert content['video'].shape == (5, 32)
     capsys.readouterr()
     run_tool(
@@ -437,7 +438,7 @@ def test_a_bank_of_training_queries(run_tool, trained, config, tmp_path, capsys)
     assert output.count('Not to be compared with plain numbers') == 1
     assert '5 test videos are in the bank' in output
 
-    with pytest.raises(SystemExit, match='was made with another model'):
+    with pytest.raises(UserError, match='was made with another model'):
         run_tool(
             'tools/test.py',
             config(),
@@ -465,7 +466,7 @@ def test_a_bank_of_training_queries(run_tool, trained, config, tmp_path, capsys)
     )
     assert results_in(tmp_path / 'two') == pytest.approx(result)
     two = torch.load(tmp_path / 'two.pt', weights_only=True)
-    assert two['model'] == content['model']
+    assert two['model_fingerprint'] == content['model_fingerprint']
     assert two['video_id'] == content['video_id']
 
 
@@ -475,7 +476,7 @@ def test_a_bank_of_training_queries(run_tool, trained, config, tmp_path, capsys)
         (['--qb-norm', 'nowhere.pt'], 'There is no file nowhere.pt'),
         (['--qb-norm', 'setup.py'], 'setup.py is damaged, or holds no embeddings'),
         (['--dsl', '-3'], 'dsl must be a positive number'),
-        (['--dump-embeddings', 'tools'], 'No file tools can be written'),
+        (['--dump-embeddings', 'tools'], 'tools cannot be written'),
         (
             ['--dsl', '--cfg-options', 'test_evaluator.type=RetrievalMetric'],
             'need one vop.RetrievalMetric',
@@ -506,5 +507,5 @@ def test_lambda_of_dsl_and_dump_to_pickle_together(run_tool, config, tmp_path):
     )
     assert 'dsl/t2v/R@1' in results_in(tmp_path)
     saved = next(tmp_path.glob('*/vis_data/config.py')).read_text()
-    assert 'dsl=30.0' in saved
+    assert 'scale=30.0' in saved
     assert (tmp_path / 'predictions.pkl').stat().st_size > 0
