@@ -485,7 +485,7 @@ def test_nothing_leaks_from_videos_without_names(tmp_path, logged_warnings):
     """MMAction2's data set gives them none."""
     samples = [dict(features=dict(video_feature=row, text_feature=row)) for row in torch.eye(3)]
     bank = str(tmp_path / 'bank.pt')
-    for kwargs in (dict(dump=bank), dict(qb_norm=bank)):
+    for kwargs in (dict(dump=bank), dict(rescoring=[dict(type='vop.QBNorm', bank=bank)])):
         metric = RetrievalMetric(**kwargs)
         metric.process({}, samples)
         assert metric.evaluate(3)['t2v/R@1'] == 100
