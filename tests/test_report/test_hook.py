@@ -174,7 +174,11 @@ def make_page(folder, tmp_path_factory):
                 dataset=data | dict(pipeline=PIPELINE, test_mode=True) | dataset,
                 sampler=dict(type='DefaultSampler', shuffle=True),  # they are known by their names
             ),
-            test_evaluator=dict(type='vop.RetrievalMetric', dsl=50, prefix='msvd'),
+            test_evaluator=dict(
+                type='vop.RetrievalMetric',
+                rescoring=[dict(type='vop.DSL', scale=50)],
+                prefix='msvd',
+            ),
             test_cfg=dict(),
             custom_hooks=[report | dict(facts=dict(Changed='half \ud83d')), *hooks],
             default_scope='mmaction',
