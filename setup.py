@@ -18,7 +18,10 @@ setup(
     license='Apache-2.0',
     # `projects` has no __init__.py, so that other projects can live in it.
     packages=find_namespace_packages(include=['projects.vop*']),
-    package_data={'projects.vop.report': ['report.css', 'report.html.jinja']},
+    package_data={
+        'projects.vop': ['py.typed'],
+        'projects.vop.report': ['report.css', 'report.html.jinja'],
+    },
     python_requires='>=3.10',
     install_requires=[
         'torch>=2.2',
@@ -35,7 +38,8 @@ setup(
         'opencv-python',
         'jinja2',  # the report
         'pebble',  # pools with a time limit, which a crash does not end
-        'portalocker',
+        'portalocker>=4',
+        'submitit>=1.5.2',  # tools/reproduce.py
     ],
     extras_require={
         # MMAction2 needs mmcv >= 2.0 and < 2.2. The full mmcv must fit torch
@@ -45,7 +49,7 @@ setup(
         # Not required, as faiss-gpu will do, too.
         'search': ['faiss-cpu'],
         'demo': ['faiss-cpu', 'gradio>=6'],
-        'reproduce': ['submitit'],
+        'lint': ['ruff', 'mypy', 'pre-commit'],
         'test': [
             'pytest',
             'pytest-xdist',

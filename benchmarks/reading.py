@@ -1,11 +1,10 @@
-"""Time the reading of videos against that of copies, in turn, in one run.
+"""Compare the time of reading videos with that of reading copies, in turn, in one run.
 
 Originals and copies that tools/data/compress_videos.py made go through the
-train pipeline of a config, one process, the same random crops and segments
-of time. Says how many clips a second each gives, where their time goes, and
-how well a model sees in the copies what it would in the originals: the PSNR
-between what the test pipeline makes of each frame that it takes of a copy and
-of the frame that the original shows at the same time.
+train pipeline of a config, in one process, with the same random crops and
+segments of time. Prints how many clips per second each gives, where their time
+goes, and how close the copies look: the PSNR between each frame that the test
+pipeline makes of a copy, and what it makes of the original at the same time.
 """
 
 import argparse
@@ -13,12 +12,12 @@ import json
 import platform
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import av
 import cv2
 import decord
 import mmaction
@@ -27,59 +26,41 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-import projects.vop  # noqa: F401
 from projects.vop.engine import open_config
+from projects.vop.errors import UserError, exit_on_user_error
+from projects.vop.fileio import is_video, walk_files, write_file
 from projects.vop.registry import DATASETS
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / 'tools/data'))
-from common import SUFFIXES, some  # noqa: E402
+from transcode import CODECS, CopySettings, TranscodeError, encode  # noqa: E402
 
 
 def find_videos(folder: Path) -> list[str]:
     """Paths of the videos, relative to the folder."""
-    if not folder.is_dir():
-        raise SystemExit(f'There is no folder {folder}.')
-    return sorted(
-        str(path.relative_to(folder))
-        for path in folder.rglob('*')
-        if path.suffix.lower() in SUFFIXES
-    )
+    return [name for name, _ in walk_files(folder) if is_video(name)]
 
 
 def spread(videos: list[str], number: int) -> list[str]:
-    """At most so many of them, evenly from first to last."""
+    """At most ``number`` of the videos, evenly spaced."""
     step = max(1, len(videos) / number)
     return [videos[int(i * step)] for i in range(min(number, len(videos)))]
 
 
 def make_copies(folder: Path, videos: list[str], place: Path) -> list[Path]:
-    """Copies of these videos with the defaults of both codecs."""
-    for video in videos:
-        link = place / 'originals' / video
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to((folder / video).resolve())
-    copies = [place / codec for codec in ('mjpeg', 'h264')]
-    for copy in copies:
-        done = subprocess.run(
-            [
-                sys.executable,
-                ROOT / 'tools/data/compress_videos.py',
-                place / 'originals',
-                copy,
-                '--codec',
-                copy.name,
-            ],
-            capture_output=True,
-            text=True,
-        )
-        if done.stderr:  # one that cannot be read is said elsewhere
-            raise SystemExit(done.stderr.strip())
-    return copies
+    """Copy these videos with the defaults of both codecs; leave out what is unreadable."""
+    for name, codec in CODECS.items():
+        settings = CopySettings(codec=name, quality=codec.quality)
+        for video in videos:
+            try:
+                write_file(place / name / video, encode(folder / video, settings))
+            except (TranscodeError, av.FFmpegError):
+                continue
+    return [place / name for name in CODECS]
 
 
 def open_datasets(cfg: Config, split: str, folders: dict[str, Path], videos: list[str]) -> dict:
-    """The data set of a split's dataloader, over these videos of each."""
+    """Open the data set of a split, over these videos of each folder."""
     with tempfile.TemporaryDirectory() as place:
         ann_file = Path(place) / 'videos.json'
         ann_file.write_text(json.dumps({video: ['a video of something'] for video in videos}))
@@ -95,8 +76,7 @@ def open_datasets(cfg: Config, split: str, folders: dict[str, Path], videos: lis
 
 
 def time_clip(dataset, index: int, seed: int) -> list[float]:
-    """Seconds of each transform of the pipeline on one video, and of CPU
-    time in all."""
+    """Seconds of each transform of the pipeline on one video, and of CPU time in total."""
     random.seed(seed)
     np.random.seed(seed)  # transforms draw from both
     results, seconds = dataset.get_data_info(index), []
@@ -109,30 +89,25 @@ def time_clip(dataset, index: int, seed: int) -> list[float]:
 
 
 def measure(datasets: dict, repeats: int) -> dict[str, np.ndarray]:
-    """What ``time_clip`` says: repeats x videos x (transforms + CPU time).
+    """Run ``time_clip`` on all videos, each from one data set right after the other.
 
-    Each video is read from one data set right after the other, so that drift
-    hits all alike.
+    Returns:
+        dict[str, np.ndarray]: Seconds, repeats x videos x (transforms + CPU time).
     """
-    seconds = {name: [] for name in datasets}
-    for repeat in range(-1, repeats):  # the first round warms up
-        rounds = {name: [] for name in datasets}
-        for index in range(len(next(iter(datasets.values())))):
-            for name, dataset in datasets.items():
-                rounds[name].append(time_clip(dataset, index, repeat + 1))
-        if repeat >= 0:
-            for name in datasets:
-                seconds[name].append(rounds[name])
-    return {name: np.array(each) for name, each in seconds.items()}
+    number = len(next(iter(datasets.values())))
+    seconds = [
+        [[time_clip(each, i, repeat) for each in datasets.values()] for i in range(number)]
+        for repeat in range(repeats + 1)
+    ]
+    seconds = np.array(seconds[1:])  # the first round warms up
+    return {name: seconds[:, :, i] for i, name in enumerate(datasets)}
 
 
 def same_moments(
     copy: decord.VideoReader, frames: np.ndarray, original: decord.VideoReader
 ) -> np.ndarray:
-    """Of the original, the frames on screen when a copy takes its own.
-
-    A frame of a copy stands for the middle of its interval.
-    """
+    """Frames of the original that are on screen when a copy shows ``frames``."""
+    # A frame of a copy stands for the middle of its interval.
     seconds = (frames + 0.5) / copy.get_avg_fps()
     starts = original.get_frame_timestamp(range(len(original)))[:, 0]
     starts = starts - starts[0]
@@ -141,7 +116,7 @@ def same_moments(
 
 
 def psnr(original, copy, index: int) -> list[float]:
-    """Decibels of each frame that the test pipeline takes of a video."""
+    """PSNR of each frame that the test pipeline takes of a video, in dB."""
     ours, theirs = copy.get_data_info(index), original.get_data_info(index)
     for transform, other in zip(copy.pipeline.transforms, original.pipeline.transforms):
         if type(transform).__name__ == 'DecordDecode':
@@ -155,6 +130,7 @@ def psnr(original, copy, index: int) -> list[float]:
 
 
 def table(header: list[str], rows: list[list[str]]) -> None:
+    """Print a Markdown table."""
     for row in (header, ['---'] * len(header), *rows):
         print('| ' + ' | '.join(row) + ' |')
 
@@ -165,51 +141,27 @@ def report(cfg: Config, folders: dict[str, Path], videos: list[str], repeats: in
     seconds = measure(train, repeats)
     rounds = {name: each[:, :, :-1].sum((1, 2)) for name, each in seconds.items()}
     cpu = {name: each[:, :, -1].sum(1) for name, each in seconds.items()}
-    originals, *copies = folders
     test = open_datasets(cfg, 'test', folders, videos)
     size = {
         name: sum((folder / video).stat().st_size for video in videos)
         for name, folder in folders.items()
     }
-
     rows = []
     for name in folders:
-        faster, cheaper = (
-            f'{statistics.median(each[originals] / each[name]):.1f}x' for each in (rounds, cpu)
-        )
-        row = [
-            name,
-            f'{size[name] / size[originals]:.0%}',
-            f'{len(videos) / statistics.median(rounds[name]):.1f}',
-            faster,
-            cheaper,
-            '',
-            '',
-        ]
-        if name in copies:
-            decibels = [
-                each
-                for index in range(len(videos))
-                for each in psnr(test[originals], test[name], index)
-            ]
-            row[5:] = [f'{statistics.mean(decibels):.1f} dB', f'{min(decibels):.1f} dB']
-        rows.append(row)
-    table(
-        [
-            'videos',
-            'size',
-            'clips a second',
-            'against the originals',
-            'by CPU time',
-            'mean PSNR',
-            'worst PSNR',
-        ],
-        rows,
-    )
+        ratios = [statistics.median(each['originals'] / each[name]) for each in (rounds, cpu)]
+        row = [name, f'{size[name] / size["originals"]:.0%}']
+        row.append(f'{len(videos) / statistics.median(rounds[name]):.1f}')
+        row += [f'{ratio:.1f}x' for ratio in ratios]
+        if name != 'originals':
+            each = [psnr(test['originals'], test[name], i) for i in range(len(videos))]
+            row += [f'{np.mean(each):.1f} dB', f'{np.min(each):.1f} dB']
+        rows.append(row + [''] * (7 - len(row)))
+    header = ['videos', 'size', 'clips per second', 'against the originals', 'by CPU time']
+    table(header + ['mean PSNR', 'worst PSNR'], rows)
 
     print('\nTime of a clip, by transform:\n')
     means = {name: np.median(each[:, :, :-1].mean(1), 0) * 1e3 for name, each in seconds.items()}
-    names = [type(transform).__name__ for transform in train[originals].pipeline.transforms]
+    names = [type(transform).__name__ for transform in train['originals'].pipeline.transforms]
     rows = [
         [name] + [f'{mean[i] / mean.sum():.1%}' for mean in means.values()]
         for i, name in enumerate(names)
@@ -218,83 +170,54 @@ def report(cfg: Config, folders: dict[str, Path], videos: list[str], repeats: in
     table(['transform', *folders], rows)
 
 
-def cpu() -> str:
-    """What the machine says of its processor."""
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-        return next(line.split(': ')[1] for line in lines if line.startswith('model name'))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('originals', type=Path, metavar='VIDEO_DIR', help='folder of the originals')
-    parser.add_argument(
-        'copies',
-        type=Path,
-        nargs='*',
-        metavar='COPY_DIR',
-        help='folders of copies; if none is named, copies of both codecs are '
-        'made in a temporary folder',
-    )
-    parser.add_argument(
-        '--config',
-        default=str(ROOT / 'configs/vop_msrvtt.py'),
-        help='config of the pipelines (default: %(default)s)',
-    )
-    parser.add_argument('--repeats', type=int, default=5)
-    parser.add_argument(
-        '--videos',
-        type=int,
-        default=32,
-        help='how many videos, evenly from the folder (default: %(default)s)',
-    )
+    """Read the arguments, measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add('originals', type=Path, metavar='VIDEO_DIR', help='folder of the originals')
+    text = 'folders of copies; without one, copies of both codecs are made for the moment'
+    add('copies', type=Path, nargs='*', metavar='COPY_DIR', help=text)
+    add('--config', default=str(ROOT / 'configs/vop_msrvtt.py'), help='config of the pipelines')
+    add('--repeats', type=int, default=5)
+    add('--videos', type=int, default=32, help='how many, evenly from the folder')
     args = parser.parse_args()
-    for name in ('repeats', 'videos'):
-        if getattr(args, name) < 1:
-            parser.error(f'--{name} must be 1 or more')
-    try:
-        cfg = open_config(args.config)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(str(error)) from error
+    if min(args.repeats, args.videos) < 1:
+        parser.error('--repeats and --videos must be 1 or more')
+    cfg = open_config(args.config)
     init_default_scope('mmaction')
     cv2.setNumThreads(cfg.env_cfg.mp_cfg.opencv_num_threads)  # as in training
     torch.set_num_threads(1)
 
     found = find_videos(args.originals)
     if not found:
-        raise SystemExit(f'There is no video in {args.originals}.')
+        raise UserError(f'There is no video in {args.originals}.')
     with tempfile.TemporaryDirectory() as place:
         copies = args.copies
         if not copies:
             found = spread(found, args.videos)
             copies = make_copies(args.originals, found, Path(place))
-        in_all = set(found).intersection(*map(find_videos, copies))
-        left_out = [video for video in found if video not in in_all]
-        videos = spread(sorted(in_all), args.videos)
+        common = sorted(set(found).intersection(*map(find_videos, copies)))
+        videos = spread(common, args.videos)
         if not videos:
-            raise SystemExit(
-                f'No video of {args.originals} is in all of {", ".join(map(str, copies))}.'
-            )
-        folders = dict(originals=args.originals)
-        for copy in copies:
-            name = copy.name if copy.name not in folders else str(copy)
-            folders[name] = copy
+            names = ', '.join(map(str, copies))
+            raise UserError(f'No video of {args.originals} has a copy in each of {names}.')
+        names = [copy.name for copy in copies]
+        if len({'originals', *names}) <= len(names):
+            names = map(str, copies)
+        folders = dict(originals=args.originals) | dict(zip(names, copies))
         print(
-            f'{len(videos)} videos, train pipeline of '
-            f'{Path(args.config).name}, one process, {cpu()}, decord '
-            f'{decord.__version__}, OpenCV {cv2.__version__}, MMAction2 '
-            f'{mmaction.__version__}, torch {torch.__version__}. Medians '
-            f'over {args.repeats} rounds in turn, and of their ratios.'
+            f'{len(videos)} videos, train pipeline of {Path(args.config).name}, one process, '
+            f'{platform.processor() or platform.machine()}, decord {decord.__version__}, OpenCV '
+            f'{cv2.__version__}, MMAction2 {mmaction.__version__}, torch {torch.__version__}. '
+            f'Medians over {args.repeats} rounds in turn, and of their ratios.'
         )
-        if left_out:
-            print(f'{len(left_out)} left out, of which there is no copy: {some(left_out)}.')
+        if len(common) < len(found):
+            left_out = sorted(set(found) - set(common))
+            print(f'{len(left_out)} left out, without a copy, such as {left_out[0]}.')
         print()
         report(cfg, folders, videos, args.repeats)
 
 
 if __name__ == '__main__':
-    main()
+    with exit_on_user_error():
+        main()

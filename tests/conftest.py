@@ -4,34 +4,24 @@ import importlib.util
 import json
 import logging
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import av
 import numpy as np
-import open_clip
 import pytest
 import torch
+from helpers import ROOT, TINY_CLIP, save_clip
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
-from mmengine.utils import ManagerMixin
 from torch import nn
 
-import projects.vop  # noqa: F401
+from projects.vop.compat import fresh_instances
 
 torch.set_num_threads(1)  # the models are tiny, and threads would wait
 
 # Real videos and annotations, where the machine has them beside the checkout.
-ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / 'shared' / 'data'
-
-TINY_CLIP = dict(
-    embed_dim=32,
-    quick_gelu=True,
-    vision_cfg=dict(image_size=32, patch_size=16, layers=3, width=64, head_width=16),
-    text_cfg=dict(context_length=77, vocab_size=49408, width=48, heads=4, layers=3),
-)
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -129,15 +119,11 @@ def video_folder(tmp_path_factory, write_video) -> Path:
 @pytest.fixture(scope='session')
 def retrieval_config(tiny_clip, video_folder):
     """Makes a config of a method on MSR-VTT that reads ``video_folder``."""
-    weights = video_folder / 'tiny-clip.pt'
-    torch.manual_seed(0)
-    torch.save(
-        open_clip.CustomTextCLIP(**json.loads(Path(tiny_clip).read_text())).state_dict(), weights
-    )
+    weights = save_clip(tiny_clip, video_folder / 'tiny-clip.pt')
 
     def make(method='vop', **model):
         config = Config.fromfile(ROOT / f'configs/{method}_msrvtt.py')
-        config.model.clip = dict(name=tiny_clip, pretrained=str(weights))
+        config.model.clip = dict(name=tiny_clip, pretrained=weights)
         config.model.visual.num_frames = 4
         for key, value in model.items():
             config.model[key] = value
@@ -157,31 +143,6 @@ def retrieval_config(tiny_clip, video_folder):
     return make
 
 
-@contextmanager
-def fresh_names():
-    """MMEngine's named instances as a new process has them: none.
-
-    It has one logger, message hub, scope and visualizer a name; it names them
-    by the config and the second.
-    """
-    managers = [ManagerMixin]
-    for manager in managers:
-        managers += manager.__subclasses__()
-    instances = [manager._instance_dict for manager in managers]
-    before = [dict(those) for those in instances]
-    for those in instances:
-        those.clear()
-    try:
-        yield
-    finally:
-        for logger in MMLogger._instance_dict.values():
-            for handler in logger.handlers:
-                handler.close()
-        for those, old in zip(instances, before):
-            those.clear()
-            those.update(old)
-
-
 @pytest.fixture
 def run_tool(monkeypatch):
     """Runs a tool in this process: a new one takes seconds to start."""
@@ -194,7 +155,7 @@ def run_tool(monkeypatch):
         tool = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(tool)
         monkeypatch.setattr(sys, 'argv', [path, *map(str, arguments)])
-        with fresh_names():
+        with fresh_instances():
             tool.main()
 
     return run

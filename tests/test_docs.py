@@ -5,7 +5,6 @@ a copy of configs/ and tools/ whose CLIP is a tiny one and whose data sets are
 small copies in their owners' formats. Python runs in this process.
 """
 
-import ast
 import copy
 import gc
 import json
@@ -14,7 +13,6 @@ import re
 import runpy
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -24,20 +22,18 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import TINY_CLIP, fresh_names
+from helpers import ROOT, SOURCES, TINY_CLIP, WANTED, free_port, save_clip
 from mmengine.registry import init_default_scope
 from open_clip import get_tokenizer
-from test_tools.test_data_converters import SOURCES, WANTED
 from torch.distributed.run import get_args_parser
 
+from projects.vop.compat import fresh_instances
 from projects.vop.datasets.moving_shapes import write_moving_shapes
 from projects.vop.engine import open_config
 from projects.vop.engine.parameters import build_without_weights, count_by_part
-from projects.vop.models import open_towers
 from projects.vop.paper import TABLE_1
 from projects.vop.registry import MODELS
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     str(path.relative_to(ROOT))
     for path in [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
@@ -60,28 +56,10 @@ ELSEWHERE = {
     'bash tools/run_tests.sh': ('.ci/run', 'bash tools/run_tests.sh'),
     'pip install -e': ('tools/env.sh', '-e ".'),
 }
-# Messages in the documentation that are not of this project.
-OF_OTHERS = {
-    "No module named 'projects'",
-    "No module named 'mmcv'",
-    "No module named 'pkg_resources'",
-    "No module named 'importlib_metadata'",
-    "No module named 'mmaction.models.localizers.drn'",
-    'MMCV==VERSION is used but incompatible',
-    'operator torchvision::nms does not exist',
-    'libGL.so.1: cannot open shared object file',
-    'persistent_workers option needs num_workers > 0',
-    'No space left on device',
-    'address already in use',
-    'cannot find video stream with wanted index: -1',
-    'Weights only load failed',
-    'Cannot find empty port',
-}
 # What makes a command light, in place of its own words.
 LIGHTER = {
     '--num-workers 4 8 16': '--num-workers 0 1 --steps 1 --warmup 0',
-    # The runs of a grid are given to a stand-in for Slurm.
-    'tools/reproduce.py': 'tools/reproduce.py --slurm docs',
+    'tools/reproduce.py': 'tools/reproduce.py --dry-run',
     # As the fixture `home` sets them.
     'epoch_96.pth': 'epoch_1.pth',
     'epoch_192.pth': 'epoch_1.pth',
@@ -159,7 +137,7 @@ def new_process(folder, env):
     os.chdir(folder)
     try:
         with (
-            fresh_names(),
+            fresh_instances(),
             mock.patch.dict(os.environ, env),
             mock.patch.object(sys, 'path', list(sys.path)),
         ):
@@ -211,9 +189,6 @@ class Shell:
         module, *arguments = done.stdout.splitlines()[1:]
         assert module == 'torch.distributed.run'
         asked = get_args_parser().parse_args(arguments)
-        with socket.socket() as s:
-            s.bind(('127.0.0.1', 0))
-            port = str(s.getsockname()[1])
         try:
             self.run_python(
                 [asked.training_script, *asked.training_script_args],
@@ -223,7 +198,7 @@ class Shell:
                     LOCAL_RANK='0',
                     WORLD_SIZE='1',
                     MASTER_ADDR=asked.master_addr,
-                    MASTER_PORT=port,
+                    MASTER_PORT=free_port(),
                 ),
             )
         finally:
@@ -249,26 +224,13 @@ def write(path, text):
     path.write_text(text, encoding='utf-8')
 
 
-def write_weights(config, path):
-    """Random weights of a CLIP."""
-    towers = open_towers(str(config))
-    torch.save(
-        {
-            **towers.visual.state_dict(prefix='visual.'),
-            **towers.text.state_dict(prefix='text.'),
-            'logit_scale': towers.logit_scale,
-        },
-        path,
-    )
-
-
 def write_clip(folder):
     """A CLIP of 12 layers, as configs want it, and heads as OpenAI's."""
     config = copy.deepcopy(TINY_CLIP)
     config['vision_cfg'].update(layers=12, head_width=64)
     config['text_cfg'].update(layers=12, width=64, heads=1)
     write(folder / 'tiny-clip.json', json.dumps(config))
-    write_weights(folder / 'tiny-clip.json', folder / 'downloads/ViT-B-32.pt')
+    save_clip(folder / 'tiny-clip.json', folder / 'downloads/ViT-B-32.pt')
 
 
 def write_few_moving_shapes(home):
@@ -280,7 +242,7 @@ def write_few_moving_shapes(home):
         write(folder / f'{split}_directions.txt', '\n'.join(lines[:4]))
         captions = json.loads((folder / f'{split}.json').read_text())
         write(folder / f'{split}.json', json.dumps(dict(list(captions.items())[:4])))
-    write_weights(home / 'configs/moving_shapes/moving-shapes-clip.json', folder / 'clip.pt')
+    save_clip(home / 'configs/moving_shapes/moving-shapes-clip.json', folder / 'clip.pt')
 
 
 def replace(path, **words):
@@ -516,34 +478,6 @@ def test_paths_and_options_exist(page):
     )
     for option in re.findall(r'(?<![\w-])--[a-z][\w-]+', code):
         assert f"'{option}'" in known or option in ('--shm-size',), option
-
-
-def literals(folder):
-    """Texts in the code below a folder, with a line for each inserted value."""
-    for path in (ROOT / folder).rglob('*.py'):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.JoinedStr):
-                yield ''.join(
-                    getattr(part, 'value', '\n') if isinstance(part, ast.Constant) else '\n'
-                    for part in node.values
-                )
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                yield node.value
-
-
-def test_messages_are_those_of_the_code():
-    text = prose('docs/troubleshooting.md').replace('\n  ', ' ')
-    said = '\n\n'.join(text for folder in ('projects', 'tools') for text in literals(folder))
-    messages = {
-        message
-        for message in re.findall(r'`([^`]+)`', text)
-        if len(message.split()) > 3 and not re.match(r'(pip|apt-get|docker|PORT=|--)', message)
-    }
-    assert OF_OTHERS <= messages
-    for message in messages - OF_OTHERS:
-        # Words in capitals stand for what is inserted.
-        for part in re.split(r"'?\b[A-Z]+\b'?|\.\.\.", message):
-            assert part.strip() in said, message
 
 
 def figures(cells):

@@ -21,6 +21,7 @@ from mmengine.runner import Runner
 
 from projects.vop.datasets.moving_shapes import write_moving_shapes
 from projects.vop.engine import open_config
+from projects.vop.errors import UserError
 from projects.vop.evaluation import RetrievalMetric, evaluate_similarity
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -235,7 +236,7 @@ def test_zero_shot_needs_no_checkpoint_and_nothing_trains(clip, shapes, run, tmp
     config = shrink(Config.fromfile(MIX / 'zero_shot_captions_moving_shapes.py'), clip, shapes)
     run('test', config, '--work-dir', tmp_path / 'test')
     assert set(results_of(tmp_path / 'test')) >= {'acc/top1', 'acc/top5'}
-    with pytest.raises(SystemExit, match='Nothing trains'):
+    with pytest.raises(UserError, match='Nothing trains'):
         run('train', config, '--work-dir', tmp_path / 'train')
 
 
@@ -484,7 +485,7 @@ def test_nothing_leaks_from_videos_without_names(tmp_path, logged_warnings):
     """MMAction2's data set gives them none."""
     samples = [dict(features=dict(video_feature=row, text_feature=row)) for row in torch.eye(3)]
     bank = str(tmp_path / 'bank.pt')
-    for kwargs in (dict(dump=bank), dict(qb_norm=bank)):
+    for kwargs in (dict(dump=bank), dict(rescoring=[dict(type='vop.QBNorm', bank=bank)])):
         metric = RetrievalMetric(**kwargs)
         metric.process({}, samples)
         assert metric.evaluate(3)['t2v/R@1'] == 100

@@ -8,13 +8,15 @@ from urllib.parse import quote
 # Nothing leaves this machine: neither statistics nor questions for updates.
 os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
 
-try:
-    import gradio as gr
-except ImportError as error:
-    raise SystemExit("The page needs Gradio: pip install -e '.[demo]'") from error
-
 from projects.vop.apis import VoPInferencer
+from projects.vop.errors import UserError, exit_on_user_error
 from projects.vop.search import Hit, VideoIndex
+
+with exit_on_user_error():
+    try:
+        import gradio as gr
+    except ImportError as error:
+        raise UserError("The page needs Gradio: pip install -e '.[demo]'") from error
 
 MOST = 24  # players on the page
 GRID = (
@@ -119,6 +121,7 @@ def serve(page: gr.Blocks, index: VideoIndex, **kwargs) -> tuple:
 
 
 def main() -> None:
+    """Serve the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('index', help='made by `tools/search.py index`')
     parser.add_argument('--device', help='a GPU where there is one, if not given')
@@ -130,11 +133,8 @@ def main() -> None:
     args = parser.parse_args()
     if not 1 <= args.topk <= MOST:
         parser.error(f'--topk must be 1 to {MOST}')
-    try:
-        index = VideoIndex.open(args.index)
-        inferencer = index.load_inferencer(args.device)
-    except (ImportError, OSError, ValueError) as error:
-        raise SystemExit(str(error)) from error
+    index = VideoIndex.open(args.index)
+    inferencer = index.load_inferencer(args.device)
     inferencer.show_progress = False
     page = build_page(index, inferencer, args.topk)
     try:
@@ -147,10 +147,11 @@ def main() -> None:
             quiet=True,
         )
     except OSError as error:
-        raise SystemExit(f'{error} Choose another with --port.') from error
+        raise UserError(f'{error} Choose another with --port.') from error
     print(f'The page is at {url} until you press Ctrl-C.', flush=True)
     page.block_thread()
 
 
 if __name__ == '__main__':
-    main()
+    with exit_on_user_error():
+        main()

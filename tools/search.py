@@ -7,7 +7,7 @@
 `index` makes the folder INDEX, and brings it up to date when it is run again:
 only videos that are new or have changed are encoded then, and config and
 checkpoint need not be given. It can be stopped at any time; the same command
-goes on.
+resumes.
 
 `query` finds videos. What is given says for what:
 
@@ -32,18 +32,21 @@ from mmengine.dist import init_dist
 from mmengine.logging import MMLogger
 
 from projects.vop.apis import VoPInferencer
-from projects.vop.engine import open_config, use_gloo_without_gpu
-from projects.vop.search.read import FAILED, VideoIndex
-from projects.vop.search.update import IndexingError, Summary, model_files, update_index
+from projects.vop.engine import add_launcher_arguments, open_config, tool, use_gloo_without_gpu
+from projects.vop.errors import UserError, VideoReadError
+from projects.vop.search.read import FAILED, VideoIndex, read_json
+from projects.vop.search.update import Summary, model_files, update_index
 
 
 def at_least_one(text: str) -> int:
+    """Read a number of 1 or more."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'must be 1 or more, not {text}')
     return int(text)
 
 
 def add_model(parser: argparse.ArgumentParser, why: str) -> None:
+    """Add the arguments that name a model."""
     parser.add_argument('--config', help=f'config file, or METHOD_DATASET.py of one; {why}')
     parser.add_argument(
         '--checkpoint',
@@ -59,7 +62,8 @@ def add_model(parser: argparse.ArgumentParser, why: str) -> None:
     parser.add_argument('--device', help='where to compute; a GPU, where there is one')
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -78,15 +82,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     index.add_argument(
         '--num-workers',
         type=int,
-        help='processes that read videos (default: one a core, 8 at most)',
+        help='processes that read videos (default: one per core, 8 at most)',
     )
-    index.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='how the processes of this run were started',
-    )
-    index.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    add_launcher_arguments(index)
 
     query = commands.add_parser(
         'query',
@@ -111,9 +109,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     info = commands.add_parser('info', help='say what an index holds')
     info.add_argument('index', type=Path, metavar='INDEX')
 
-    args, more = parser.parse_known_args(argv)
+    args, more = parser.parse_known_args()
     if args.command == 'query' and not any(each.startswith('-') for each in more):
-        args.texts += more  # those behind an option
+        args.texts += more  # those after an option
     elif more:
         parser.error(f'unrecognized arguments: {" ".join(more)}')
     if args.command == 'query':
@@ -121,8 +119,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             query.error('say what to find: a text, or --video CLIP')
         if not all(text.strip() for text in args.texts):
             query.error('a text to find has no words')
-    if args.command == 'index':
-        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 
 
@@ -150,13 +146,14 @@ def open_model(args: argparse.Namespace, show_progress: bool) -> VoPInferencer:
     try:
         cfg = open_config(config)
     except SyntaxError as error:
-        raise ValueError(f'{config} is damaged, or no config: {error}') from error
+        raise UserError(f'{config} is damaged, or no config: {error}') from error
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     return VoPInferencer(cfg, checkpoint, args.device, show_progress)
 
 
 def index(args: argparse.Namespace) -> None:
+    """Make or update an index."""
     init_processes(args.launcher)
     first = not dist.is_initialized() or dist.get_rank() == 0
     inferencer = open_model(args, show_progress=first)
@@ -164,14 +161,15 @@ def index(args: argparse.Namespace) -> None:
         summary = update_index(
             inferencer, args.video_dir, args.index, args.batch_size, args.num_workers
         )
-    except KeyboardInterrupt:
-        print('Stopped. What was encoded is saved; the same command goes on.')
-        raise SystemExit(130)
+    except KeyboardInterrupt as error:
+        print('Stopped. What was encoded is saved; the same command resumes.')
+        raise SystemExit(130) from error
     if first:
         report(summary, args.index)
 
 
 def report(summary: Summary, path: Path) -> None:
+    """Print what an update did."""
     print(
         f'{summary.added:,} videos added, {summary.changed:,} encoded '
         f'again, {summary.removed:,} removed, {summary.kept:,} kept, '
@@ -185,13 +183,14 @@ def report(summary: Summary, path: Path) -> None:
 
 
 def query(args: argparse.Namespace) -> None:
+    """Print what is found."""
     # What is printed is the answer alone.
     for handler in MMLogger.get_current_instance().handlers:
         if getattr(handler, 'stream', None) is sys.stdout:
             handler.setStream(sys.stderr)
     index = VideoIndex.open(args.index)
     inferencer = open_model(args, show_progress=False)
-    index.check_model(inferencer.fingerprint)
+    index.check_model(inferencer.model_fingerprint)
     if args.video is None:
         asked = [dict(text=text) for text in args.texts]
         embeddings = inferencer.encode_texts(args.texts)
@@ -199,9 +198,7 @@ def query(args: argparse.Namespace) -> None:
         asked = [dict(video=args.video)]
         encoded = inferencer.encode_videos([args.video])
         if encoded.failed:
-            raise SystemExit(
-                f'{shown(args.video)} cannot be read: {shown(encoded.failed[args.video])}'
-            )
+            raise VideoReadError(f'{args.video} cannot be read: {encoded.failed[args.video]}')
         embeddings = encoded.embeddings
     if args.video is not None and args.texts:
         scores = (embeddings @ inferencer.encode_texts(args.texts).T)[0]
@@ -227,6 +224,7 @@ def query(args: argparse.Namespace) -> None:
 
 
 def show(answers: list[dict[str, Any]]) -> None:
+    """Print answers for people."""
     for answer in answers:
         print(shown(answer.get('text') or answer['video']))
         for place, hit in enumerate(answer['hits'], 1):
@@ -235,31 +233,28 @@ def show(answers: list[dict[str, Any]]) -> None:
 
 
 def info(args: argparse.Namespace) -> None:
+    """Print what an index holds."""
     index = VideoIndex.open(args.index)
     size = sum(path.stat().st_size for path in index.files.values())
     print(shown(str(index)))
     print(
-        f'{index.embeddings.shape[1]} numbers an embedding, '
+        f'{index.embeddings.shape[1]} numbers per embedding, '
         f'{size / 1e6:,.1f} MB, generation {index.generation}, model '
-        f'{index.fingerprint[:12]}.'
+        f'{index.model_fingerprint[:12]}.'
     )
     failed = args.index / FAILED
     if failed.is_file():
-        number = len(json.loads(failed.read_text()))
+        number = len(read_json(failed))
         if number:
             print(f'{number:,} videos could not be read ({failed}).')
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    try:
-        dict(index=index, query=query, info=info)[args.command](args)
-    except (IndexingError, ImportError, OSError, ValueError) as error:
-        raise SystemExit(shown(str(error))) from error
-    finally:
-        if dist.is_initialized():  # else a process can abort at its exit
-            dist.destroy_process_group()
+def main() -> None:
+    """Run a command."""
+    args = parse_args()
+    dict(index=index, query=query, info=info)[args.command](args)
 
 
 if __name__ == '__main__':
-    main()
+    with tool():
+        main()

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Index with Slurm: slurm_search.sh PARTITION JOB VIDEO_DIR INDEX [arguments of
-# search.py index]. GPUS (8 in all), GPUS_PER_NODE (8), CPUS_PER_TASK (8) and
+# search.py index]. GPUS (8 in total), GPUS_PER_NODE (8), CPUS_PER_TASK (8) and
 # SRUN_ARGS change it.
 set -euo pipefail
 if [ $# -lt 4 ]; then

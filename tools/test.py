@@ -1,26 +1,35 @@
 """Test a checkpoint with a config."""
 
 import argparse
-import os
 import os.path as osp
 
-import torch
 from mmengine.config import Config, DictAction
-from mmengine.dist import is_distributed
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from projects.vop.engine import check_data, check_fit, open_config, pin_memory, use_gloo_without_gpu
+from projects.vop.engine import (
+    add_launcher_arguments,
+    build_runner,
+    check_data,
+    check_fit,
+    open_config,
+    pin_memory,
+    tool,
+    use_gloo_without_gpu,
+    work_dir_of,
+)
+from projects.vop.errors import UserError
 from projects.vop.evaluation import RetrievalMetric
-from projects.vop.models.encoder import fingerprint
+from projects.vop.models.encoder import weights_fingerprint
 from projects.vop.registry import HOOKS, METRICS
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file; configs/METHOD_DATASET.py need not be a file')
+    parser.add_argument(
+        'config', help='config file, or configs/METHOD_DATASET.py, which need not be a file'
+    )
     parser.add_argument(
         'checkpoint',
         nargs='?',
@@ -75,17 +84,10 @@ def parse_args() -> argparse.Namespace:
         metavar='KEY=VALUE',
         help='change the config, such as test_dataloader.batch_size=8',
     )
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='how the processes of this run were started',
-    )
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    add_launcher_arguments(parser)
     args = parser.parse_args()
     if args.dump and not args.dump.endswith(('.pkl', '.pickle')):
         parser.error('--dump takes the name of a .pkl file')
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 
 
@@ -96,29 +98,14 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     # model that has none to exchange, such as zero-shot CLIP.
     cfg.model_wrapper_cfg = dict(type='vop.Unwrapped')
     cfg.load_from = args.checkpoint
-    if args.work_dir:
-        cfg.work_dir = args.work_dir
-    elif cfg.get('work_dir') is None:
-        name = osp.splitext(osp.basename(args.config))[0]
-        cfg.work_dir = osp.join('work_dirs', name)
+    cfg.work_dir = work_dir_of(cfg, args.config, args.work_dir)
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     evaluators = cfg.test_evaluator
     if not isinstance(evaluators, (list, tuple)):
         evaluators = [evaluators]
-    fields = dict(dsl=args.dsl, qb_norm=args.qb_norm, dump=args.dump_embeddings)
-    fields = {k: v for k, v in fields.items() if v is not None}
-    if fields or args.report is not None:
-        ours = [e for e in evaluators if e.get('type') == 'vop.RetrievalMetric']
-        if len(ours) != 1:
-            raise ValueError(
-                '--dsl, --qb-norm, --dump-embeddings and --report need one '
-                'vop.RetrievalMetric in test_evaluator of the config, which '
-                f'has {len(ours)}.'
-            )
-        ours[0].update(fields)
-        # What is wrong is said before CLIP is opened.
-        METRICS.build(dict(ours[0], device='cpu'))
+    if {args.dsl, args.qb_norm, args.dump_embeddings, args.report} != {None}:
+        change_metric(evaluators, args)
     if args.report is not None:
         changed = ', '.join(f'{key}={value}' for key, value in (args.cfg_options or {}).items())
         hook = dict(
@@ -127,11 +114,30 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
             num_queries=args.report_queries,
             facts=dict(Changed=changed),
         )
-        HOOKS.build(dict(hook))  # likewise
+        HOOKS.build(dict(hook))  # what is wrong is said before CLIP is opened
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
     if args.dump:
         cfg.test_evaluator = [*evaluators, dict(type='DumpResults', out_file_path=args.dump)]
     return cfg
+
+
+def change_metric(evaluators: list[dict], args: argparse.Namespace) -> None:
+    """Let the metric rescore and dump as the command line asks."""
+    ours = [e for e in evaluators if e.get('type') == 'vop.RetrievalMetric']
+    if len(ours) != 1:
+        raise UserError(
+            '--dsl, --qb-norm, --dump-embeddings and --report need one vop.RetrievalMetric in '
+            f'test_evaluator of the config, which has {len(ours)}.'
+        )
+    [metric] = ours
+    rescoring = {method['type']: method for method in metric.get('rescoring', ())}
+    for kind, key, value in (('vop.DSL', 'scale', args.dsl), ('vop.QBNorm', 'bank', args.qb_norm)):
+        if value is not None:
+            rescoring[kind] = {**rescoring.get(kind, {}), 'type': kind, key: value}
+    metric.rescoring = list(rescoring.values())
+    if args.dump_embeddings is not None:
+        metric.dump = args.dump_embeddings
+    METRICS.build(dict(metric, device='cpu'))  # what is wrong is said before CLIP is opened
 
 
 class NameModel(Hook):
@@ -143,29 +149,22 @@ class NameModel(Hook):
             model = model.module
         for metric in runner.test_evaluator.metrics:
             if isinstance(metric, RetrievalMetric):
-                try:
-                    metric.set_model(fingerprint(model.named_parameters()))
-                except ValueError as error:
-                    raise SystemExit(str(error)) from error
+                metric.set_model(weights_fingerprint(model.named_parameters()))
 
 
 def main() -> None:
     args = parse_args()
-    try:
-        cfg = merge_args(open_config(args.config), args)
-        check_data(cfg, 'test')
-        use_gloo_without_gpu(cfg)
-        pin_memory(cfg)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(str(error)) from error
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    cfg = merge_args(open_config(args.config), args)
+    check_data(cfg, 'test')
+    use_gloo_without_gpu(cfg)
+    pin_memory(cfg)
+    runner = build_runner(cfg)
     if cfg.load_from is not None and osp.isfile(cfg.load_from):
         check_fit(runner.model, cfg.load_from)
     runner.register_hook(NameModel())
     runner.test()
-    if is_distributed():  # else a process can abort at its exit
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == '__main__':
-    main()
+    with tool():
+        main()

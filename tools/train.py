@@ -1,28 +1,29 @@
 """Train a model from a config."""
 
 import argparse
-import os
-import os.path as osp
 
-import torch
 from mmengine.config import Config, DictAction
-from mmengine.device import get_device
-from mmengine.dist import is_distributed
 
 from projects.vop.engine import (
-    NothingTrains,
-    build_runner,
+    add_launcher_arguments,
+    build_train_runner,
+    check_amp,
     check_data,
     open_config,
     pin_memory,
+    tool,
     use_amp,
     use_gloo_without_gpu,
+    work_dir_of,
 )
+from projects.vop.errors import UserError
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file; configs/METHOD_DATASET.py need not be a file')
+    parser.add_argument(
+        'config', help='config file, or configs/METHOD_DATASET.py, which need not be a file'
+    )
     parser.add_argument(
         '--work-dir', help='folder of logs and checkpoints; work_dirs/CONFIG if not given'
     )
@@ -41,7 +42,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
-        help='scale the learning rate by the batch size in all, from the one '
+        help='scale the learning rate by the total batch size, from the one '
         'that the schedule was made for',
     )
     parser.add_argument('--seed', type=int, help='random seed')
@@ -56,26 +57,14 @@ def parse_args() -> argparse.Namespace:
         metavar='KEY=VALUE',
         help='change the config, such as optim_wrapper.optimizer.lr=1e-3',
     )
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='how the processes of this run were started',
-    )
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    add_launcher_arguments(parser)
+    return parser.parse_args()
 
 
 def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     """Carry the command line over into the config."""
     cfg.launcher = args.launcher
-    if args.work_dir:
-        cfg.work_dir = args.work_dir
-    elif cfg.get('work_dir') is None:
-        name = osp.splitext(osp.basename(args.config))[0]
-        cfg.work_dir = osp.join('work_dirs', name)
+    cfg.work_dir = work_dir_of(cfg, args.config, args.work_dir)
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
         # Without validation there is no metric to choose a checkpoint by.
@@ -83,30 +72,26 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         if checkpoint is not None:
             checkpoint.save_best = None
     if args.amp:
-        if get_device() == 'cpu':
-            raise SystemExit(
-                "--amp needs a GPU: MMEngine's AmpOptimWrapper "
-                'does not run on CPUs. Train without it here.'
-            )
+        check_amp()
         use_amp(cfg)
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     if args.auto_scale_lr:
         if 'auto_scale_lr' not in cfg:
-            raise SystemExit(
+            raise UserError(
                 '--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config.'
             )
         cfg.auto_scale_lr.enable = True
-    randomness = dict(
+    given = dict(
         seed=args.seed,
         diff_rank_seed=args.diff_rank_seed or None,
         deterministic=args.deterministic or None,
     )
     cfg.randomness = {
-        'seed': None,  # drawn, where a config of MMAction2 says none
+        'seed': None,  # drawn, where a config of MMAction2 names none
         **cfg.get('randomness', {}),
-        **{k: v for k, v in randomness.items() if v is not None},
+        **{key: value for key, value in given.items() if value is not None},
     }
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
@@ -115,21 +100,13 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 
 def main() -> None:
     args = parse_args()
-    try:
-        cfg = merge_args(open_config(args.config), args)
-        check_data(cfg, 'train', *([] if args.no_validate else ['val']))
-        use_gloo_without_gpu(cfg)
-        pin_memory(cfg)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(str(error)) from error
-    try:
-        runner = build_runner(cfg)
-    except NothingTrains as error:
-        raise SystemExit(str(error)) from error
-    runner.train()
-    if is_distributed():  # else a process can abort at its exit
-        torch.distributed.destroy_process_group()
+    cfg = merge_args(open_config(args.config), args)
+    check_data(cfg, 'train', *([] if args.no_validate else ['val']))
+    use_gloo_without_gpu(cfg)
+    pin_memory(cfg)
+    build_train_runner(cfg).train()
 
 
 if __name__ == '__main__':
-    main()
+    with tool():
+        main()

@@ -1,22 +1,30 @@
-"""Repairs that MMAction2 1.2 and MMEngine 0.10 need today.
+"""Every change to a host package, and every use of what it does not publish.
 
 Each repair says what is broken, looks whether it still is, and does nothing
 where it is not. :func:`apply` runs before anything of MMAction2 is imported.
 """
 
+import importlib
 import importlib.util
 import sys
+import warnings
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from mmengine import utils
 from mmengine.config import config
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.fileio import file_client
 from mmengine.hub import hub
-from mmengine.logging import HistoryBuffer, MessageHub
-from mmengine.utils import package_utils
+from mmengine.logging import HistoryBuffer, MessageHub, MMLogger
+from mmengine.runner import CheckpointLoader
+from mmengine.utils import ManagerMixin, package_utils
+from torch import nn
 
 # Logs are smoothed over some 20 steps; keeping all would make a checkpoint of
 # half a megabyte grow by megabytes in a long training. An average over the
@@ -29,6 +37,8 @@ def apply() -> None:
     supply_missing_drn()
     find_packages_without_pkg_resources()
     keep_message_hub_plain()
+    open_checkpoints_safely()
+    silence_warnings_without_a_fault()
 
 
 def supply_missing_drn() -> None:
@@ -129,3 +139,78 @@ def keep_message_hub_plain() -> None:
     MessageHub.state_dict = plain_state_dict
     MessageHub.load_state_dict = load_plain_state_dict
     MessageHub._vop_plain_state = True
+
+
+def open_checkpoints_safely() -> None:
+    """Let MMEngine open local checkpoints without running code from them.
+
+    MMEngine leaves ``weights_only`` to torch, whose default before 2.6 runs
+    whatever code a pickle holds, and torch's own message advises to do that.
+    """
+    from .engine.checkpoint import load_safely
+
+    def load_from_local(filename: str, map_location: Any = None) -> dict:
+        return load_safely(filename, map_location)
+
+    # MMEngine logs the part of the function's name after 'load_from_'.
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
+
+
+def silence_warnings_without_a_fault() -> None:
+    """Keep two warnings from the screen that no user can do anything about.
+
+    mmcv-lite warns, when it is imported, that it lacks an operator which it
+    never has; MMEngine warns of ``FileClient`` in each worker, which MMAction2
+    uses to open videos.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        importlib.import_module('mmcv.cnn.bricks.transformer')
+    if hasattr(file_client, 'print_log'):  # the module logs nothing else
+        file_client.print_log = lambda *args, **kwargs: None
+
+
+def after_state_dict(module: nn.Module, hook: Callable) -> None:
+    """Call ``hook(module, state_dict, prefix, local_metadata)`` after ``state_dict()``.
+
+    torch before 2.5 has no public name for it.
+    """
+    register = getattr(module, 'register_state_dict_post_hook', None)
+    (register or module._register_state_dict_hook)(hook)
+
+
+def before_load_state_dict(module: nn.Module, hook: Callable) -> None:
+    """Call ``hook(module, state_dict, prefix, ...)`` before a state is loaded.
+
+    torch before 2.5 has no public name for it.
+    """
+    if hasattr(module, 'register_load_state_dict_pre_hook'):
+        module.register_load_state_dict_pre_hook(hook)
+    else:
+        module._register_load_state_dict_pre_hook(hook, with_module=True)
+
+
+@contextmanager
+def fresh_instances() -> Iterator[None]:
+    """Run something with MMEngine's named instances as a new process has them: none.
+
+    MMEngine keeps one logger, message hub, scope and visualizer per name, and
+    names them by the config and the second: two runs in one process within a
+    second would share them.
+    """
+    managers = [ManagerMixin]
+    for manager in managers:
+        managers += manager.__subclasses__()
+    instances = [manager._instance_dict for manager in managers]
+    before = [dict(those) for those in instances]
+    for those in instances:
+        those.clear()
+    try:
+        yield
+    finally:
+        for logger in MMLogger._instance_dict.values():
+            for handler in logger.handlers:
+                handler.close()
+        for those, old in zip(instances, before):
+            those.clear()
+            those.update(old)

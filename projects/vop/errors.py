@@ -21,16 +21,31 @@ class UserError(ValueError):
         projects.vop.errors.UserError: a.json, line 3: not valid JSON.
     """
 
+    exit_code = 2  # argparse's, too
+
 
 class VideoReadError(UserError):
-    """A video cannot be read; the message names it."""
+    """A video cannot be read; the message names it.
+
+    Example:
+        >>> try:
+        ...     item = dataset[0]
+        ... except VideoReadError as error:
+        ...     print(error)
+    """
+
+
+class NotFiniteError(UserError):
+    """Embeddings are not finite, such as after training that diverged."""
+
+    exit_code = 3  # by which a process that starts many runs tells it from other errors
 
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Print a :class:`UserError` in one line, and exit with status 2.
+    """Print a :class:`UserError` in one line, and exit with its ``exit_code``.
 
-    Every tool runs its ``main`` in it. Status 2 is argparse's, too.
+    Every tool runs its ``main`` in it.
 
     Example:
         >>> with exit_on_user_error():
@@ -45,4 +60,4 @@ def exit_on_user_error() -> Iterator[None]:
         # Names of files need not be text.
         message = os.fsencode(message).decode('utf-8', 'backslashreplace')
         print(f'{Path(sys.argv[0]).name}: error: {message}', file=sys.stderr)
-        raise SystemExit(2) from error
+        raise SystemExit(error.exit_code) from error

@@ -53,6 +53,7 @@ def rows(tmp_path):
     return rows
 
 
+@pytest.mark.slow
 def test_both_forms_compute_the_same(rows):
     table = rows('--batch', '1', '--repeats', '1')
     assert [row['method'] for row in table] == METHODS
@@ -65,6 +66,7 @@ def test_both_forms_compute_the_same(rows):
         assert 0.7 < float(row['operations: ours / floor'][:-1]) < 1.25
 
 
+@pytest.mark.slow
 def test_memory(rows):
     (row,) = rows('vop', '--batch', '8', '--memory')
     assert float(row['ours / concat'][:-1]) < 0.8

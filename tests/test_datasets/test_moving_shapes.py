@@ -9,15 +9,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from projects.vop.datasets import VideoTextDataset
-from projects.vop.datasets.moving_shapes import (
-    COLORS,
-    PLACES,
-    SHAPES,
-    Scene,
-    still_captions,
-    write_moving_shapes,
-)
+from projects.vop.datasets import VideoTextDataset, moving_shapes
+from projects.vop.datasets.moving_shapes import Scene, write_moving_shapes
 from projects.vop.evaluation import evaluate_embeddings
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
@@ -39,64 +32,46 @@ def decode(root, name):
 
 
 def by_caption(root, split):
-    return {texts[0]: name for name, texts in captions_of(root, split).items()}
+    return {text: name for name, [text] in captions_of(root, split).items()}
 
 
-def test_every_scene_has_its_reverse_and_one_test_clip(root):
-    for split in ('train', 'test'):
-        captions = by_caption(root, split)
-        assert len(captions) == 2 * len(COLORS) * len(SHAPES) * 6
-        for caption in captions:
-            _, color, shape, _, _, _, start, _, _, end = caption.split()
-            assert start in PLACES and end in PLACES and start != end
-            assert Scene(color, shape, end, start).caption in captions
-
-
-def test_test_clips_are_not_training_clips(root):
-    train, test = by_caption(root, 'train'), by_caption(root, 'test')
-    for caption, name in test.items():
-        assert not np.array_equal(decode(root, name), decode(root, train[caption]))
+def words_of(caption):
+    """Colour, shape, start and end."""
+    return [caption.split()[i] for i in (1, 2, 6, 9)]
 
 
 def test_a_clip_and_its_reverse_have_exactly_the_same_frames(root):
-    for caption, name in by_caption(root, 'test').items():
-        _, color, shape, _, _, _, start, _, _, end = caption.split()
-        reverse = Scene(color, shape, start, end).reverse.caption
-        other = decode(root, by_caption(root, 'test')[reverse])
+    train, test = by_caption(root, 'train'), by_caption(root, 'test')
+    assert train.keys() == test.keys() and len(test) == 2 * len(moving_shapes.scenes()) == 96
+    for caption, name in test.items():
         frames = decode(root, name)
+        other = decode(root, test[Scene(*words_of(caption)).reverse.caption])
         assert np.array_equal(frames, other[::-1])
         assert not np.array_equal(frames, other)
+        assert not np.array_equal(frames, decode(root, train[caption]))
 
 
 def test_the_shape_is_where_the_caption_says(root):
     for caption, name in by_caption(root, 'test').items():
-        words = caption.split()
         frames = decode(root, name).astype(int)
-        for frame, place in ((frames[0], words[6]), (frames[-1], words[9])):
+        for frame, place in zip(frames[[0, -1]], words_of(caption)[2:]):
             distance = np.abs(frame - frame[0, 0]).sum(-1) > 60
             y, x = np.argwhere(distance).mean(0) / frame.shape[0]
-            assert abs(x - PLACES[place][0]) < 0.1
-            assert abs(y - PLACES[place][1]) < 0.1
+            assert np.abs(np.subtract((x, y), moving_shapes.PLACES[place])).max() < 0.1
 
 
 def test_frames_sampled_for_testing_are_the_same_too(root):
     """So a model that averages frames cannot pass 50 %."""
     config = Config.fromfile(CONFIGS / 'moving_shapes/_data_.py')
     dataset = VideoTextDataset(
-        ann_file='test.json',
-        data_root=str(root),
-        data_prefix=dict(video='videos'),
+        ann_file=str(root / 'test.json'),
+        data_prefix=dict(video=str(root / 'videos')),
         pipeline=config.test_pipeline,
         test_mode=True,
     )
-    means = {}
-    for i in range(len(dataset)):
-        item = dataset[i]
-        frames = item['inputs']['imgs'].double()
-        assert frames.shape == (8, 3, 32, 32)
-        means[dataset.get_data_info(i)['text'][0]] = frames.mean(0).flatten()
-    captions = list(means)
-    video = torch.stack([means[caption] for caption in captions])
+    frames = torch.stack([dataset[i]['inputs']['imgs'].double() for i in range(len(dataset))])
+    assert frames.shape[1:] == (8, 3, 32, 32)
+    video = frames.mean(1).flatten(1)
     pairs = (video[:, None] - video).abs().amax(-1) < 1e-9
     assert (pairs.sum(0) == 2).all()
     # Texts that know the mean of their own clip find it as well as can be.
@@ -115,48 +90,31 @@ def test_it_is_drawn_from_the_seed(root, tmp_path):
     assert not np.array_equal(decode(root, name), decode(tmp_path / 'other', name))
 
 
-def test_a_complete_folder_is_left_alone(root):
-    video = next((root / 'videos').iterdir())
-    before = video.stat().st_mtime_ns
-    write_moving_shapes(root)
-    assert video.stat().st_mtime_ns == before
-
-
 def test_stills_know_nothing_of_motion():
-    captions = [caption for _, caption in still_captions()]
-    assert len(set(captions)) == len(COLORS) * len(SHAPES) * 5
+    captions = [caption for _, caption in moving_shapes.still_captions()]
+    assert len(set(captions)) == len(moving_shapes.COLORS) * len(moving_shapes.SHAPES) * 5
     assert not any('moves' in caption for caption in captions)
-
-
-def labels_of(root, split):
-    lines = (root / f'{split}_directions.txt').read_text().splitlines()
-    return {name: int(label) for name, label in map(str.split, lines)}
 
 
 def test_labels_are_the_directions_of_the_captions(root):
     classes = (root / 'directions.txt').read_text().splitlines()
     assert len(set(classes)) == len(classes) == 12
     for split in ('train', 'test'):
-        labels, captions = labels_of(root, split), captions_of(root, split)
+        lines = (root / f'{split}_directions.txt').read_text().splitlines()
+        labels, captions = dict(map(str.split, lines)), captions_of(root, split)
         assert labels.keys() == captions.keys()
         for name, label in labels.items():
-            assert captions[name][0].endswith(f' moves {classes[label]}')
-        for label in range(12):
-            assert list(labels.values()).count(label) == 8
+            assert captions[name][0].endswith(f' moves {classes[int(label)]}')
 
 
-def test_a_folder_made_before_gets_the_lists_and_keeps_its_clips(root):
-    lists = [*root.glob('*directions.txt')]
+def test_what_is_there_is_left_alone(root):
+    """Clips that were made before there were lists get the lists."""
+    lists = {path: path.read_text() for path in root.glob('*directions.txt')}
+    clips = {path: path.stat().st_mtime_ns for path in (root / 'videos').iterdir()}
     assert len(lists) == 3
-    before = {path: path.read_text() for path in lists}
-    clips = {
-        path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (root / 'videos').iterdir()
-    }
     for path in lists:
         path.unlink()
     write_moving_shapes(root)
-    assert {path: path.read_text() for path in lists} == before
-    assert {
-        path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (root / 'videos').iterdir()
-    } == clips
+    assert {path: path.read_text() for path in root.glob('*directions.txt')} == lists
+    assert {path: path.stat().st_mtime_ns for path in (root / 'videos').iterdir()} == clips
     assert not list(root.glob('*.part'))

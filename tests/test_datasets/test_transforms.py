@@ -1,4 +1,4 @@
-"""Captions to token ids."""
+"""Captions to token ids. For TimeWindow, see test_time_window.py."""
 
 import open_clip
 import pytest
@@ -16,24 +16,12 @@ def tokenize():
     return lambda text: transform(dict(text=text))['text']
 
 
-def test_one_caption_is_a_row(tokenize):
-    tokens = tokenize(CAPTIONS[0])
-    assert tokens.shape == (77,)
-    assert tokens.dtype == torch.int64
-
-
-def test_a_list_of_captions_is_a_matrix(tokenize):
+def test_captions_are_rows(tokenize):
     tokens = tokenize(CAPTIONS)
-    assert tokens.shape == (3, 77)
-    assert all(tokens[i].equal(tokenize(c)) for i, c in enumerate(CAPTIONS))
-
-
-def test_a_list_of_one_caption_is_a_matrix(tokenize):
-    assert tokenize(CAPTIONS[:1]).shape == (1, 77)
-
-
-def test_equals_the_tokenizer_of_open_clip(tokenize):
-    assert tokenize(CAPTIONS).equal(open_clip.get_tokenizer('ViT-B-32')(CAPTIONS))
+    assert tokens.shape == (3, 77) and tokens.dtype == torch.int64
+    assert tokens.equal(open_clip.get_tokenizer('ViT-B-32')(CAPTIONS))
+    assert tokenize(CAPTIONS[:1]).equal(tokens[:1])
+    assert tokenize(CAPTIONS[0]).equal(tokens[0])
 
 
 def test_known_ids(tokenize):
@@ -41,16 +29,11 @@ def test_known_ids(tokenize):
 
 
 def test_a_long_caption_is_cut_and_closed(tokenize):
-    tokens = tokenize(' '.join(['cat'] * 500))
-    assert tokens.tolist() == [SOT] + [2368] * 75 + [EOT]
-
-
-def test_other_keys_stay():
-    transform = TRANSFORMS.build(dict(type='vop.CLIPTokenize'))
-    assert transform(dict(text='a', video_id='v'))['video_id'] == 'v'
+    assert tokenize(' '.join(['cat'] * 500)).tolist() == [SOT] + [2368] * 75 + [EOT]
 
 
 def test_the_model_chooses_the_tokenizer():
     """Perception Encoder's CLIPs have a context of 32."""
     transform = TRANSFORMS.build(dict(type='vop.CLIPTokenize', name='PE-Core-B-16'))
-    assert transform(dict(text='a cat'))['text'].shape == (32,)
+    results = transform(dict(text='a cat', video_id='v'))
+    assert results['text'].shape == (32,) and results['video_id'] == 'v'

@@ -11,6 +11,7 @@ from mmengine.runner.checkpoint import get_state_dict
 from torch import nn
 
 from projects.vop.engine import check_fit, load_safely
+from projects.vop.errors import UserError
 from projects.vop.models import VideoEncoder
 from projects.vop.registry import MODELS
 
@@ -100,7 +101,7 @@ def test_refuses_what_is_no_checkpoint(tmp_path, content):
 
 def test_missing_file(tmp_path):
     for load in (load_safely, lambda f: load_checkpoint(nn.Linear(2, 2), f)):
-        with pytest.raises(FileNotFoundError, match=r'gone\.pth'):
+        with pytest.raises(UserError, match=r'gone\.pth'):
             load(str(tmp_path / 'gone.pth'))
 
 

@@ -6,6 +6,7 @@ import pytest
 from mmengine.config import Config
 
 from projects.vop.engine import check_data, open_config, pin_memory
+from projects.vop.errors import UserError
 
 
 def test_a_file_is_opened_as_it_is():
@@ -40,7 +41,7 @@ def test_a_name_is_composed_of_method_and_data_set(name, dataset):
     ],
 )
 def test_an_unknown_name_is_refused_with_those_there_are(name):
-    with pytest.raises(FileNotFoundError) as error:
+    with pytest.raises(UserError) as error:
         open_config(f'configs/{name}.py')
     assert f'no config configs/{name}.py' in str(error.value)
     if '/' not in name:
@@ -57,7 +58,7 @@ def test_a_composed_config_takes_its_variable(monkeypatch):
 
 
 def test_a_file_far_from_any_config_is_just_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match='no config'):
+    with pytest.raises(UserError, match='no config'):
         open_config(str(tmp_path / 'vop_msrvtt.py'))
 
 
@@ -76,7 +77,7 @@ def test_memory_is_pinned_where_there_is_a_gpu(monkeypatch):
 
 def test_missing_data_of_another_root(monkeypatch):
     monkeypatch.setenv('DATA_ROOT', 'data/small_copy')
-    with pytest.raises(FileNotFoundError, match='small_copy.*DATA_ROOT'):
+    with pytest.raises(UserError, match='small_copy.*DATA_ROOT'):
         check_data(open_config('configs/vop_lsmdc.py'), 'train')
 
 
@@ -84,7 +85,7 @@ def test_a_root_that_a_config_does_not_read(tmp_path, monkeypatch, logged_warnin
     monkeypatch.setenv('DATA_ROOT', 'data/small_copy')
     config = open_config('configs/vop_lsmdc.py')
     config.train_dataloader.dataset.data_root = 'data/pets'
-    with pytest.raises(FileNotFoundError) as error:
+    with pytest.raises(UserError) as error:
         check_data(config, 'train')
     assert 'DATA_ROOT' not in str(error.value)
     assert 'DATA_ROOT=data/small_copy has no effect' in logged_warnings[0]
@@ -92,12 +93,12 @@ def test_a_root_that_a_config_does_not_read(tmp_path, monkeypatch, logged_warnin
 
 def test_missing_data_names_the_command_that_makes_it(tmp_path):
     config = open_config('configs/vop_lsmdc.py')
-    with pytest.raises(FileNotFoundError) as error:
+    with pytest.raises(UserError) as error:
         check_data(config, 'test')
     assert 'data/lsmdc/test.json of test_dataloader' in str(error.value)
     assert '`python tools/data/lsmdc.py`' in str(error.value)
     config.test_dataloader.dataset.data_root = str(tmp_path / 'pets')
-    with pytest.raises(FileNotFoundError, match='tools/data/custom.py'):
+    with pytest.raises(UserError, match='tools/data/custom.py'):
         check_data(config, 'test')
 
 
@@ -106,7 +107,7 @@ def test_a_missing_folder_of_videos_is_named(tmp_path):
     dataset = config.test_dataloader.dataset
     dataset.data_root = str(tmp_path)
     (tmp_path / 'test.json').write_text(json.dumps({'a.mp4': ['b']}))
-    with pytest.raises(FileNotFoundError, match=f'folder {tmp_path}/videos'):
+    with pytest.raises(UserError, match=f'folder {tmp_path}/videos'):
         check_data(config, 'test')
     (tmp_path / 'videos').mkdir()
     check_data(config, 'test')

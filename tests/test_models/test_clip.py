@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from projects.vop.errors import UserError
 from projects.vop.models import open_towers
 
 
@@ -325,7 +326,7 @@ def test_bad_configs_are_named(tmp_path, content, message):
 def test_no_network_says_which_file_to_put_where(monkeypatch, tmp_path):
     """Offline mode stands in for a machine without a network."""
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
-    with pytest.raises(ConnectionError) as error:
+    with pytest.raises(UserError) as error:
         open_towers('ViT-B-32-quickgelu', 'openai', cache_dir=str(tmp_path))
     source = open_clip.get_pretrained_cfg('ViT-B-32-quickgelu', 'openai')
     assert source['url'] in str(error.value)
@@ -339,7 +340,7 @@ def test_no_network_for_weights_at_a_url(monkeypatch, tmp_path):
         raise OSError('Network is unreachable')
 
     monkeypatch.setattr(open_clip.factory, 'download_pretrained', refuse)
-    with pytest.raises(ConnectionError) as error:
+    with pytest.raises(UserError) as error:
         open_towers('ViT-B-32', 'laion400m_e32', cache_dir=str(tmp_path))
     assert 'Network is unreachable' in str(error.value)
     assert 'laion400m_e32' in str(error.value)

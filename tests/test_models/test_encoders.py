@@ -170,6 +170,7 @@ def test_without_prompts_it_is_open_clip(towers):
     assert_same(make(TextEncoder, towers)(ids), towers.text(ids), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['ViT-S-32', 'ViT-B-32-quickgelu'])
 def test_a_clip_of_open_clip_by_name_is_reproduced(name):
     """Against ``CLIP.encode_image`` and ``encode_text``, as users know it."""

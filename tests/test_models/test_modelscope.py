@@ -244,7 +244,7 @@ def assert_same(ours, theirs, tolerance=1e-5):
 
 
 # [EOT] stands in slot 1 to 68, and from 69 on the caption is cut. It is read
-# from the zeros behind it, from slot 60 on (72 of 77) near or at the suffix.
+# from the zeros after it, from slot 60 on (72 of 77) near or at the suffix.
 LENGTHS = range(81)
 
 
@@ -367,6 +367,7 @@ def test_other_prompts_are_refused(small_clip, prompts):
         )
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_size_of_the_real_file(tmp_path):
     state = released_state(12, 768, 512, 512, 32, 7)

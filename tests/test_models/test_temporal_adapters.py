@@ -3,8 +3,8 @@
 import pytest
 import reference
 import torch
+from helpers import make_batch, make_model
 from mmengine.optim import OptimWrapper
-from test_retriever import batch, make
 
 TRANSFORMER = dict(
     type='TransformerAdapter',
@@ -17,17 +17,17 @@ TRANSFORMER = dict(
 
 @pytest.fixture
 def transformer(tiny_clip):
-    model = make(tiny_clip, adapter=TRANSFORMER)
+    model = make_model(tiny_clip, adapter=TRANSFORMER)
     model.init_weights()  # as the Runner does
     return model
 
 
 def inputs(model):
-    return model.data_preprocessor(batch())['inputs']
+    return model.data_preprocessor(make_batch())['inputs']
 
 
 def test_the_simple_mean_is_of_embeddings_that_are_not_normalised(tiny_clip):
-    model = make(tiny_clip, adapter=dict(type='SimpleMeanAdapter'))
+    model = make_model(tiny_clip, adapter=dict(type='SimpleMeanAdapter'))
     videos = inputs(model)
     mean = torch.stack(
         [reference.encode_frames(model.visual, video) for video in videos['imgs']]
@@ -40,8 +40,8 @@ def test_the_simple_mean_is_of_embeddings_that_are_not_normalised(tiny_clip):
 
 
 def test_the_mean_of_the_paper_weighs_frames_alike(tiny_clip):
-    paper = make(tiny_clip)
-    simple = make(tiny_clip, adapter=dict(type='SimpleMeanAdapter'))
+    paper = make_model(tiny_clip)
+    simple = make_model(tiny_clip, adapter=dict(type='SimpleMeanAdapter'))
     simple.load_state_dict(paper.state_dict())
     weights = [dict(model.named_parameters()) for model in (paper, simple)]
     for name, value in weights[0].items():
@@ -63,7 +63,7 @@ def test_the_transformer_gets_what_the_encoder_gives(transformer):
 def test_with_the_transformer_the_order_of_frames_matters(tiny_clip, transformer):
     reverse = inputs(transformer)
     videos = dict(reverse, imgs=reverse['imgs'].flip(1))
-    for model, matters in ((make(tiny_clip), False), (transformer, True)):
+    for model, matters in ((make_model(tiny_clip), False), (transformer, True)):
         same = torch.allclose(model(videos)[0], model(reverse)[0], atol=1e-5)
         assert same is not matters
 
@@ -72,7 +72,7 @@ def test_the_transformer_trains(transformer):
     before = {n: p.clone() for n, p in transformer.named_parameters()}
     optimizer = OptimWrapper(torch.optim.AdamW(transformer.parameters(), lr=1e-3))
     transformer.train()
-    losses = [transformer.train_step(batch(), optimizer)['loss'].item() for _ in range(8)]
+    losses = [transformer.train_step(make_batch(), optimizer)['loss'].item() for _ in range(8)]
     assert losses[-1] < losses[0] * 0.9
     changed = {n for n, p in transformer.named_parameters() if not torch.equal(p, before[n])}
     adapter = {n for n in before if n.startswith('adapter.')}
@@ -83,7 +83,7 @@ def test_the_transformer_trains(transformer):
 def test_its_weights_are_part_of_the_state(tiny_clip, transformer):
     state = transformer.state_dict()
     assert 'adapter.positional_embedding' in state
-    other = make(tiny_clip, adapter=TRANSFORMER)
+    other = make_model(tiny_clip, adapter=TRANSFORMER)
     for name, value in transformer.named_parameters():
         if 'backbone' in name:  # the tests' CLIP is random
             dict(other.named_parameters())[name].data.copy_(value)
@@ -93,7 +93,7 @@ def test_its_weights_are_part_of_the_state(tiny_clip, transformer):
 
 
 def test_init_weights_reaches_the_adapter(tiny_clip):
-    model = make(tiny_clip, adapter=TRANSFORMER)
+    model = make_model(tiny_clip, adapter=TRANSFORMER)
     model.adapter.positional_embedding.data.fill_(float('nan'))
     model.init_weights()
     assert 0 < model.adapter.positional_embedding.std() < 0.02

@@ -9,6 +9,7 @@ from mmaction.registry import MODELS as MMACTION_MODELS
 from mmaction.structures import ActionDataSample
 from torch import nn
 
+from projects.vop.errors import UserError
 from projects.vop.models import open_towers
 from projects.vop.recognition import CaptionHead
 from projects.vop.registry import MODELS
@@ -209,7 +210,7 @@ def test_a_file_of_classes(towers, tmp_path):
     'content, message',
     [
         ('a\n\nb\n', r'labels\.txt: name 2 is empty'),
-        ('a\nb\n a \n', r'labels\.txt: "a" stands there twice, as number 1 and 3'),
+        ('a\nb\n a \n', r'labels\.txt: "a" is listed twice, as number 1 and 3'),
         ('', r'labels\.txt names no class'),
     ],
 )
@@ -223,9 +224,9 @@ def test_bad_files_of_classes_are_named(towers, tmp_path, content, message):
 @pytest.mark.parametrize(
     'kwargs, error, message',
     [
-        (dict(classes='nowhere.txt'), FileNotFoundError, 'no file nowhere.txt of class names'),
+        (dict(classes='nowhere.txt'), UserError, 'no file nowhere.txt of class names'),
         (dict(classes=[]), ValueError, 'classes names no class'),
-        (dict(classes=['a', 'a']), ValueError, 'classes: "a" stands there twice'),
+        (dict(classes=['a', 'a']), ValueError, 'classes: "a" is listed twice'),
         (dict(templates=['a video']), ValueError, 'templates must be .* with {}'),
         (dict(templates='a {}'), ValueError, 'templates must be a list'),
         (dict(templates=[]), ValueError, 'templates must be a list'),

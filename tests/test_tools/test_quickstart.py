@@ -6,23 +6,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_the_quickstart_compares_four_methods(tmp_path):
     python = tmp_path / 'bin' / 'python'
     python.parent.mkdir()
     python.write_text(f'#!/bin/sh\n[ "$1 $2" = "-m pip" ] && exit 0\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
+    arguments = ['--work-dir', tmp_path / 'runs', '--cfg-options', 'train_cfg.max_epochs=1']
     done = subprocess.run(
-        [
-            'bash',
-            'tools/quickstart.sh',
-            '--work-dir',
-            tmp_path / 'runs',
-            '--cfg-options',
-            'train_cfg.max_epochs=1',
-        ],
+        ['bash', 'tools/quickstart.sh', *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,

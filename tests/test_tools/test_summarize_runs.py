@@ -2,152 +2,72 @@
 
 import csv
 import json
-from pathlib import Path
 
 import cv2
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-NAMES = [f'{way}/{name}' for way in ('t2v', 'v2t') for name in ('R@1', 'R@5', 'R@10', 'MdR', 'MnR')]
+from projects.vop.errors import UserError
+
+METRICS = ('R@1', 'R@5', 'R@10', 'MdR', 'MnR')
+NAMES = [f'{direction}/{name}' for direction in ('t2v', 'v2t') for name in METRICS]
 
 
 @pytest.fixture
-def work_dir(tmp_path):
-    """Writes results of runs; gives the folder."""
+def summarize(run_tool, capsys, tmp_path):
+    """Writes results of runs, (method, lr, seed, t2v R@1 or None), and runs the tool."""
 
-    def write(runs, dataset='msrvtt'):
+    def run(*runs, dataset='msrvtt'):
         for method, lr, seed, value in runs:
+            count = 0 if lr is None else 122_880
+            result = dict(dataset=dataset, method=method, setting='', lr=lr, seed=seed)
+            result |= dict(trained=count, as_paper=count)
+            if value is not None:  # else it diverged
+                result |= {name: value + i for i, name in enumerate(NAMES)}
             folder = tmp_path / f'{method}-{lr}-{seed}'
             folder.mkdir()
-            (folder / 'result.json').write_text(
-                json.dumps(
-                    dict(
-                        dataset=dataset,
-                        method=method,
-                        setting='',
-                        lr=lr,
-                        seed=seed,
-                        trained=0 if lr is None else 122_880,
-                        as_paper=0 if lr is None else 122_880,
-                        **{name: value + i for i, name in enumerate(NAMES)},
-                    )
-                )
-            )
-        return tmp_path
+            (folder / 'result.json').write_text(json.dumps(result))
+        run_tool('tools/analysis/summarize_runs.py', tmp_path)
+        with (tmp_path / 'results.csv').open() as file:
+            return capsys.readouterr().out, list(csv.DictReader(file))
 
-    return write
+    return run
 
 
-@pytest.fixture
-def report(run_tool, capsys):
-    """Runs the tool; gives what it prints."""
-
-    def report(folder):
-        run_tool('tools/analysis/summarize_runs.py', folder)
-        return capsys.readouterr().out
-
-    return report
-
-
-def cells(line):
-    return [cell.strip() for cell in line.strip('|').split('|')]
-
-
-def test_the_best_rate_is_shown_with_the_paper_beside_it(report, work_dir):
-    folder = work_dir(
-        [
-            ('zero_shot', None, 0, 31.0),
-            ('vop', 1e-3, 0, 38.0),
-            ('vop', 1e-3, 1, 41.0),
-            ('vop', 1e-2, 0, 30.0),
-            ('vop', 1e-2, 1, 30.0),
-            ('vop', 1e-4, 0, 50.0),  # better, but of one seed alone
-        ]
-    )
-    output = report(folder)
-    lines = [cells(line) for line in output.splitlines() if line.startswith('|')]
-    assert [line[0] for line in lines] == [
-        'method',
-        lines[1][0],
-        'zero-shot CLIP',
-        '*the paper*',
-        'VoP',
-        '*the paper*',
-    ]
-    assert lines[4] == [
-        'VoP',
-        '122,880',
-        '122,880 (0.103%)',
-        '0.001',
-        '2',
-        '39.5 ± 2.1',
-        '40.5 ± 2.1',
-        '41.5 ± 2.1',
-        '43.5 ± 2.1',
-        '42.5 ± 2.1',
-        '44.5 ± 2.1',
-        '45.5 ± 2.1',
-        '46.5 ± 2.1',
-        '48.5 ± 2.1',
-        '47.5 ± 2.1',
-    ]
-    assert lines[5][5:] == [
-        '39.6',
-        '66.7',
-        '77.8',
-        '17.2',
-        '2',
-        '42.1',
-        '68.8',
-        '80.7',
-        '12.4',
-        '2',
-    ]
+def test_the_best_rate_is_shown_with_the_paper_after_it(summarize, tmp_path):
+    grid = [('vop', 1e-3, 0, 38.0), ('vop', 1e-3, 1, 41.0), ('vop', 1e-2, 0, 30.0)]
+    grid += [('vop', 1e-2, 1, 30.0), ('vop', 1e-4, 0, 50.0)]  # better, but of one seed alone
+    grid += [('vop', 1e30, 0, None), ('zero_shot', None, 0, 31.0)]
+    output, rows = summarize(*grid)
+    lines = [line.strip('|').split('|') for line in output.splitlines() if line.startswith('|')]
+    lines = [[cell.strip() for cell in line] for line in lines]
+    names = ['zero-shot CLIP', '*the paper*', 'VoP', '*the paper*']
+    assert [line[0] for line in lines[:1] + lines[2:]] == ['method', *names]
     assert lines[2][:6] == ['zero-shot CLIP', '0', '0 (0.000%)', '', '', '31.0']
-    assert 'learning rate of each method is the one with' in output
-    assert output.splitlines()[4] in (folder / 'results.md').read_text()
-    with (folder / 'results.csv').open() as file:
-        rows = list(csv.DictReader(file))
-    assert [(r['method'], r['lr'], r['seed']) for r in rows] == [
-        ('zero_shot', '', '0'),
-        ('vop', '0.0001', '0'),
-        ('vop', '0.001', '0'),
-        ('vop', '0.001', '1'),
-        ('vop', '0.01', '0'),
-        ('vop', '0.01', '1'),
-    ]
+    assert lines[4][:5] == ['VoP', '122,880', '122,880 (0.103%)', '0.001', '2']
+    # R@1, R@5, R@10, MnR, MdR, as the paper has them.
+    numbers = [value + 5 * direction for direction in (0, 1) for value in (0, 1, 2, 4, 3)]
+    assert lines[4][5:] == [f'{39.5 + number} ± 2.1' for number in numbers]
+    assert lines[5][5:] == '39.6 66.7 77.8 17.2 2 42.1 68.8 80.7 12.4 2'.split()
+    assert 'learning rate' in output and '1e+30' not in output
+    assert output.splitlines()[4] in (tmp_path / 'results.md').read_text()
+    runs = [(row['method'], row['lr'], row['seed']) for row in rows]
+    rates = [('0.0001', '0'), ('0.001', '0'), ('0.001', '1'), ('0.01', '0'), ('0.01', '1')]
+    assert runs == [('zero_shot', '', '0'), *(('vop', *rate) for rate in [*rates, ('1e+30', '0')])]
     assert rows[2]['t2v/R@1'] == '38.0' and rows[2]['v2t/MnR'] == '47.0'
-    picture = cv2.imread(str(folder / 'results.png'))
+    assert rows[-1]['t2v/R@1'] == ''
+    picture = cv2.imread(str(tmp_path / 'results.png'))
     assert picture.shape[0] > 400 and picture.std() > 5
 
 
-def test_other_data_sets_have_no_row_of_the_paper(report, work_dir):
-    output = report(work_dir([('vop', 1e-3, 0, 38.0)], dataset='didemo'))
+def test_other_data_sets_have_no_row_of_the_paper(summarize):
+    output, _ = summarize(('vop', 1e-3, 0, 38.0), dataset='didemo')
     assert 'paper' not in output and '| VoP ' in output
+    with pytest.raises(UserError, match='didemo, msrvtt'):
+        summarize(('vop', 1e-3, 1, 38.0))
 
 
-def test_runs_that_diverged_are_in_the_csv_alone(report, work_dir):
-    folder = work_dir([('vop', 1e-3, 0, 38.0), ('vop', 1e30, 0, 99.0)])
-    path = folder / 'vop-1e+30-0/result.json'
-    result = json.loads(path.read_text())
-    path.write_text(json.dumps({key: value for key, value in result.items() if '2' not in key}))
-    output = report(folder)
-    assert '1e+30' not in output and '| 38.0 ' in output
-    with (folder / 'results.csv').open() as file:
-        rows = list(csv.DictReader(file))
-    assert rows[1]['lr'] == '1e+30' and rows[1]['t2v/R@1'] == ''
-    (folder / 'vop-0.001-0/result.json').unlink()
-    with pytest.raises(SystemExit, match='diverged; lower the learning rates'):
-        report(folder)
-
-
-def test_two_data_sets_are_not_mixed(report, work_dir):
-    work_dir([('vop', 1e-3, 0, 38.0)], dataset='didemo')
-    folder = work_dir([('vop', 1e-3, 1, 38.0)])
-    with pytest.raises(SystemExit, match=r'2 data sets \(didemo, msrvtt\)'):
-        report(folder)
-
-
-def test_nothing_to_report_is_said(report, tmp_path):
-    with pytest.raises(SystemExit, match='No run'):
-        report(tmp_path)
+def test_nothing_to_show_is_said(summarize):
+    with pytest.raises(UserError, match='No run'):
+        summarize()
+    with pytest.raises(UserError, match='lower the learning rates'):
+        summarize(('vop', 1e30, 0, None))

@@ -1,7 +1,7 @@
-"""Count what trains and what does not, by part, of any config.
+"""Count the trained and the frozen parameters of each part of a model.
 
-Models are built without weights: nothing is downloaded. --paper prints the
-parameter column of the paper's Table 1 from the configs of MSR-VTT instead.
+The model is built without weights, so nothing is downloaded. With --paper, the
+parameter column of the paper's Table 1 is printed, from the configs of MSR-VTT.
 """
 
 import argparse
@@ -17,13 +17,14 @@ from projects.vop.engine.parameters import (
     count_as_paper,
     count_by_part,
 )
+from projects.vop.errors import exit_on_user_error
 from projects.vop.paper import TABLE_1
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
 
 def count(config: str, options: dict) -> dict:
-    """Counts of one config, as --json prints them."""
+    """Count the parameters of one config, as --json prints them."""
     cfg = open_config(config)
     cfg.merge_from_dict(options)
     parts = count_by_part(build_without_weights(cfg))
@@ -35,23 +36,22 @@ def count(config: str, options: dict) -> dict:
     )
 
 
-def show(counts: dict) -> str:
-    """A table of one config."""
-    rows = [('part', 'trained', 'frozen')]
-    rows += [
+def format_counts(counts: dict) -> str:
+    """The counts of one config as a table."""
+    total = dict(trained=counts['trained'], frozen=counts['frozen'])
+    rows = [
         (name, f'{part["trained"]:,}', f'{part["frozen"]:,}')
-        for name, part in counts['parts'].items()
+        for name, part in (counts['parts'] | {'in total': total}).items()
     ]
-    rows.append(('in all', f'{counts["trained"]:,}', f'{counts["frozen"]:,}'))
-    widths = [max(map(len, column)) for column in zip(*rows)]
+    width = max(len(name) for name, *_ in rows)
     return '\n'.join(
-        f'{name:{widths[0]}}  {trained:>{widths[1]}}  {frozen:>{widths[2]}}'
-        for name, trained, frozen in rows
+        f'{name:{width}}{trained:>15}{frozen:>15}'
+        for name, trained, frozen in [('part', 'trained', 'frozen'), *rows]
     )
 
 
-def paper() -> list[dict]:
-    """Every row of Table 1, counted as the paper does and as it is."""
+def count_table_1() -> list[dict]:
+    """Count each row of Table 1: as the paper does, and all that trains."""
     rows = []
     for method, row in TABLE_1.items():
         model = build_without_weights(open_config(CONFIGS / f'{method}_msrvtt.py'))
@@ -68,8 +68,8 @@ def paper() -> list[dict]:
     return rows
 
 
-def show_paper(rows: list[dict]) -> str:
-    """Table 1's column of parameters, as Markdown."""
+def format_table_1(rows: list[dict]) -> str:
+    """The parameter column of Table 1 as Markdown."""
     lines = [
         '| method | the paper prints | as the paper counts | trained |',
         '| --- | --- | --- | --- |',
@@ -84,32 +84,24 @@ def show_paper(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('config', nargs='?', help='config file')
-    parser.add_argument('--paper', action='store_true', help="the column of the paper's Table 1")
-    parser.add_argument('--json', action='store_true', help='print JSON instead of a table')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        default={},
-        help='change the config',
-    )
+    """Print the counts."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    add = parser.add_argument
+    add('config', nargs='?', help='config file')
+    add('--paper', action='store_true', help="the parameter column of the paper's Table 1")
+    add('--json', action='store_true', help='print JSON instead of a table')
+    add('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', default={})
     args = parser.parse_args()
     if (args.config is None) != args.paper:
         parser.error('give either a config or --paper')
-    try:
-        result = paper() if args.paper else count(args.config, args.cfg_options)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(str(error)) from error
+    result = count_table_1() if args.paper else count(args.config, args.cfg_options)
     if args.json:
         print(json.dumps(result, indent=1))
     else:
-        print(show_paper(result) if args.paper else show(result))
+        print(format_table_1(result) if args.paper else format_counts(result))
 
 
 if __name__ == '__main__':
-    main()
+    with exit_on_user_error():
+        main()

@@ -1,499 +1,307 @@
-"""Find what limits training on this machine, and what keeps the GPU busy.
+r"""Find out whether reading or computing limits training on this machine.
 
-Trains for some steps with the model, the data and the optimizer of a config,
-for every combination of the batch sizes, numbers of workers and copies of the
-data that are given, and says where the time goes. On several GPUs, which
-share the cores and the disk, start it as training is started:
+Every combination of the batch sizes, numbers of workers and copies of the data
+set that are given is a row of a table. It is measured three times, with the
+model, the data loader and the optimizer of a config:
 
-    python -m torch.distributed.run --nproc_per_node 8 \\
+- the data loader alone: how fast the workers can read;
+- the model alone: training steps on one batch, while no worker reads;
+- both together, as MMEngine's Runner trains: pairs/s, the time of a step, and
+  the share of it that the step waits for data.
+
+On several GPUs, which share cores and disk, start it as training is started:
+
+    python -m torch.distributed.run --nproc_per_node 8 \
         tools/analysis/profile_training.py CONFIG --launcher pytorch
 
-The batch size is that of one process; the configs of the paper take 32 pairs
-in all. Each setting is measured four times:
-
-- the data loader alone, without a model: how fast the workers can read;
-- the model alone, on a batch that is on the device already and with no worker
-  running: how fast it can train. It depends on the batch size alone;
-- whole steps, as MMEngine's training loop runs them: `pairs/s`, `step ms` and
-  the GPU memory. A step cannot be shorter than either of the two above;
-- steps whose parts are timed: the shares. On a GPU, the device is waited for
-  at the end of each part, so that a part's time is its own. This hides that
-  the CPU runs ahead of the GPU, so these steps can be longer than whole ones.
-
-The parts are: waiting for data; transfer (the data preprocessor: to the
-device, normalise); forward (with the loss); backward (with the exchange of
-gradients between processes); optimizer (with clipping and zero_grad). Of
-several processes the slowest counts. Hooks do not run, but for the one that
-reads the losses after each step, as in training. Nothing is saved. Each
-setting reads other items; files that were read before can come from memory,
-as they do in training from its second epoch on.
+The batch size is that of one process. Times are those of the main process,
+rates those of all processes. Items are drawn without end (InfiniteSampler), so
+the start of an epoch is left out. Files that were read before may come from
+memory, as in training from its second epoch on. The `compile` of a config
+applies to both together, not to the model alone. Nothing is saved or logged.
 """
 
 import argparse
+import copy
+import gc
 import itertools
 import json
 import math
 import os
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import torch
-import torch.distributed as dist
 from mmengine.config import Config, DictAction
-from mmengine.device import get_device
-from mmengine.dist import get_world_size, is_distributed, is_main_process
+from mmengine.dist import get_world_size, init_dist, is_distributed, is_main_process
 
 from projects.vop.engine import (
-    build_runner,
+    add_launcher_arguments,
+    build_train_runner,
+    check_amp,
     check_data,
     open_config,
     pin_memory,
+    tool,
     use_amp,
     use_gloo_without_gpu,
 )
-from projects.vop.engine.profiling import PARTS, dataset_of, loader_config
-from projects.vop.errors import VideoReadError
+from projects.vop.errors import UserError
+from projects.vop.fileio import check_writable, write_file
 
-# A step that waits for data for a larger share of its time is bound by
-# reading.
+# A step that waits for data for a larger share of its time is limited by reading.
 WAITING = 0.1
-# Rates that differ by less are called the same.
-NOISE = 0.03
+TRACED_STEPS = 5
+# Figures by their names in --json, with heading and format in the table.
+COLUMNS = dict(
+    batch_size=('batch', ''),
+    num_workers=('workers', ''),
+    data_root=('data', ''),
+    pairs_per_s=('pairs/s', ',.1f'),
+    step_ms=('step, ms', ',.1f'),
+    waiting_share=('waiting for data', '.0%'),
+    loader_alone_pairs_per_s=('loader alone, pairs/s', ',.1f'),
+    model_alone_pairs_per_s=('model alone, pairs/s', ',.1f'),
+    gpu_memory_gib=('GPU memory, GiB', '.1f'),
+)
+# Parts of a config that save, log, evaluate, or need the length of a training.
+UNUSED = (
+    *('val_cfg', 'val_dataloader', 'val_evaluator', 'test_cfg', 'test_dataloader'),
+    *('test_evaluator', 'param_scheduler', 'auto_scale_lr', 'visualizer', 'load_from'),
+    'custom_hooks',
+)
 
 
-COLUMNS = [
-    'batch',
-    'workers',
-    'data',
-    'pairs/s',
-    'step ms',
-    *PARTS.values(),
-    'loader alone, pairs/s',
-    'model alone, pairs/s',
-    'GPU memory',
-    'start-up s',
-]
+def prepare(args: argparse.Namespace) -> Config:
+    """Open and check the config, and take out what is no part of a step."""
+    cfg = open_config(args.config)
+    cfg.merge_from_dict(args.cfg_options)
+    parts = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
+    missing = [part for part in parts if not cfg.get(part)]
+    if missing:
+        raise UserError(f'{args.config} does not train: it lacks {", ".join(missing)}.')
+    if args.amp:
+        check_amp()
+        use_amp(cfg)
+    cfg.update(dict.fromkeys(UNUSED), resume=False, log_level='ERROR', launcher=args.launcher)
+    cfg.default_hooks = dict.fromkeys(('logger', 'param_scheduler', 'checkpoint', 'sampler_seed'))
+    pin_memory(cfg)
+    use_gloo_without_gpu(cfg)
+    if args.launcher != 'none' and not is_distributed():
+        init_dist(args.launcher, **cfg.get('env_cfg', {}).get('dist_cfg', {}))
+    return cfg
 
 
-def line(cells: list) -> str:
-    return '| ' + ' | '.join(map(str, cells)) + ' |'
+def dataset_of(loader: dict) -> dict:
+    """The config of the data set, within RepeatDataset and the like."""
+    dataset = loader['dataset']
+    while isinstance(dataset.get('dataset'), dict):
+        dataset = dataset['dataset']
+    return dataset
 
 
-def number(value: float) -> str:
-    """Three digits, or all before the point."""
-    return f'{value:,.0f}' if value >= 100 else f'{value:.3g}'
+def with_setting(cfg: Config, batch_size: int, num_workers: int, data_root: str | None) -> Config:
+    """A copy of a config that trains with a setting."""
+    cfg = copy.deepcopy(cfg)
+    loader = cfg.train_dataloader
+    loader.update(batch_size=batch_size, num_workers=num_workers, persistent_workers=False)
+    loader.sampler = dict(type='InfiniteSampler')
+    if num_workers == 0:
+        loader.pop('prefetch_factor', None)
+    if data_root is not None:
+        dataset_of(loader)['data_root'] = data_root
+    return cfg
 
 
-def setting_cells(row: dict) -> list:
-    return [row['batch_size'], row['num_workers'], row['data_root'] or '-']
+def seconds_per_call(function: Callable, calls: int, warmup: int) -> float:
+    """The mean time of a call, after some that are not measured."""
+    for n in (warmup, calls):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(n):
+            function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / calls
 
 
-def cells(row: dict) -> list:
-    """A row as the table shows it."""
-    if row['out_of_memory']:
-        return [*setting_cells(row), 'out of memory', *['-'] * (len(COLUMNS) - 4)]
-    memory = row['peak_gpu_memory_bytes']
-    return [
-        *setting_cells(row),
-        number(row['pairs_per_s']),
-        number(row['step_ms']),
-        *(f'{row["share"][part]:.0%}' for part in PARTS),
-        number(row['read_alone_pairs_per_s']),
-        number(row['model_alone_pairs_per_s']),
-        '-' if memory is None else f'{memory / 2**30:.1f} GiB',
-        number(row['start_up_s']),
-    ]
-
-
-def diagnose(row: dict, cores: int, here: int, processes: int) -> dict:
-    """Name what bounds a setting, and what would lift it.
+def measure(cfg: Config, steps: int, warmup: int, seed: int) -> dict:
+    """Measure the loader alone, the model alone, and both together.
 
     Args:
-        row (dict): Of :func:`summarize`.
-        cores (int): Of the machine.
-        here (int): Processes of the run on this machine.
-        processes (int): Processes of the run.
+        cfg (Config): A config with a setting.
+        steps (int): Steps that are measured.
+        warmup (int): Steps before them that are not.
+        seed (int): Decides which items are read, so that a setting does not
+            find the files of another in memory.
 
     Returns:
-        dict: ``bound`` (``'reading'`` or ``'computing'``), the rates of one
-        worker and of one process's model, and the ``workers_needed`` by each
-        process to keep its model busy.
+        dict: Figures of a row.
     """
-    workers = max(1, row['num_workers'])
-    # Workers that share a core do not read more than it does.
-    running = min(workers, max(1, cores / here))
-    worker = row['read_alone_pairs_per_s'] / processes / running
-    model = row['model_alone_pairs_per_s'] / processes
+    # Workers deliver in turns, so whole turns are measured.
+    turn = max(1, cfg.train_dataloader.num_workers)
+    steps, warmup = (math.ceil(n / turn) * turn for n in (steps, warmup))
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=warmup + steps)
+    cfg.randomness = {**cfg.get('randomness', {}), 'seed': 2 * seed}
+    cfg.experiment_name = f'setting {seed}'  # a message hub of its own
+    runner = build_train_runner(cfg)
+
+    loader = runner.build_dataloader(cfg.train_dataloader, seed=2 * seed + 1)
+    if not len(loader.dataset):
+        raise UserError(f'The data set of train_dataloader in {cfg.filename} is empty.')
+    batches = iter(loader)
+    loader_s = seconds_per_call(partial(next, batches), steps, warmup)
+    batch = next(batches)
+    del loader, batches  # and with them the workers
+
+    runner.model.train()
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    step = partial(runner.model.train_step, batch, optim_wrapper=runner.optim_wrapper)
+    model_s = seconds_per_call(step, steps, warmup)
+
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+    runner.train()
+    step_s, waiting_s = (  # of IterTimerHook
+        float(runner.message_hub.get_scalar(f'train/{key}').mean(steps))
+        for key in ('time', 'data_time')
+    )
+    pairs = cfg.train_dataloader.batch_size * get_world_size()
     return dict(
-        bound='reading' if row['share']['data'] > WAITING else 'computing',
-        worker_pairs_per_s=worker,
-        model_pairs_per_s=model,
-        workers_needed=math.ceil(model / worker),
+        pairs_per_s=pairs / step_s,
+        step_ms=1000 * step_s,
+        waiting_share=waiting_s / step_s,
+        loader_alone_pairs_per_s=pairs / loader_s,
+        model_alone_pairs_per_s=pairs / model_s,
+        gpu_memory_gib=torch.cuda.max_memory_allocated() / 2**30 if gpu else None,
     )
 
 
-def advise(
-    row: dict, rows: list[dict], cores: int, here: int, processes: int, amp: bool, gpu: bool
-) -> list[str]:
-    """What bounds a setting, and what to do about it, in words.
-
-    Args:
-        row (dict): Of :func:`summarize`.
-        rows (list[dict]): All that were measured: what was tried and is no
-            faster is not advised.
-        cores, here, processes (int): As in :func:`diagnose`.
-        amp (bool): Whether mixed precision is in use.
-        gpu (bool): Whether there is a GPU.
-
-    Returns:
-        list[str]: Lines to print.
-    """
-    found = diagnose(row, cores, here, processes)
-    needed, workers = found['workers_needed'], row['num_workers']
-    read, model = (row[f'{name}_alone_pairs_per_s'] for name in ('read', 'model'))
-    each = ' in each process' if processes > 1 else ''
-    who = f'{here} training processes and their' if here > 1 else 'the training process and its'
-    faster = (
-        'a copy of the videos that is faster to decode '
-        '(tools/data/compress_videos.py makes one; compare it with '
-        '--data-root)'
+def trace(cfg: Config, warmup: int, path: str) -> None:
+    """Write a trace of some training steps."""
+    steps = warmup + 1 + TRACED_STEPS
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=steps)
+    cfg.experiment_name = 'trace'
+    hook = dict(
+        type='ProfilerHook',
+        by_epoch=False,
+        profile_times=steps,
+        activity_with_cuda=torch.cuda.is_available(),
+        # One step more than there are, as the hook itself ends the trace.
+        schedule=dict(wait=warmup, warmup=1, active=TRACED_STEPS + 1),
+        json_trace_path=path,
     )
-    lines = []
-    if found['bound'] == 'reading':
-        tried = max(
-            other['num_workers']
-            for other in rows
-            if all(other[key] == row[key] for key in ('batch_size', 'data_root'))
-        )
-        useful = min(needed, max(1, cores // here))
-        if useful > tried and (read < model or workers == 0):
-            todo = f'take --num-workers {useful}'
-            if useful < needed:
-                todo += f', as many as there are cores{each}, and {faster}, as that is not enough'
-        elif read >= model:
-            todo = (
-                f'{who} workers share {count(cores, "core")}, which is '
-                f'too few for both: take {faster}, or more cores'
-            )
-        elif tried > workers:
-            todo = f'more workers were tried, and are no faster: take {faster}'
-        else:
-            todo = f'more workers would only share the {count(cores, "core")}: take {faster}'
-    else:
-        ways = 'a larger batch (where memory is left) or more GPUs' if gpu else 'a GPU'
-        if gpu and not amp:
-            ways = f'mixed precision (--amp), {ways}'
-        todo = f'reading is fast enough; {ways} would help'
-    lines += [
-        f'Bottleneck: {found["bound"]}. A step waits for data for '
-        f'{row["share"]["data"]:.0%} of its time. Alone, the data loader '
-        f'reads {number(read)} pairs/s and the model trains {number(model)} '
-        f'pairs/s; in training both reach {number(row["pairs_per_s"])}.',
-        f'What to do: {todo}.',
-        f'What keeps the {"GPU" if gpu else "model"} busy: a worker with a '
-        f'core to itself reads {number(found["worker_pairs_per_s"])} pairs/s, '
-        f'and the model trains {number(found["model_pairs_per_s"])}{each}: '
-        f'{count(needed, "worker")}{each}.',
+    cfg.custom_hooks = [hook] if is_main_process() else None
+    build_train_runner(cfg).train()
+
+
+def format_row(row: dict) -> str:
+    """A row of the Markdown table."""
+    cells = [
+        '-' if row.get(key) is None else format(row[key], spec)
+        for key, (_, spec) in COLUMNS.items()
     ]
-    slower = min(read, model) / row['pairs_per_s']
-    if row['steps_in_epoch'] >= row['steps'] and workers and slower > 1.25:
-        lines.append(
-            f'Training is {slower:.1f} times as slow as the slower of both '
-            f'alone: {who} workers share {count(cores, "core")}.'
+    if row['out_of_memory']:
+        cells[list(COLUMNS).index('pairs_per_s')] = 'out of memory'
+    return f'| {" | ".join(cells)} |'
+
+
+def advise(best: dict, amp: bool) -> str:
+    """Say what limits the fastest setting, and what to do about it."""
+    if best['bottleneck'] == 'reading':
+        todo = (
+            f'more workers (--num-workers) while there are idle cores (of {os.cpu_count()} here), '
+            'or copies of the videos that decode faster (tools/data/compress_videos.py makes '
+            'them, --data-root compares them)'
         )
-    if row['steps_in_epoch'] < row['steps']:
-        lines.append(
-            f'An epoch has {count(row["steps_in_epoch"], "step")}, fewer than '
-            'were measured: its start, when the workers have nothing ready '
-            'yet, is in these figures.'
-        )
-    return lines
-
-
-def count(n: int, what: str) -> str:
-    return f'{n} {what}{"s" * (n != 1)}'
-
-
-def duration(seconds: float) -> str:
-    if seconds < 60:
-        return f'{seconds:.1f} s'
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f'{hours} h {minutes} min' if hours else f'{minutes} min {seconds} s'
-
-
-class Report:
-    """Prints the table as it grows, and what follows from it."""
-
-    def __init__(self, args: argparse.Namespace, cfg: Config) -> None:
-        self.args = args
-        self.config_batch = batch_size_of(cfg.train_dataloader)
-        self.compiled = bool(cfg.get('compile'))
-        self.amp = cfg.optim_wrapper.get('type') == 'AmpOptimWrapper'
-        self.rows: list[dict] = []
-
-    def begin(self, cores: int, here: int) -> None:
-        """Print what is measured on what, and the table's head."""
-        self.cores, self.here = cores, here
-        self.processes, self.gpu = get_world_size(), torch.cuda.is_available()
-        name = torch.cuda.get_device_name() if self.gpu else 'CPU'
-        self.machine = dict(
-            config=self.args.config,
-            device=name,
-            processes=self.processes,
-            cores=cores,
-            amp=self.amp,
-            torch=torch.__version__,
-            steps=self.args.steps,
-            warmup=self.args.warmup,
-            config_batch_size=self.config_batch,
-        )
-        self.say(
-            f'{self.args.config}, {name}, {self.processes} '
-            f'process{"es" * (self.processes > 1)}, '
-            f'{count(cores, "core")}, '
-            f'{"mixed" if self.amp else "full"} precision, torch '
-            f'{torch.__version__}; {self.args.steps} steps after '
-            f'{self.args.warmup}.\n'
-        )
-        if self.compiled:
-            self.say(
-                'The config compiles the train step. Its parts are those '
-                'of the step without compilation.\n'
-            )
-        self.say(line(COLUMNS))
-        self.say(line(['---'] * len(COLUMNS)))
-
-    def add(self, row: dict) -> None:
-        self.rows.append(row)
-        self.say(line(cells(row)))
-        self.save()
-
-    def end(self) -> None:
-        """Print the best setting and what bounds it."""
-        done = [row for row in self.rows if not row['out_of_memory']]
-        if not done:
-            raise SystemExit('Every setting ran out of memory. Give a smaller --batch-size.')
-        best = max(done, key=lambda row: row['pairs_per_s'])
-        found = diagnose(best, self.cores, self.here, self.processes)
-        self.save(best=dict(best, **found))
-        self.say(
-            f'\nBest: {self.name(best)}: {number(best["pairs_per_s"])} '
-            f'pairs/s, {number(best["step_ms"])} ms a step. An epoch of '
-            f'{best["pairs_in_data_set"]:,} pairs takes '
-            f'{duration(best["epoch_s"])}, start-up included.'
-        )
-        as_fast = [
-            self.name(row)
-            for row in done
-            if row is not best and row['pairs_per_s'] > (1 - NOISE) * best['pairs_per_s']
-        ]
-        if as_fast:
-            self.say(f'As fast, within {NOISE:.0%}: {"; ".join(as_fast)}.')
-        for text in advise(best, done, self.cores, self.here, self.processes, self.amp, self.gpu):
-            self.say(text)
-        self.say_batch(best, done)
-
-    def say_batch(self, best: dict, done: list[dict]) -> None:
-        """Say where the batch in all is not the config's."""
-        others = sorted({row['batch_size'] for row in done} - {self.config_batch})
-        if not others:
-            return
-        own = self.config_batch * self.processes
-        others = ', '.join(str(n * self.processes) for n in others)
-        self.say(
-            f'The config trains on {own} pairs a step in all; {others} '
-            'in all changes what is trained: train with --auto-scale-lr, '
-            'or look for the learning rate again.'
-        )
-        same = [row for row in done if row['batch_size'] == self.config_batch]
-        if same and best not in same:
-            best = max(same, key=lambda row: row['pairs_per_s'])
-            self.say(
-                f"Best with the config's batch: {self.name(best)}: "
-                f'{number(best["pairs_per_s"])} pairs/s.'
-            )
-
-    def name(self, row: dict) -> str:
-        each = ' in each process' if self.processes > 1 else ''
-        root = f', {row["data_root"]}' if row['data_root'] else ''
-        return f'batch {row["batch_size"]} and {count(row["num_workers"], "worker")}{each}{root}'
-
-    def say(self, text: str) -> None:
-        if is_main_process():
-            print(text, flush=True)
-
-    def save(self, **more) -> None:
-        if self.args.json and is_main_process():
-            Path(self.args.json).write_text(
-                json.dumps(dict(self.machine, rows=self.rows, **more), indent=1)
-            )
-
-
-def batch_size_of(loader: dict) -> int:
-    return loader['batch_size'] if 'batch_size' in loader else loader['batch_sampler']['batch_size']
-
-
-def at_least(lowest: int) -> Callable[[str], int]:
-    """A type of argparse."""
-
-    def integer(text: str) -> int:
-        if int(text) < lowest:
-            raise argparse.ArgumentTypeError(f'{text} is less than {lowest}')
-        return int(text)
-
-    return integer
+    elif not torch.cuda.is_available():
+        todo = 'reading keeps up; train on a GPU'
+    else:
+        precision = '' if amp else 'mixed precision (--amp), '
+        todo = f'reading keeps up; {precision}a larger batch (--batch-size) or more GPUs'
+    return (
+        f'Fastest: batch {best["batch_size"]}, {best["num_workers"]} workers, data '
+        f'{best["data_root"]}: {best["pairs_per_s"]:,.1f} pairs/s.\n'
+        f'Bottleneck: {best["bottleneck"]}. A step waits for data for '
+        f'{best["waiting_share"]:.0%} of its time.\nWhat to do: {todo}.'
+    )
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('config', help='config file; configs/METHOD_DATASET.py need not be a file')
-    parser.add_argument(
-        '--batch-size',
-        type=at_least(1),
-        nargs='+',
-        metavar='N',
-        help="pairs of one process in a step (default: the config's)",
-    )
-    parser.add_argument(
-        '--num-workers',
-        type=at_least(0),
-        nargs='+',
-        metavar='N',
-        help="workers of one process that read (default: the config's)",
-    )
-    parser.add_argument(
-        '--data-root',
-        nargs='+',
-        metavar='DIR',
-        help='copies of the data set, such as of '
-        "tools/data/compress_videos.py (default: the config's)",
-    )
-    parser.add_argument('--steps', type=at_least(1), default=50)
-    parser.add_argument(
-        '--warmup',
-        type=at_least(0),
-        default=5,
-        help='steps of each measurement that are not counted',
-    )
-    parser.add_argument('--amp', action='store_true', help='mixed precision (needs a GPU)')
-    parser.add_argument('--json', metavar='FILE', help='write figures there')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='change the config, such as model.clip.pretrained=None to measure without weights',
-    )
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='how the processes of this run were started',
-    )
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    """Parse the command line."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    add = parser.add_argument
+    add('config', help='config file; configs/METHOD_DATASET.py need not be a file')
+    add('--batch-size', type=int, nargs='+', metavar='N', help='pairs of one process')
+    add('--num-workers', type=int, nargs='+', metavar='N', help='workers of one process')
+    add('--data-root', nargs='+', metavar='DIR', help='the data set and copies of it')
+    add('--steps', type=int, default=50, help='steps that are measured')
+    add('--warmup', type=int, default=5, help='steps before them that are not')
+    add('--amp', action='store_true', help='mixed precision (needs a GPU)')
+    add('--json', metavar='FILE', help='write all figures to this file')
+    add('--trace', metavar='FILE', help='write a trace (.json) of steps of the fastest setting')
+    add('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE')
+    add_launcher_arguments(parser)
     args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if min(*(args.batch_size or [1]), args.steps) < 1 or min(*(args.num_workers or [0]), 0) < 0:
+        parser.error('--batch-size and --steps must be at least 1, --num-workers at least 0')
     return args
 
 
-def prepare(args: argparse.Namespace) -> tuple[Config, list[dict]]:
-    """Open and check the config.
-
-    Returns:
-        tuple: The config, and the settings to measure.
-
-    Raises:
-        FileNotFoundError: If the config or data are missing.
-        ValueError: If nothing can be trained with it.
-    """
-    if args.json and not Path(args.json).resolve().parent.is_dir():
-        raise FileNotFoundError(f'There is no folder for {args.json}.')
-    cfg = open_config(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
-    missing = [
-        key
-        for key in ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
-        if not cfg.get(key)
-    ]
-    if missing:
-        raise ValueError(f'{args.config} does not train: it lacks {", ".join(missing)}.')
-    if args.amp:
-        if get_device() == 'cpu':
-            raise ValueError(
-                "--amp needs a GPU: MMEngine's AmpOptimWrapper "
-                'does not run on CPUs. Measure without it here.'
-            )
-        use_amp(cfg)
+def main() -> None:
+    """Measure all settings."""
+    args = parse_args()
+    for path in filter(None, (args.json, args.trace)):
+        check_writable(path)
+    cfg = prepare(args)
     loader = cfg.train_dataloader
     settings = [
-        dict(batch_size=batch, num_workers=workers, data_root=root)
-        for batch, root, workers in itertools.product(
-            dict.fromkeys(args.batch_size or [batch_size_of(loader)]),
-            dict.fromkeys(args.data_root or [dataset_of(loader).get('data_root')]),
-            dict.fromkeys(args.num_workers or [loader.get('num_workers', 0)]),
+        dict(batch_size=batch_size, num_workers=num_workers, data_root=data_root)
+        for batch_size, data_root, num_workers in itertools.product(
+            args.batch_size or [loader.batch_size],
+            args.data_root or [dataset_of(loader).get('data_root')],
+            args.num_workers or [loader.get('num_workers', 0)],
         )
     ]
     for setting in settings:
-        check_data(Config(dict(train_dataloader=loader_config(loader, **setting))), 'train')
-    return cfg, settings
-
-
-def leave_training_alone(cfg: Config) -> None:
-    """Keep of a config what a step is made of: nothing is saved or logged."""
-    for key in ('val', 'test'):
-        for part in ('cfg', 'dataloader', 'evaluator'):
-            cfg[f'{key}_{part}'] = None
-    for key in ('param_scheduler', 'auto_scale_lr', 'visualizer', 'load_from', 'custom_hooks'):
-        cfg[key] = None
-    cfg.resume = False
-    cfg.log_level = 'ERROR'
-    # RuntimeInfoHook, which is left, reads the losses: it waits for the GPU
-    # after each step, in training too.
-    cfg.default_hooks = dict.fromkeys(
-        ('timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
-    )
-
-
-def main() -> None:
-    args = parse_args()
-    try:
-        cfg, settings = prepare(args)
-        cfg.launcher = args.launcher
-        use_gloo_without_gpu(cfg)
-        pin_memory(cfg)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(str(error)) from error
-    report = Report(args, cfg)
-    leave_training_alone(cfg)
-    cfg.train_cfg = dict(
-        type='vop.ProfileLoop', settings=settings, steps=args.steps, warmup=args.warmup
-    )
-    # Said in the report, of all processes together.
-    warnings.filterwarnings('ignore', 'This DataLoader will create')
-    warnings.filterwarnings('ignore', category=FutureWarning)
+        check_data(with_setting(cfg, **setting), 'train')
+    warnings.filterwarnings('ignore', 'This DataLoader will create')  # workers are on trial
+    say = partial(print, flush=True) if is_main_process() else lambda text: None
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
+    report = dict(config=args.config, device=device, torch=torch.__version__, amp=args.amp)
+    report.update(processes=get_world_size(), steps=args.steps, warmup=args.warmup)
+    say(', '.join(f'{key}: {value}' for key, value in report.items()) + '\n')
+    say(f'| {" | ".join(name for name, _ in COLUMNS.values())} |\n|{" --- |" * len(COLUMNS)}')
+    rows = report['rows'] = []
     with tempfile.TemporaryDirectory() as cfg.work_dir:
-        try:
-            runner = build_runner(cfg)
-        except (OSError, ValueError) as error:
-            raise SystemExit(str(error)) from error
-        loop = runner.train_loop
-        loop.on_row = report.add
-        report.begin(*loop.machine())
-        try:
-            runner.train()
-        except VideoReadError as error:
-            # Behind the trace of the worker that read it.
-            raise SystemExit(str(error).strip().splitlines()[-1]) from error
-        report.end()
-    if is_distributed():  # else a process can abort at its exit
-        dist.destroy_process_group()
+        for seed, setting in enumerate(settings):
+            try:
+                figures = measure(with_setting(cfg, **setting), args.steps, args.warmup, seed)
+            except torch.cuda.OutOfMemoryError:
+                figures = {}
+            rows.append(dict(setting, out_of_memory=not figures, **figures))
+            say(format_row(rows[-1]))
+            gc.collect()  # the runner, with its workers and its memory
+            torch.cuda.empty_cache()
+        best = max(rows, key=lambda row: row.get('pairs_per_s', 0))
+        if best['out_of_memory']:
+            raise UserError('Every setting ran out of memory. Give a smaller --batch-size.')
+        bottleneck = 'reading' if best['waiting_share'] > WAITING else 'computing'
+        report['best'] = dict(best, bottleneck=bottleneck)
+        say('\n' + advise(report['best'], args.amp))
+        if args.json and is_main_process():
+            write_file(args.json, json.dumps(report, indent=1))
+        if args.trace:
+            trace(with_setting(cfg, **{k: best[k] for k in setting}), args.warmup, args.trace)
+            say(f'{args.trace} is a trace for https://ui.perfetto.dev.')
 
 
 if __name__ == '__main__':
-    main()
+    with tool():
+        main()

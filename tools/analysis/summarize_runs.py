@@ -12,29 +12,25 @@ from matplotlib import pyplot
 from matplotlib.transforms import Bbox
 
 from projects.vop.engine.parameters import PAPER_CLIP
+from projects.vop.errors import UserError, exit_on_user_error
+from projects.vop.fileio import write_file
 from projects.vop.paper import METRICS, TABLE_1
 
 matplotlib.use('Agg')
-COLUMNS = [f'{way}/{name}' for way in ('t2v', 'v2t') for name in METRICS]
+OF_TABLE_1 = ('msrvtt', 'msrvtt_9k')
+COLUMNS = [f'{direction}/{name}' for direction in ('t2v', 'v2t') for name in METRICS]
 
 
 def collect(work_dir: Path) -> list[dict]:
-    """The results of all finished runs, in the order of Table 1.
-
-    One that diverged has no metrics.
-    """
-    results = [json.loads(path.read_text()) for path in work_dir.rglob('result.json')]
+    """The results of all finished runs, in the order of Table 1."""
     order = {method: i for i, method in enumerate(TABLE_1)}
-    return sorted(
-        results,
-        key=lambda r: (
-            order.get(r['method'], len(order)),
-            r['method'],
-            r['setting'],
-            r['lr'] or 0,
-            r['seed'],
-        ),
-    )
+
+    def place(result: dict) -> tuple:
+        method, setting, lr, seed = (result[key] for key in ('method', 'setting', 'lr', 'seed'))
+        return order.get(method, len(order)), method, setting, lr or 0, seed
+
+    results = (json.loads(path.read_text()) for path in work_dir.rglob('result.json'))
+    return sorted(results, key=place)
 
 
 def choose_rates(results: list[dict]) -> dict[tuple[str, str], list[dict]]:
@@ -62,39 +58,23 @@ def name_of(method: str, setting: str = '') -> str:
 
 
 def mean_and_std(values: list[float]) -> str:
-    mean = f'{statistics.mean(values):.1f}'
-    if len(values) == 1:
-        return mean
-    return f'{mean} ± {statistics.stdev(values):.1f}'
+    """As it is printed; one value has no deviation."""
+    spread = f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else ''
+    return f'{statistics.mean(values):.1f}{spread}'
 
 
 def table(best: dict, dataset: str) -> str:
-    """Markdown, with the paper's row behind ours where it has one."""
-    paper = is_msrvtt(dataset)
-    rows = [
-        [
-            'method',
-            'trained',
-            *(['as the paper counts'] if paper else []),
-            'lr',
-            'seeds',
-            *(column.replace('/', ' ') for column in COLUMNS),
-        ]
-    ]
+    """Markdown, with the paper's row after ours where it has one."""
+    paper = dataset in OF_TABLE_1
+    counted = ['as the paper counts'] if paper else []
+    metrics = [column.replace('/', ' ') for column in COLUMNS]
+    rows = [['method', 'trained', *counted, 'lr', 'seeds', *metrics]]
     for (method, setting), runs in best.items():
-        first = runs[0]
-        share = 100 * first['as_paper'] / PAPER_CLIP
-        counted = f'{first["as_paper"]:,} ({share:.3f}%)'
-        rows.append(
-            [
-                name_of(method, setting),
-                f'{first["trained"]:,}',
-                *([counted] if paper else []),
-                '' if first['lr'] is None else f'{first["lr"]:g}',
-                '' if first['lr'] is None else str(len(runs)),
-                *(mean_and_std([run[column] for run in runs]) for column in COLUMNS),
-            ]
-        )
+        trained, as_paper, lr = (runs[0][key] for key in ('trained', 'as_paper', 'lr'))
+        counted = [f'{as_paper:,} ({100 * as_paper / PAPER_CLIP:.3f}%)'] if paper else []
+        grid = ['', ''] if lr is None else [f'{lr:g}', str(len(runs))]
+        metrics = [mean_and_std([run[column] for run in runs]) for column in COLUMNS]
+        rows.append([name_of(method, setting), f'{trained:,}', *counted, *grid, *metrics])
         row = TABLE_1.get(method)
         if paper and row and not setting:
             numbers = [*(row.t2v or [''] * 5), *(row.v2t or [''] * 5)]
@@ -104,13 +84,8 @@ def table(best: dict, dataset: str) -> str:
     return '\n'.join(f'| {" | ".join(map(str.ljust, row, widths))} |' for row in rows)
 
 
-def is_msrvtt(dataset: str) -> bool:
-    """Whether Table 1 is about this data set."""
-    return dataset in ('msrvtt', 'msrvtt_9k')
-
-
 def write_csv(results: list[dict], path: Path) -> None:
-    """Every run, one a line."""
+    """Every run, one per line."""
     keys = ['dataset', 'method', 'setting', 'lr', 'seed', 'trained', 'as_paper', *COLUMNS]
     with path.open('w', newline='') as file:
         writer = csv.DictWriter(file, keys, extrasaction='ignore')
@@ -129,31 +104,21 @@ def plot(best: dict, dataset: str, path: Path) -> None:
         label = name_of(method, setting)
         if not x:
             axes.axhline(mean, color='grey', linestyle='--', linewidth=1)
-            axes.annotate(
-                label,
-                (1, mean),
-                (-4, 3),
-                color='grey',
-                xycoords=('axes fraction', 'data'),
-                textcoords='offset points',
-                ha='right',
-            )
+            right = dict(xycoords=('axes fraction', 'data'), textcoords='offset points', ha='right')
+            axes.annotate(label, (1, mean), (-4, 3), color='grey', **right)
             continue
         spread = statistics.stdev(values) if len(values) > 1 else 0
         color = 'tab:red' if method.startswith('vop') else 'tab:blue'
         axes.errorbar(x, mean, spread, fmt='o', color=color, capsize=3)
         points.append((label, x, mean))
         row = TABLE_1.get(method)
-        if is_msrvtt(dataset) and row and row.t2v and not setting:
+        if dataset in OF_TABLE_1 and row and row.t2v and not setting:
             axes.plot(x, row.t2v[0], 'o', color=color, fillstyle='none')
     axes.set_xlabel('trained parameters')
     axes.set_ylabel('text-to-video R@1')
     seeds = max(len(runs) for runs in best.values())
-    axes.set_title(
-        dataset
-        + (f': mean and standard deviation of {seeds} seeds' if seeds > 1 else '')
-        + (', hollow: the paper' if is_msrvtt(dataset) else '')
-    )
+    spread = f': mean and standard deviation of {seeds} seeds' if seeds > 1 else ''
+    axes.set_title(dataset + spread + (', hollow: the paper' if dataset in OF_TABLE_1 else ''))
     axes.margins(x=0.15, y=0.15)
     axes.grid(alpha=0.3)
     figure.tight_layout()
@@ -162,8 +127,8 @@ def plot(best: dict, dataset: str, path: Path) -> None:
 
 
 def label_points(axes: pyplot.Axes, points: list[tuple[str, float, float]]) -> None:
-    """Write a label beside each point, clear of the labels before it."""
-    # Where a label can stand: right, left, and further and further off.
+    """Write a label next to each point, clear of the labels before it."""
+    # Where it can be: right, left, and further and further away.
     places = [
         (x, 4 + sign * step, align)
         for step in range(0, 60, 12)
@@ -184,39 +149,32 @@ def label_points(axes: pyplot.Axes, points: list[tuple[str, float, float]]) -> N
 
 
 def main() -> None:
+    """Read all results, and write the three files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('work_dir', type=Path, help='the --work-dir of tools/reproduce.py')
-    args = parser.parse_args()
-    results = collect(args.work_dir)
+    folder = parser.parse_args().work_dir
+    results = collect(folder)
     if not results:
-        raise SystemExit(f'No run in {args.work_dir} is finished.')
-    datasets = sorted({result['dataset'] for result in results})
-    if len(datasets) > 1:
-        raise SystemExit(
-            f'{args.work_dir} holds runs on {len(datasets)} data '
-            f"sets ({', '.join(datasets)}); name one's folder."
+        raise UserError(f'No run in {folder} is finished.')
+    dataset, *others = sorted({result['dataset'] for result in results})
+    if others:
+        raise UserError(
+            f'{folder} holds runs on {dataset}, {", ".join(others)}. Choose one of them.'
         )
-    dataset = datasets[0]
     best = choose_rates(results)
     if not best:
-        raise SystemExit(f'All runs in {args.work_dir} diverged; lower the learning rates.')
+        raise UserError(f'All runs in {folder} diverged; lower the learning rates.')
     text = table(best, dataset)
     note = 'Numbers of the last epoch; mean ± standard deviation over seeds.'
     if len(best) < len({(r['method'], r['setting'], r['lr']) for r in results}):
-        note += (
-            ' The learning rate of each method is the one with the '
-            'highest t2v R@1 on the test split, of those in '
-            'results.csv.'
-        )
-    (args.work_dir / 'results.md').write_text(
-        f'# {dataset}\n\n{text}\n\n{note}\n', encoding='utf-8'
-    )
-    write_csv(results, args.work_dir / 'results.csv')
-    plot(best, dataset, args.work_dir / 'results.png')
-    print(
-        f'{text}\n\n{note}\nWritten to results.md, results.csv and results.png in {args.work_dir}.'
-    )
+        note += ' The learning rate of each method is the one with the highest t2v R@1 on the'
+        note += ' test split, of those in results.csv.'
+    write_file(folder / 'results.md', f'# {dataset}\n\n{text}\n\n{note}\n')
+    write_csv(results, folder / 'results.csv')
+    plot(best, dataset, folder / 'results.png')
+    print(f'{text}\n\n{note}\nWritten to results.md, results.csv and results.png in {folder}.')
 
 
 if __name__ == '__main__':
-    main()
+    with exit_on_user_error():
+        main()

@@ -11,57 +11,54 @@ in the field, the sentences of a video make one paragraph. Everything is
 checked before anything is written.
 """
 
+from functools import partial
 from pathlib import Path
 
-from common import BadFile, Split, captions, get, read_json, run, some
+from common import Split, check, check_captions, get, run, some
 
-OWNER = (
-    "Stanford's page of ActivityNet Captions "
-    '(cs.stanford.edu/people/ranjaykrishna/densevid) publishes it.'
-)
+from projects.vop.datasets.annotations import read_json
+from projects.vop.errors import UserError, exit_on_user_error
+
+PUBLISHER = 'Stanford (cs.stanford.edu/people/ranjaykrishna/densevid) publishes the files.'
 COUNTS = 'The field counts 10,009 training and 4,917 test videos (val1), each with one paragraph.'
 
 
 def read_split(path: Path, ids: Path) -> Split:
     """A paragraph for each video."""
     split = {}
-    for video, record in read_json(path, dict).items():
+    for video, record in check(read_json(path), dict, str(path)).items():
         place = f'{path}: {video}'
-        sentences = captions(get(record, 'sentences', list, place), place)
+        sentences = check_captions(get(record, 'sentences', list, place), place)
         # Only counted: the owners' files hold times that run backwards.
         times = get(record, 'timestamps', list, place)
         if len(times) != len(sentences):
-            raise BadFile(f'{place} has {len(sentences)} sentences but {len(times)} timestamps.')
+            raise UserError(f'{place} has {len(sentences)} sentences but {len(times)} timestamps.')
         split[f'{video}.mp4'] = [' '.join(sentences)]
     if ids.is_file():
-        listed = {f'{video}.mp4' for video in read_json(ids, list)}
+        listed = {f'{video}.mp4' for video in check(read_json(ids), list, str(ids))}
         unlisted = [video for video in split if video not in listed]
         if unlisted:
-            raise BadFile(
-                f'{ids} does not name {len(unlisted)} videos of '
-                f'{path}: {some(unlisted)}. The files do not belong '
-                'together.'
+            raise UserError(
+                f'{ids} does not name {len(unlisted)} videos of {path}: {some(unlisted)}. '
+                'The files do not belong together.'
             )
         # The owners' lists name some videos that nobody described.
-        if len(listed) > len(split):
-            print(
-                f'{len(listed) - len(split)} of the {len(listed):,} videos '
-                f'in {ids} have no sentence in {path}.'
-            )
+        extra = len(listed) - len(split)
+        if extra:
+            print(f'{extra} of the {len(listed):,} videos in {ids} have no sentence in {path}.')
     return split
 
 
 def convert(source: Path) -> dict[str, Split]:
     """Make all splits; see the module."""
-    return {
-        'train.json': read_split(source / 'train.json', source / 'train_ids.json'),
-        'test.json': read_split(source / 'val_1.json', source / 'val_ids.json'),
-    }
+    return dict(
+        train=read_split(source / 'train.json', source / 'train_ids.json'),
+        test=read_split(source / 'val_1.json', source / 'val_ids.json'),
+    )
 
 
-def main(argv: list[str] | None = None) -> None:
-    run(convert, __doc__, ['train.json', 'val_1.json'], OWNER, COUNTS, 'data/activitynet', argv)
-
+main = partial(run, convert, __doc__, 'data/activitynet', PUBLISHER, COUNTS)
 
 if __name__ == '__main__':
-    main()
+    with exit_on_user_error():
+        main()

@@ -9,32 +9,20 @@ import csv
 import io
 import json
 import os
-import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
+from typing import Any
+
+from projects.vop.datasets.annotations import check_caption, read_text
+from projects.vop.errors import UserError
+from projects.vop.fileio import is_video, walk_files, write_file
 
 Split = dict[str, list[str] | dict]
-
-SUFFIXES = (
-    '.mp4',
-    '.avi',
-    '.mkv',
-    '.webm',
-    '.mov',
-    '.m4v',
-    '.flv',
-    '.mpg',
-    '.mpeg',
-    '.wmv',
-    '.3gp',
-)
+Lines = list[tuple[int, Any]]  # what a file says, with the numbers of its lines
 KINDS = {str: 'text', list: 'list', dict: 'object'}
-
-
-class BadFile(Exception):
-    """An input is not what it should be; the message says where."""
 
 
 def some(names: Iterable[str]) -> str:
@@ -43,135 +31,99 @@ def some(names: Iterable[str]) -> str:
     return ', '.join(names[:5]) + (', ...' if len(names) > 5 else '')
 
 
-# Reading
-
-
-def read_text(path: Path) -> str:
-    """The text of a file, whether or not it begins with a UTF-8 mark."""
+@contextmanager
+def add_to_errors(text: str) -> Iterator[None]:
+    """Add a sentence to every message for the user."""
     try:
-        return path.read_text(encoding='utf-8-sig')
-    except UnicodeDecodeError as error:
-        raise BadFile(f'{path} is not UTF-8 text: {error}.') from error
+        yield
+    except UserError as error:
+        raise UserError(f'{error} {text}') from error
 
 
-def read_json(path: Path, kind: type | None = None):
-    """What a JSON file holds; if asked for, of a ``kind`` and not empty."""
-
-    def unique(pairs: list) -> dict:
-        keys = [key for key, _ in pairs]
-        if len(set(keys)) < len(keys):
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise BadFile(f'{path}: "{twice}" stands there twice.')
-        return dict(pairs)
-
-    try:
-        data = json.loads(read_text(path), object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        raise BadFile(
-            f'{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}).'
-        ) from error
-    if kind and not (isinstance(data, kind) and data):
-        raise BadFile(f'{path} holds no {KINDS[kind]} of videos.')
-    return data
-
-
-def get(record, key: str, kind: type, place: str):
-    """``record[key]``, checked."""
-    value = record.get(key) if isinstance(record, dict) else None
+def check(value: Any, kind: type, place: str) -> Any:
+    """A value, if it is of a kind and not empty."""
     if not isinstance(value, kind) or not value:
-        raise BadFile(f'{place} has no {KINDS[kind]} "{key}".')
+        raise UserError(f'{place} is no {KINDS[kind]}, or it is empty.')
     return value
 
 
-def caption(text, place: str) -> str:
-    """A caption, checked and stripped."""
-    if not isinstance(text, str) or not text.strip():
-        raise BadFile(f'{place} is empty or no text.')
-    return text.strip()
+def get(record: Any, key: str, kind: type, place: str) -> Any:
+    """``record[key]``, checked."""
+    return check(check(record, dict, place).get(key), kind, f'{place}: "{key}"')
 
 
-def captions(texts: list, place: str) -> list[str]:
+def check_captions(texts: Any, place: str) -> list[str]:
     """A list of captions, checked and stripped."""
-    return [
-        caption(text, f'{place}: caption {number}') for number, text in enumerate(texts, start=1)
-    ]
+    numbered = enumerate(check(texts, list, place), start=1)
+    return [check_caption(text, f'{place}: caption {number}') for number, text in numbered]
 
 
-def read_lines(path: Path) -> list[tuple[int, str]]:
-    """Numbered lines of a file without a header; none is empty."""
-    lines = read_text(path).split('\n')
-    if not lines[-1]:  # behind the last line's end
-        lines.pop()
-    if not lines:
-        raise BadFile(f'{path} names no video.')
-    for number, line in enumerate(lines, start=1):
+def group(records: Any, video: str, text: str, place: str) -> dict[str, list[str]]:
+    """Captions of each video; each record holds one, and the keys say where."""
+    found = defaultdict(list)
+    for number, record in enumerate(check(records, list, place)):
+        name = get(record, video, str, f'{place}: entry {number}')
+        caption = check_caption(record.get(text), f'{place}: entry {number}: "{text}" of {name}')
+        found[name].append(caption)
+    return dict(found)
+
+
+def read_lines(path: Path) -> Lines:
+    """Lines of a file without a header; none is empty."""
+    lines = list(enumerate(read_text(path).removesuffix('\n').split('\n'), start=1))
+    for number, line in lines:
         if not line.strip():
-            raise BadFile(f'{path}, line {number}: an empty line.')
-    return list(enumerate(lines, start=1))
-
-
-def read_list(path: Path) -> list[tuple[int, str]]:
-    """Numbered lines of a file that names a video in each, none twice."""
-    lines = [(number, line.strip()) for number, line in read_lines(path)]
-    refuse_twice(path, lines)
+            raise UserError(f'{path}, line {number} is empty.')
     return lines
 
 
-def read_csv(path: Path, *columns: str) -> list[tuple[int, dict[str, str]]]:
-    """Rows of a csv file with a header, and the lines where they end.
+def read_csv(path: Path, *columns: str) -> Lines:
+    """Rows of a csv file with a header, as dicts, and the lines where they end.
 
     The values in ``columns`` are there and not empty; all are stripped.
     """
-    text = read_text(path)
-    reader = csv.DictReader(io.StringIO(text, newline=''), strict=True)
-    rows = []
+    reader, rows = csv.DictReader(io.StringIO(read_text(path), newline=''), strict=True), []
     try:
         header = reader.fieldnames or []
-        missing = [column for column in columns if column not in header]
+        missing = ', '.join(column for column in columns if column not in header)
         if missing:
-            raise BadFile(
-                f'{path}, line 1: no column {", ".join(missing)}; '
-                f'the header is {",".join(header)!r}.'
-            )
+            header = ','.join(header)
+            raise UserError(f'{path}, line 1: no column {missing}; the header is {header!r}.')
         for row in reader:
             place = f'{path}, line {reader.line_num}'
             if None in row.values() or None in row:
-                raise BadFile(f'{place}: {len(header)} columns expected, as in the header.')
+                raise UserError(f'{place}: {len(header)} columns expected, as in the header.')
             row = {column: value.strip() for column, value in row.items()}
             if not all(row[column] for column in columns):
-                raise BadFile(f'{place}: an empty value.')
+                raise UserError(f'{place}: an empty value.')
             rows.append((reader.line_num, row))
     except csv.Error as error:
         # Of the row that begins there; its quotation mark may stay open.
-        raise BadFile(f'{path}, line {reader.line_num + 1}: not valid csv ({error}).') from error
+        raise UserError(f'{path}, line {reader.line_num + 1}: not valid csv ({error}).') from error
     if not rows:
-        raise BadFile(f'{path} names no video.')
+        raise UserError(f'{path} names no video.')
     return rows
 
 
-def refuse_twice(path: Path, lines: Iterable[tuple[int, str]]) -> None:
+def check_unique(path: Path, lines: Iterable[tuple[int, str]]) -> None:
     """Refuse a file that says the same in two lines."""
     first = {}
     for number, key in lines:
-        if key in first:
-            raise BadFile(
-                f'{path}, line {number}: {key} stands already in '
-                f'line {first[key]}. Remove one of them.'
-            )
-        first[key] = number
+        if first.setdefault(key, number) != number:
+            place = f'{path}, line {number}'
+            raise UserError(f'{place}: {key} is in line {first[key]} already. Remove one of them.')
 
 
 def select(
-    path: Path, lines: list[tuple[int, str]], source: Path, found: dict[str, list[str]]
-) -> dict[str, list[str]]:
-    """Of the captions found in ``source``, those of videos in ``path``."""
-    for number, video in lines:
-        if video not in found:
-            raise BadFile(f'{path}, line {number}: {video} has no caption in {source}.')
-    return {video: found[video] for _, video in lines}
-
-
-# Videos on disk
+    path: Path, names: Lines, source: Path, found: dict[str, list[str]], suffix: str
+) -> Split:
+    """A split of the names in ``path``, with the captions found in ``source``."""
+    names = [(number, name.strip()) for number, name in names]
+    check_unique(path, names)
+    for number, name in names:
+        if name not in found:
+            raise UserError(f'{path}, line {number}: {name} has no caption in {source}.')
+    return {f'{name}{suffix}': found[name] for _, name in names}
 
 
 def stem(path: str) -> str:
@@ -179,36 +131,24 @@ def stem(path: str) -> str:
 
     Names of clips may hold points, so only what is a video's is cut.
     """
-    name, suffix = os.path.splitext(os.path.basename(path))
-    return name if suffix.lower() in SUFFIXES else name + suffix
+    name = os.path.basename(path)
+    return os.path.splitext(name)[0] if is_video(name) else name
 
 
-def videos_in(folder: Path) -> dict[str, list[str]]:
+def find_videos(folder: Path) -> dict[str, list[str]]:
     """Paths of the videos in a folder and below it, by :func:`stem`."""
-    if not folder.is_dir():
-        raise BadFile(f'There is no folder {folder}.')
     paths = defaultdict(list)
-    for parent, _, names in os.walk(folder, followlinks=True):
-        for name in names:
-            if name.lower().endswith(SUFFIXES):
-                path = Path(parent, name).relative_to(folder).as_posix()
-                paths[stem(name)].append(path)
+    for path, _ in walk_files(folder):
+        if is_video(path):
+            paths[stem(path)].append(path)
     return paths
-
-
-def match(video: str, there: dict[str, list[str]]) -> list[str]:
-    """Paths that a video can be at.
-
-    The script of DiDeMo's owners saves ``x.avi`` as ``x.avi.mp4``.
-    """
-    return there.get(os.path.basename(video)) or there.get(stem(video), [])
 
 
 def only_one(paths: list[str], video: str, folder: Path) -> str:
     """The one path that matches a video."""
     if len(paths) > 1:
         first, second, *_ = sorted(paths)
-        raise BadFile(
+        raise UserError(
             f'Both {first} and {second} in {folder} could be {video}. Keep one of them there.'
         )
     return paths[0]
@@ -216,127 +156,84 @@ def only_one(paths: list[str], video: str, folder: Path) -> str:
 
 def locate(splits: dict[str, Split], folder: Path, skip_missing: bool) -> dict[str, Split]:
     """Splits with the paths that the videos have in ``folder``."""
-    there, found = videos_in(folder), {}
+    there, located = find_videos(folder), {}
     for name, split in splits.items():
-        missing = [video for video in split if not match(video, there)]
-        count = f'{len(missing):,} of {len(split):,} videos are not in'
-        if missing and not skip_missing:
-            raise BadFile(
-                f'{name}: {count} {folder}: {some(missing)}. To go '
-                'on without them, add --skip-missing.'
+        # DiDeMo's own script saves x.avi as x.avi.mp4.
+        paths = {v: there.get(os.path.basename(v)) or there.get(stem(v)) for v in split}
+        missing = [video for video in split if not paths[video]]
+        message = f'{name}: {len(missing):,} of {len(split):,} videos are not in {folder}'
+        if len(missing) == len(split) or (missing and not skip_missing):
+            raise UserError(
+                f'{message}: {some(missing)}. --skip-missing leaves out some, but not all.'
             )
-        if len(missing) == len(split):
-            raise BadFile(f'{name}: {count} {folder}.')
         if missing:
-            print(
-                f'{name}: {count} {folder} and are left out.'
-                + (
-                    ' Figures on an incomplete test split cannot be compared with those of others.'
-                    if name.startswith('test')
-                    else ''
-                )
-            )
-        found[name] = {
-            only_one(match(video, there), video, folder): value
+            print(f'{message} and are left out.')
+            if name.startswith('test'):
+                print('Figures on a part of a test split cannot be compared with those of others.')
+        located[name] = {
+            only_one(paths[video], video, folder): value
             for video, value in split.items()
-            if match(video, there)
+            if paths[video]
         }
-    return found
-
-
-# Writing
+    return located
 
 
 def check_splits(splits: dict[str, Split]) -> None:
     """Refuse videos that are twice in a split or in two kinds of splits."""
-    stems = {}
+    stems = {name: {stem(video) for video in split} for name, split in splits.items()}
     for name, split in splits.items():
-        stems[name] = {stem(video) for video in split}
         if len(stems[name]) < len(split):
-            raise BadFile(f'{name}: two of its videos differ in folder or extension alone.')
+            raise UserError(f'{name}: two of its videos differ in folder or extension alone.')
     for one, other in combinations(splits, 2):
-        kinds = [re.match('[a-z]+', name)[0] for name in (one, other)]
-        shared = stems[one] & stems[other]
-        if shared and kinds[0] != kinds[1]:  # train_9k and train_7k overlap
-            raise BadFile(
-                f'{len(shared)} {kinds[1]} videos are in {one} too: {some(sorted(shared))}.'
-            )
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file; one of that name is always whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'{path.name}.part')
-    part.write_text(text, encoding='utf-8')
-    os.replace(part, path)
+        shared = sorted(stems[one] & stems[other])
+        # train_9k and train_7k overlap.
+        if shared and one.partition('_')[0] != other.partition('_')[0]:
+            raise UserError(f'{len(shared)} videos of {other} are in {one} too: {some(shared)}.')
 
 
 def write_splits(splits: dict[str, Split], out: Path) -> None:
     """Write annotation files, and print what they count."""
     for name, split in splits.items():
-        write(out / name, json.dumps(split))
-        total = sum(
-            len(value['captions'] if isinstance(value, dict) else value) for value in split.values()
-        )
-        print(
-            f'{out / name}: {len(split):,} videos, {total:,} captions '
-            f'({total / len(split):.1f} a video)'
-        )
+        path = out / f'{name}.json'
+        write_file(path, json.dumps(split))
+        texts = [v['captions'] if isinstance(v, dict) else v for v in split.values()]
+        total = sum(map(len, texts))
+        mean = f'{total / len(split):.1f} per video'
+        print(f'{path}: {len(split):,} videos, {total:,} captions ({mean})')
 
 
 def run(
-    convert: Callable[[Path], dict[str, Split]],
-    doc: str,
-    files: list[str],
-    owner: str,
-    counts: str,
-    out: str,
-    argv: list[str] | None = None,
+    convert: Callable[[Path], dict[str, Split]], doc: str, out: str, publisher: str, counts: str
 ) -> None:
     """The command line of a converter.
 
     Args:
-        convert: Makes the splits from the files in a folder.
-        doc (str): What the converter says of itself.
-        files (list[str]): Names of the files that it cannot do without.
-        owner (str): Says who publishes them.
-        counts (str): What the field counts.
+        convert (Callable): Makes the splits from the files in a folder.
+        doc (str): The help.
         out (str): The folder that the configs read.
-        argv (list[str], optional): The command line, if not the process's.
+        publisher (str): Says where the files are from.
+        counts (str): Says what the field counts.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('source', type=Path, help='folder of these files')
-    parser.add_argument(
-        '--out', type=Path, default=Path(out), help='folder to write to (default: %(default)s)'
-    )
-    parser.add_argument(
-        '--videos',
-        type=Path,
-        help='folder of the videos; check that each is there, and use its path there',
-    )
-    parser.add_argument(
-        '--skip-missing', action='store_true', help='leave out videos that are not in --videos'
-    )
-    args = parser.parse_args(argv)
+    add = parser.add_argument
+    add('source', type=Path, help='folder of these files')
+    add('--out', type=Path, default=Path(out), help='folder to write to (default: %(default)s)')
+    add('--videos', type=Path, help='folder of the videos: each must be there; its path is used')
+    add('--skip-missing', action='store_true', help='leave out videos that are not in --videos')
+    args = parser.parse_args()
     if args.skip_missing and args.videos is None:
         parser.error('--skip-missing needs --videos')
-    try:
-        for name in files:
-            if not (args.source / name).is_file():
-                raise BadFile(f'There is no {args.source / name}. {owner}')
-        splits = convert(args.source)
+    with add_to_errors('Nothing was written.'):
+        with add_to_errors(publisher):
+            splits = convert(args.source)
         check_splits(splits)
         if args.videos is not None:
             splits = locate(splits, args.videos, args.skip_missing)
-    except BadFile as error:
-        raise SystemExit(f'{error}\nNothing was written.') from error
     write_splits(splits, args.out)
     print(counts)
     expected = args.out / 'videos'
     if args.videos and expected.resolve() != args.videos.resolve():
-        print(
-            f'The config looks for the videos in {expected}: make that a '
-            f'link to {args.videos.resolve()}.'
-        )
+        target = args.videos.resolve()
+        print(f'The config looks for the videos in {expected}: make that a link to {target}.')

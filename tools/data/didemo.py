@@ -12,45 +12,34 @@ the field, all sentences of a video make one paragraph, and only its first
 is checked before anything is written.
 """
 
-from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
-from common import Split, caption, get, read_json, run
+from common import Split, group, run
 
-OWNER = "The data set's repository (github.com/LisaAnne/LocalizingMoments) publishes it."
+from projects.vop.datasets.annotations import read_json
+from projects.vop.errors import exit_on_user_error
+
+PUBLISHER = 'Its owners (github.com/LisaAnne/LocalizingMoments) publish the files.'
 COUNTS = (
     'The field counts 8,395 training, 1,065 validation and 1,004 test '
     'videos, each with one paragraph.'
 )
-SECONDS = 30.0
 
 
 def read_split(path: Path) -> Split:
     """A paragraph and a window for each video."""
-    sentences = defaultdict(list)
-    for number, moment in enumerate(read_json(path, list)):
-        place = f'{path}: entry {number}'
-        video = get(moment, 'video', str, place)
-        sentences[video].append(
-            caption(moment.get('description'), f'{place}: "description" of {video}')
-        )
-    return {
-        video: dict(captions=[' '.join(texts)], end=SECONDS) for video, texts in sentences.items()
-    }
+    sentences = group(read_json(path), 'video', 'description', str(path))
+    return {v: dict(captions=[' '.join(texts)], end=30.0) for v, texts in sentences.items()}
 
 
 def convert(source: Path) -> dict[str, Split]:
     """Make all splits; see the module."""
-    return {
-        f'{name}.json': read_split(source / f'{name}_data.json')
-        for name in ('train', 'val', 'test')
-    }
+    return {name: read_split(source / f'{name}_data.json') for name in ('train', 'val', 'test')}
 
 
-def main(argv: list[str] | None = None) -> None:
-    files = ['train_data.json', 'val_data.json', 'test_data.json']
-    run(convert, __doc__, files, OWNER, COUNTS, 'data/didemo', argv)
-
+main = partial(run, convert, __doc__, 'data/didemo', PUBLISHER, COUNTS)
 
 if __name__ == '__main__':
-    main()
+    with exit_on_user_error():
+        main()

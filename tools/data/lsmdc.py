@@ -15,22 +15,26 @@ anything is written.
 
 import re
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
-from common import BadFile, Split, caption, read_lines, refuse_twice, run
+from common import Split, check_unique, read_lines, run
 
-FILES = dict(
-    train='LSMDC16_annos_training.csv',
-    val='LSMDC16_annos_val.csv',
-    test='LSMDC16_challenge_1000_publictect.csv',
-)
-OWNER = (
-    'The owners of LSMDC (sites.google.com/site/describingmovies) give '
-    'it to those who sign their agreement.'
+from projects.vop.datasets.annotations import check_caption
+from projects.vop.errors import UserError, exit_on_user_error
+
+PUBLISHER = (
+    'Its owners (sites.google.com/site/describingmovies) give the files to those who '
+    'sign their agreement.'
 )
 COUNTS = (
     'The paper counts 109,673 training, 7,408 validation and 1,000 test '
     'clips; its owners count 101,079 for training.'
+)
+FILES = dict(
+    train='LSMDC16_annos_training.csv',
+    val='LSMDC16_annos_val.csv',
+    test='LSMDC16_challenge_1000_publictect.csv',
 )
 BROKEN = (
     '0017_Pianist_00.23.28.872-00.23.34.843',
@@ -48,15 +52,12 @@ def read_split(path: Path) -> Split:
         # Not csv's rules: a quotation mark is part of a sentence.
         values = line.split('\t')
         if len(values) != 6:
-            raise BadFile(
-                f'{place}: {len(values)} columns, where six are expected, with tabs between them.'
-            )
-        clip, sentence = values[0].strip(), caption(values[5], f'{place}: the sentence')
+            raise UserError(f'{place}: {len(values)} columns; six are expected, with tabs between.')
+        clip, sentence = values[0].strip(), check_caption(values[5], f'{place}: the sentence')
         movie = re.fullmatch(f'(.+)_{TIME}-{TIME}', clip)
         if not movie:
-            raise BadFile(
-                f'{place}: {clip!r} is no name of a clip; '
-                'MOVIE_hh.mm.ss.mmm-hh.mm.ss.mmm is expected.'
+            raise UserError(
+                f'{place}: {clip!r} is no clip; MOVIE_hh.mm.ss.mmm-hh.mm.ss.mmm is expected.'
             )
         keys.append((number, f'"{sentence}" of {clip}'))
         if clip in BROKEN:
@@ -65,18 +66,17 @@ def read_split(path: Path) -> Split:
                 'yours is, delete it and give --videos with --skip-missing.'
             )
         sentences[f'{movie[1]}/{clip}.avi'].append(sentence)
-    refuse_twice(path, keys)
+    check_unique(path, keys)
     return dict(sentences)
 
 
 def convert(source: Path) -> dict[str, Split]:
     """Make all splits; see the module."""
-    return {f'{name}.json': read_split(source / file) for name, file in FILES.items()}
+    return {name: read_split(source / file) for name, file in FILES.items()}
 
 
-def main(argv: list[str] | None = None) -> None:
-    run(convert, __doc__, list(FILES.values()), OWNER, COUNTS, 'data/lsmdc', argv)
-
+main = partial(run, convert, __doc__, 'data/lsmdc', PUBLISHER, COUNTS)
 
 if __name__ == '__main__':
-    main()
+    with exit_on_user_error():
+        main()

@@ -7,7 +7,6 @@ starts from knows pictures. What is there already is left alone.
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import cv2
@@ -17,6 +16,8 @@ import torch
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
 from projects.vop.datasets.moving_shapes import draw_still, still_captions, write_moving_shapes
+from projects.vop.errors import UserError, exit_on_user_error
+from projects.vop.fileio import atomic_write, write_file
 from projects.vop.models import open_towers
 
 MODEL = 'configs/moving_shapes/moving-shapes-clip.json'
@@ -24,13 +25,9 @@ MODEL = 'configs/moving_shapes/moving-shapes-clip.json'
 
 def still_batch(pictures: list, size: int, rng: np.random.Generator) -> torch.Tensor:
     """Draw one still of each kind, normalised as the configs do."""
-    frames = np.stack(
-        [
-            cv2.resize(draw_still(*picture, rng), (size, size), interpolation=cv2.INTER_CUBIC)
-            for picture in pictures
-        ]
-    )
-    x = torch.from_numpy(frames).permute(0, 3, 1, 2) / 255
+    resize = dict(dsize=(size, size), interpolation=cv2.INTER_CUBIC)
+    frames = [cv2.resize(draw_still(*picture, rng), **resize) for picture in pictures]
+    x = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2) / 255
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
     return (x - mean) / std
 
@@ -39,8 +36,8 @@ def train_clip(path: Path, steps: int, seed: int) -> bool:
     """Train the small CLIP on still pictures, and save its state dict.
 
     Returns:
-        bool: False, and nothing is saved, if it has not learnt its stills;
-        now and then training does not leave its first plateau.
+        bool: False, and nothing is saved, if it has not learned the stills;
+        sometimes training does not leave its first plateau.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -48,7 +45,7 @@ def train_clip(path: Path, steps: int, seed: int) -> bool:
     model = open_clip.create_model(Path(MODEL).stem, force_custom_text=True)
     pictures, captions = zip(*still_captions())
     tokens = open_clip.get_tokenizer(Path(MODEL).stem)(list(captions))
-    # Captions are short, and the text tower is causal: what stands behind the
+    # Captions are short, and the text tower is causal: what comes after the
     # longest one need not be computed.
     length = int(tokens.argmax(-1).max()) + 1
     tokens = tokens[:, :length]
@@ -70,40 +67,38 @@ def train_clip(path: Path, steps: int, seed: int) -> bool:
         found = 100 * right.float().mean().item()
         if step % 50 == 0:
             print(
-                f'step {step}/{steps}: loss {loss.item():.3f}, {found:.0f} '
-                '% of the stills find their caption'
+                f'step {step}/{steps}: loss {loss.item():.3f}, '
+                f'{found:.0f} % of the stills find their caption'
             )
     if found < 95:
         return False
-    # Renamed into place: a file of that name is always whole.
-    torch.save(model.state_dict(), f'{path}.part')
-    os.replace(f'{path}.part', path)
+    with atomic_write(path) as part:
+        torch.save(model.state_dict(), part)
     return True
 
 
 def main() -> None:
+    """Make what is not there yet."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('root', nargs='?', default='data/moving_shapes')
-    parser.add_argument(
-        '--clip-steps', type=int, default=400, help='training steps of the small CLIP'
-    )
-    parser.add_argument('--seed', type=int, default=0)
+    add = parser.add_argument
+    add('root', nargs='?', default='data/moving_shapes')
+    add('--clip-steps', type=int, default=400, help='training steps of the small CLIP')
+    add('--seed', type=int, default=0)
     args = parser.parse_args()
     write_moving_shapes(args.root, seed=args.seed)
-    path = Path(args.root) / 'clip.pt'
+    path, done = Path(args.root, 'clip.pt'), Path(args.root, 'clip_settings.json')
     settings = dict(steps=args.clip_steps, seed=args.seed)
-    done = path.with_name('clip_settings.json')
     if not (path.is_file() and done.is_file() and json.loads(done.read_text()) == settings):
-        if not any(
-            train_clip(path, args.clip_steps, seed) for seed in range(args.seed, args.seed + 3)
-        ):
-            raise SystemExit(
-                'The small CLIP does not learn its stills; train it longer (--clip-steps).'
+        seeds = range(args.seed, args.seed + 3)
+        if not any(train_clip(path, args.clip_steps, seed) for seed in seeds):
+            raise UserError(
+                'The small CLIP does not learn the stills; train it longer (--clip-steps).'
             )
-        done.write_text(json.dumps(settings))
+        write_file(done, json.dumps(settings))
     open_towers(MODEL, str(path))
     print(f'MovingShapes is in {args.root}.')
 
 
 if __name__ == '__main__':
-    main()
+    with exit_on_user_error():
+        main()

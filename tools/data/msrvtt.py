@@ -11,62 +11,41 @@ and writes train_9k.json, train_7k.json and test_1k.json for
 vop.VideoTextDataset. Everything is checked before anything is written.
 """
 
-from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
-from common import Split, caption, get, read_csv, read_json, refuse_twice, run, select
+from common import Split, check_unique, get, group, read_csv, run, select
 
-DATA, TEST = 'MSRVTT_data.json', 'MSRVTT_JSFUSION_test.csv'
-OWNER = (
-    'The repository of CLIP4Clip (github.com/ArrowLuo/CLIP4Clip) says where the field shares it.'
-)
+from projects.vop.datasets.annotations import read_json
+from projects.vop.errors import exit_on_user_error
+
+PUBLISHER = 'CLIP4Clip (github.com/ArrowLuo/CLIP4Clip) says where the field shares the files.'
 COUNTS = (
     'The field counts 9,000 videos and 180,000 captions (9k), 7,010 and '
     '140,200 (7k), 1,000 and 1,000 (1k-A).'
 )
 
 
-def read_sentences(path: Path) -> dict[str, list[str]]:
-    """Captions of each video in ``MSRVTT_data.json``."""
-    captions = defaultdict(list)
-    sentences = get(read_json(path), 'sentences', list, str(path))
-    for number, sentence in enumerate(sentences):
-        place = f'{path}: sentence {number}'
-        video = get(sentence, 'video_id', str, place)
-        captions[video].append(caption(sentence.get('caption'), f'{place}, of {video},'))
-    return captions
-
-
-def read_videos(path: Path) -> list[tuple[int, str]]:
-    """Lines and videos of a csv file that names each video once."""
-    lines = [(line, row['video_id']) for line, row in read_csv(path, 'video_id')]
-    refuse_twice(path, lines)
-    return lines
-
-
 def convert(source: Path) -> dict[str, Split]:
     """Make all splits; see the module."""
-    sentences, splits = read_sentences(source / DATA), {}
+    data, test = source / 'MSRVTT_data.json', source / 'MSRVTT_JSFUSION_test.csv'
+    sentences = get(read_json(data), 'sentences', list, str(data))
+    found, splits = group(sentences, 'video_id', 'caption', f'{data}: "sentences"'), {}
     for name in ('9k', '7k'):
         path = source / f'MSRVTT_train.{name}.csv'
-        if path.is_file():
-            splits[f'train_{name}.json'] = select(path, read_videos(path), source / DATA, sentences)
-        else:
-            print(f'train_{name}.json is left out: there is no {path}.')
-    read_videos(source / TEST)
-    splits['test_1k.json'] = {
-        row['video_id']: [row['sentence']]
-        for _, row in read_csv(source / TEST, 'video_id', 'sentence')
-    }
-    return {
-        file: {f'{video}.mp4': texts for video, texts in split.items()}
-        for file, split in splits.items()
-    }
+        if name == '7k' and not path.is_file():
+            print(f'train_7k.json is left out: there is no {path}.')
+            continue
+        videos = [(line, row['video_id']) for line, row in read_csv(path, 'video_id')]
+        splits[f'train_{name}'] = select(path, videos, data, found, '.mp4')
+    rows = read_csv(test, 'video_id', 'sentence')
+    check_unique(test, ((line, row['video_id']) for line, row in rows))
+    splits['test_1k'] = {f'{row["video_id"]}.mp4': [row['sentence']] for _, row in rows}
+    return splits
 
 
-def main(argv: list[str] | None = None) -> None:
-    run(convert, __doc__, [DATA, 'MSRVTT_train.9k.csv', TEST], OWNER, COUNTS, 'data/msrvtt', argv)
-
+main = partial(run, convert, __doc__, 'data/msrvtt', PUBLISHER, COUNTS)
 
 if __name__ == '__main__':
-    main()
+    with exit_on_user_error():
+        main()

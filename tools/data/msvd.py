@@ -11,12 +11,15 @@ and writes train.json, val.json and test.json for vop.VideoTextDataset.
 Everything is checked before anything is written.
 """
 
+from functools import partial
 from pathlib import Path
 
-from common import BadFile, Split, captions, read_json, read_list, run, select
+from common import Split, check, check_captions, read_lines, run, select
 
-DATA = 'captions_msvd.json'
-OWNER = 'The repository of X-Pool (github.com/layer6ai-labs/xpool) holds it, in data/MSVD.'
+from projects.vop.datasets.annotations import read_json
+from projects.vop.errors import exit_on_user_error
+
+PUBLISHER = 'X-Pool (github.com/layer6ai-labs/xpool) holds the files, in data/MSVD.'
 COUNTS = (
     'The field counts 1,200 videos and 48,774 captions (training), 100 '
     'and 4,290 (validation), 670 and 27,763 (test).'
@@ -25,29 +28,19 @@ COUNTS = (
 
 def convert(source: Path) -> dict[str, Split]:
     """Make all splits; see the module."""
-    data, found, splits = source / DATA, {}, {}
-    for clip, texts in read_json(data, dict).items():
-        if not isinstance(texts, list) or not texts:
-            raise BadFile(f'{data}: {clip} has no list of captions.')
-        found[clip] = captions(texts, f'{data}: {clip}')
+    data, splits = source / 'captions_msvd.json', {}
+    found = {
+        clip: check_captions(texts, f'{data}: {clip}')
+        for clip, texts in check(read_json(data), dict, str(data)).items()
+    }
     for name in ('train', 'val', 'test'):
         path = source / f'{name}_list.txt'
-        split = select(path, read_list(path), data, found)
-        splits[f'{name}.json'] = {f'{c}.avi': t for c, t in split.items()}
+        splits[name] = select(path, read_lines(path), data, found, '.avi')
     return splits
 
 
-def main(argv: list[str] | None = None) -> None:
-    run(
-        convert,
-        __doc__,
-        [DATA, 'train_list.txt', 'val_list.txt', 'test_list.txt'],
-        OWNER,
-        COUNTS,
-        'data/msvd',
-        argv,
-    )
-
+main = partial(run, convert, __doc__, 'data/msvd', PUBLISHER, COUNTS)
 
 if __name__ == '__main__':
-    main()
+    with exit_on_user_error():
+        main()

@@ -12,12 +12,15 @@ the lists all validation videos are the test split. Everything is checked
 before anything is written.
 """
 
+from functools import partial
 from pathlib import Path
 
-from common import BadFile, Split, captions, get, read_json, read_list, run, select
+from common import Split, check, check_captions, get, read_lines, run, select
 
-TRAIN, VALIDATION = 'vatex_training_v1.0.json', 'vatex_validation_v1.0.json'
-OWNER = "The data set's page (eric-xw.github.io/vatex-website) publishes it."
+from projects.vop.datasets.annotations import read_json
+from projects.vop.errors import UserError, exit_on_user_error
+
+PUBLISHER = 'Its owners (eric-xw.github.io/vatex-website) publish the files.'
 COUNTS = (
     'The field counts 25,991 training, 1,500 validation and 1,500 test '
     'videos with 10 captions each.'
@@ -27,51 +30,39 @@ COUNTS = (
 def read_captions(path: Path) -> dict[str, list[str]]:
     """English captions of each video."""
     found = {}
-    for number, record in enumerate(read_json(path, list)):
+    for number, record in enumerate(check(read_json(path), list, str(path))):
         place = f'{path}: entry {number}'
         video = get(record, 'videoID', str, place)
         if video in found:
-            raise BadFile(f'{place}: {video} stands there twice.')
-        texts = get(record, 'enCap', list, place)
-        found[video] = captions(texts, f'{place}, {video}')
+            raise UserError(f'{place}: {video} is listed twice. Remove one of them.')
+        found[video] = check_captions(get(record, 'enCap', list, place), f'{place}, {video}')
     return found
 
 
 def convert(source: Path) -> dict[str, Split]:
     """Make all splits; see the module."""
-    splits = dict(train=read_captions(source / TRAIN))
-    validation = read_captions(source / VALIDATION)
+    training = read_captions(source / 'vatex_training_v1.0.json')
+    path = source / 'vatex_validation_v1.0.json'
+    validation = read_captions(path)
+    splits = dict(train={f'{video}.mp4': texts for video, texts in training.items()})
     lists = {name: source / f'{name}_list.txt' for name in ('val', 'test')}
-    there = [path for path in lists.values() if path.is_file()]
-    if len(there) == 1:
-        raise BadFile(
-            f'There is {there[0]}, but not the list of the other '
-            'half, val_list.txt or test_list.txt.'
-        )
-    for name, path in lists.items() if there else ():
-        splits[name] = select(path, read_list(path), source / VALIDATION, validation)
-    if there:
-        unused = validation.keys() - splits['val'].keys() - (splits['test'].keys())
-        print(
-            f'{len(unused):,} of the {len(validation):,} videos of '
-            f'{VALIDATION} are in neither list.'
-        )
+    if any(names.is_file() for names in lists.values()):
+        for name, names in lists.items():
+            splits[name] = select(names, read_lines(names), path, validation, '.mp4')
+        unused = len(validation) - len(splits['val'].keys() | splits['test'].keys())
+        print(f'{unused:,} of the {len(validation):,} videos of {path.name} are in neither list.')
     else:
-        splits['test'] = validation
+        splits['test'] = {f'{video}.mp4': texts for video, texts in validation.items()}
         print(
-            f'All of {VALIDATION} is test.json, as there are no '
-            'val_list.txt and test_list.txt. The field tests on half of it: '
-            'the lists are those of HGR (github.com/cshizhe/hgr_v2t).'
+            f'All of {path.name} is test.json, as there are no val_list.txt and test_list.txt. '
+            'The field tests on half of it: the lists are those of HGR '
+            '(github.com/cshizhe/hgr_v2t).'
         )
-    return {
-        f'{name}.json': {f'{video}.mp4': texts for video, texts in split.items()}
-        for name, split in splits.items()
-    }
+    return splits
 
 
-def main(argv: list[str] | None = None) -> None:
-    run(convert, __doc__, [TRAIN, VALIDATION], OWNER, COUNTS, 'data/vatex', argv)
-
+main = partial(run, convert, __doc__, 'data/vatex', PUBLISHER, COUNTS)
 
 if __name__ == '__main__':
-    main()
+    with exit_on_user_error():
+        main()

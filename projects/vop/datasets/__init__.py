@@ -1,6 +1,7 @@
+from .annotations import Annotation, read_annotations
 from .sampler import ReproducibleSampler
 from .transforms import CLIPTokenize, TimeWindow
-from .video_text import Annotation, VideoTextDataset, read_annotations
+from .video_text import VideoTextDataset
 
 __all__ = [
     'Annotation',

@@ -11,13 +11,14 @@ pass that.
 
 import itertools
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import av
 import cv2
 import numpy as np
+
+from ..fileio import write_file
 
 COLORS = dict(red=(220, 40, 40), green=(40, 180, 60), blue=(50, 80, 230), yellow=(230, 210, 50))
 SHAPES = ('square', 'cross')
@@ -34,7 +35,12 @@ NUM_FRAMES = 17
 
 
 class Scene(NamedTuple):
-    """What moves from where to where."""
+    """What moves from where to where.
+
+    Example:
+        >>> Scene('red', 'cross', 'left', 'top').caption
+        'a red cross moves from the left to the top'
+    """
 
     color: str
     shape: str
@@ -43,10 +49,12 @@ class Scene(NamedTuple):
 
     @property
     def caption(self) -> str:
+        """What its clip shows."""
         return f'a {self.color} {self.shape} moves from the {self.start} to the {self.end}'
 
     @property
     def reverse(self) -> 'Scene':
+        """The same, moving the other way."""
         return self._replace(start=self.end, end=self.start)
 
 
@@ -93,24 +101,19 @@ def draw_clip(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     """
     start, end = _jitter(rng, scene.start), _jitter(rng, scene.end)
     look = _look(rng)
-    return np.stack(
-        [
-            draw(scene.color, scene.shape, (1 - t) * start + t * end, **look)
-            for t in np.linspace(0, 1, NUM_FRAMES)
-        ]
-    )
+    centers = [(1 - t) * start + t * end for t in np.linspace(0, 1, NUM_FRAMES)]
+    return np.stack([draw(scene.color, scene.shape, center, **look) for center in centers])
 
 
 def still_captions() -> list[tuple[tuple[str, str, str], str]]:
     """All (colour, shape, place) of still pictures, with their captions."""
+    stills = itertools.product(COLORS, SHAPES, STILL_PLACES)
     return [
         (
             (color, shape, place),
-            f'a {color} {shape} in the middle'
-            if place == 'middle'
-            else f'a {color} {shape} on the {place}',
+            f'a {color} {shape} {"in" if place == "middle" else "on"} the {place}',
         )
-        for color, shape, place in itertools.product(COLORS, SHAPES, STILL_PLACES)
+        for color, shape, place in stills
     ]
 
 
@@ -140,15 +143,11 @@ def write_clip(path: Path, frames: np.ndarray) -> None:
 
 def scenes() -> list[Scene]:
     """All scenes, one of each two that are reverses."""
-    return [
-        Scene(color, shape, start, end)
-        for color, shape, (start, end) in itertools.product(
-            COLORS, SHAPES, itertools.combinations(PLACES, 2)
-        )
-    ]
+    paths = itertools.combinations(PLACES, 2)
+    return [Scene(*look, *path) for *look, path in itertools.product(COLORS, SHAPES, paths)]
 
 
-def ways(scene: Scene) -> tuple[Scene, Scene]:
+def both_directions(scene: Scene) -> tuple[Scene, Scene]:
     """A scene and its reverse."""
     return scene, scene.reverse
 
@@ -159,17 +158,17 @@ def clip_name(split: str, scene: Scene) -> str:
 
 
 def write_moving_shapes(root: str, seed: int = 0) -> None:
-    """Write the data set: of each scene and its reverse, one training clip
-    and one test clip, at other places and sizes.
+    """Write one training and one test clip of each scene and its reverse.
 
-    With one training clip a caption, no batch holds two clips of the same
-    caption, which the contrastive loss would push apart.
+    They differ in exact places and sizes. With one training clip per caption,
+    no batch holds two clips of the same caption, which the contrastive loss
+    would push apart.
 
     Writes ``videos/*.mp4``; ``train.json`` and ``test.json`` in MMAction2's
     ``VideoTextDataset`` format; and for recognition of the 12 directions
     ``train_directions.txt`` and ``test_directions.txt`` in its
     ``VideoDataset`` format, with the classes in ``directions.txt``. What is
-    there already, of the same settings, is left alone.
+    already there, with the same settings, is left alone.
 
     Args:
         root (str): Folder to write to.
@@ -180,21 +179,19 @@ def write_moving_shapes(root: str, seed: int = 0) -> None:
     done = root / 'settings.json'
     if not (done.is_file() and json.loads(done.read_text()) == settings):
         _write_clips(root, seed)
-        done.write_text(json.dumps(settings))
+        write_file(done, json.dumps(settings))
     lists = {
         f'{split}_directions.txt': [
-            f'{clip_name(split, way)} {DIRECTIONS.index((way.start, way.end))}'
-            for scene in scenes()
-            for way in ways(scene)
+            f'{clip_name(split, scene)} {DIRECTIONS.index((scene.start, scene.end))}'
+            for first in scenes()
+            for scene in both_directions(first)
         ]
         for split in ('train', 'test')
     }
     lists['directions.txt'] = [f'from the {start} to the {end}' for start, end in DIRECTIONS]
     for name, lines in lists.items():
         if not (root / name).is_file():
-            part = root / f'{name}.part'
-            part.write_text('\n'.join(lines) + '\n')
-            os.replace(part, root / name)
+            write_file(root / name, '\n'.join(lines) + '\n')
 
 
 def _write_clips(root: Path, seed: int) -> None:
@@ -202,10 +199,10 @@ def _write_clips(root: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     for split in ('train', 'test'):
         captions = {}
-        for scene in scenes():
-            frames = draw_clip(scene, rng)
-            for way, clip in zip(ways(scene), (frames, frames[::-1])):
-                name = clip_name(split, way)
+        for first in scenes():
+            frames = draw_clip(first, rng)
+            for scene, clip in zip(both_directions(first), (frames, frames[::-1])):
+                name = clip_name(split, scene)
                 write_clip(root / 'videos' / name, clip)
-                captions[name] = [way.caption]
-        (root / f'{split}.json').write_text(json.dumps(captions, indent=1))
+                captions[name] = [scene.caption]
+        write_file(root / f'{split}.json', json.dumps(captions, indent=1))

@@ -13,6 +13,11 @@ class ReproducibleSampler(DefaultSampler):
     number of workers and on how long they have been running, and a resumed
     run differs from an uninterrupted one. With this sampler it depends on the
     seed, the epoch and the item alone.
+
+    Example:
+        >>> train_dataloader = dict(
+        ...     sampler=dict(type='vop.ReproducibleSampler', shuffle=True),
+        ...     dataset=dict(type='vop.VideoTextDataset', ...))
     """
 
     def set_epoch(self, epoch: int) -> None:

@@ -6,6 +6,7 @@ import open_clip
 import torch
 from mmcv.transforms import BaseTransform
 
+from ..errors import UserError
 from ..registry import TRANSFORMS
 
 
@@ -22,6 +23,12 @@ class CLIPTokenize(BaseTransform):
         name (str): The open_clip model whose tokenizer to use. Defaults to
             ``'ViT-B-32-quickgelu'``, whose byte-pair encoding all of OpenAI's
             and nearly all of LAION's CLIPs share.
+
+    Example:
+        >>> train_pipeline = [
+        ...     ...,
+        ...     dict(type='vop.CLIPTokenize'),
+        ...     dict(type='PackActionInputs', collect_keys=('imgs', 'text'))]
     """
 
     def __init__(self, name: str = 'ViT-B-32-quickgelu') -> None:
@@ -43,18 +50,25 @@ class CLIPTokenize(BaseTransform):
 class TimeWindow(BaseTransform):
     """Let the sampling of frames see a window of the video only.
 
-    Stands between ``DecordInit`` and the sampling. The window holds the
+    It goes between ``DecordInit`` and the sampling. The window holds the
     frames that are on screen between ``start`` and ``end``, at the average
-    frame rate; one that ends behind the video's end is cut there. Without
-    ``start`` and ``end``, the whole video stays in use.
+    frame rate; one that ends after the video's end is cut there. Without
+    ``start`` and ``end``, the whole video is used.
 
     Required keys: ``filename``, ``avg_fps``, ``total_frames``. Optional keys:
     ``start`` and ``end``, in seconds. Modified keys: ``start_index`` and
     ``total_frames``.
 
     Raises:
-        ValueError: If the window starts behind the video's end, or if the
-            frames are sampled already.
+        UserError: If the window starts after the video's end, or if the
+            frames are already sampled.
+
+    Example:
+        >>> train_pipeline = [
+        ...     dict(type='DecordInit'),
+        ...     dict(type='vop.TimeWindow'),
+        ...     dict(type='UniformSample', clip_len=12, num_clips=1),
+        ...     ...]
     """
 
     def transform(self, results: dict) -> dict:
@@ -63,24 +77,23 @@ class TimeWindow(BaseTransform):
         if start is None and end is None:
             return results
         if 'frame_inds' in results:
-            raise ValueError(
-                'vop.TimeWindow must stand before the transform '
-                'that samples frames, right behind DecordInit.'
+            raise UserError(
+                'In the pipeline, vop.TimeWindow must come right after DecordInit, '
+                'before the transform that samples frames.'
             )
         fps, total = results['avg_fps'], results['total_frames']
 
-        # Rounded, as 0.29 s at 100 frames a second are 29 frames, not 28.99.
+        # Rounded, as 0.29 s at 100 frames per second are 29 frames, not 28.99.
         first = math.floor(round((start or 0) * fps, 6))
-        behind = total if end is None else math.ceil(round(end * fps, 6))
+        stop = total if end is None else min(total, math.ceil(round(end * fps, 6)))
         if first >= total:
-            raise ValueError(
-                f'{results["filename"]} lasts {total / fps:.2f} s, and its '
-                f'window from {start} s to '
-                f'{"the end" if end is None else f"{end} s"} starts behind '
-                'that.'
+            until = 'the end' if end is None else f'{end} s'
+            raise UserError(
+                f'{results["filename"]} lasts {total / fps:.2f} s, and its window from '
+                f'{start} s to {until} starts after that. Correct the annotation file.'
             )
         results['start_index'] = results.get('start_index', 0) + first
-        results['total_frames'] = min(behind, total) - first
+        results['total_frames'] = stop - first
         return results
 
     def __repr__(self) -> str:

@@ -1,123 +1,22 @@
 """Videos with captions."""
 
-import json
 import logging
-import math
 import os.path as osp
 import random
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from mmaction.datasets import BaseActionDataset
 from mmengine.logging import print_log
 
-from ..errors import VideoReadError
+from ..errors import UserError, VideoReadError
 from ..registry import DATASETS
+from .annotations import Annotation, read_annotations
 from .transforms import TimeWindow
-
-
-class Annotation(NamedTuple):
-    """What an annotation file says of a video."""
-
-    captions: list[str]
-    start: float | None = None  # of the window in use, in seconds
-    end: float | None = None
-
-
-WANTED = (
-    'expected {"video0.mp4": ["a caption", ...], ...}, or with a window '
-    'in seconds {"video0.mp4": {"captions": ["a caption", ...], '
-    '"start": 0, "end": 30}, ...}'
-)
-
-
-def read_annotations(ann_file: str) -> dict[str, Annotation]:
-    """Read and check an annotation file.
-
-    Args:
-        ann_file (str): A JSON file ``{"video0.mp4": ["a caption", ...]}``,
-            the format of MMAction2's ``VideoTextDataset``. A value may also
-            be ``{"captions": ["a caption", ...], "start": 0, "end": 30}``:
-            only the video between these seconds is used. Both are optional.
-
-    Returns:
-        dict[str, Annotation]: What it says of each video.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not of that format; the message names the place.
-    """
-    path = Path(ann_file)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f'There is no annotation file {ann_file}. Make it with a converter'
-            ' of tools/data, or correct ann_file and data_root.'
-        )
-
-    def unique(pairs: list) -> dict:
-        values = dict(pairs)
-        if len(values) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(
-                f'{ann_file}: "{twice}" stands there twice. Put '
-                'all captions of a video into one list.'
-            )
-        return values
-
-    try:
-        videos = json.loads(path.read_text(encoding='utf-8'), object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f'{ann_file}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}).'
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f'{ann_file} is not UTF-8 text: {error}.') from error
-    if not isinstance(videos, dict):
-        raise ValueError(f'{ann_file} holds a {type(videos).__name__}; {WANTED}.')
-    if not videos:
-        raise ValueError(f'{ann_file} names no video; {WANTED}.')
-    return {video: _check_annotation(value, ann_file, video) for video, value in videos.items()}
-
-
-def _check_annotation(value: Any, ann_file: str, video: str) -> Annotation:
-    fields = value if isinstance(value, dict) else dict(captions=value)
-    unknown = sorted(fields.keys() - set(Annotation._fields))
-    if unknown:
-        raise ValueError(f'{ann_file}: "{video}" has the unknown key "{unknown[0]}"; {WANTED}.')
-    captions = fields.get('captions')
-    if not isinstance(captions, list) or not captions:
-        raise ValueError(
-            f'{ann_file}: "{video}" has no list of captions but {json.dumps(value)}; {WANTED}.'
-        )
-    for number, text in enumerate(captions, start=1):
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(
-                f'{ann_file}: caption {number} of "{video}" is '
-                f'{json.dumps(text)}; it must be a text with words.'
-            )
-    for key in fields.keys() - {'captions'}:
-        seconds = fields[key]
-        if (
-            isinstance(seconds, bool)
-            or not isinstance(seconds, (int, float))
-            or not 0 <= seconds < math.inf
-        ):
-            raise ValueError(
-                f'{ann_file}: "{key}" of "{video}" is {json.dumps(seconds)}; '
-                'it must be a number of seconds, 0 or more.'
-            )
-    annotation = Annotation(**fields)
-    start, end = annotation.start or 0, annotation.end
-    if end is not None and end <= start:
-        raise ValueError(
-            f'{ann_file}: the window of "{video}" ends at {end} s but starts at {start} s.'
-        )
-    return annotation
 
 
 @DATASETS.register_module()
@@ -136,19 +35,27 @@ class VideoTextDataset(BaseActionDataset):
         pipeline (list): Transforms. An annotation file with windows needs
             ``vop.TimeWindow`` among them.
         data_prefix (dict): ``video``, the folder of the videos.
-        skip_bad_videos (bool): In training, go on without videos that are
-            missing or that the pipeline fails on: each is logged by name and
-            reason, with the number that this process has skipped so far, and
-            other items take the place of its pairs. Not possible in testing.
-            Defaults to False.
+        skip_bad_videos (bool): In training, skip videos that are missing or
+            that the pipeline fails on: each is logged by name and reason, with
+            the number that this process has skipped so far, and other items
+            replace its pairs. Not possible in testing. Defaults to False.
         test_mode (bool): Whether items are videos with all captions.
             Defaults to False.
 
     Raises:
-        FileNotFoundError: If the annotation file or a video is missing.
-        ValueError: If the annotation file is malformed, or has windows that
-            the pipeline would not keep to.
+        UserError: If the annotation file or a video is missing, or if the
+            annotation file is malformed or has windows that the pipeline
+            would ignore.
         VideoReadError: From reading an item, if its video cannot be decoded.
+
+    Example:
+        >>> train_dataloader = dict(
+        ...     sampler=dict(type='vop.ReproducibleSampler', shuffle=True),
+        ...     dataset=dict(
+        ...         type='vop.VideoTextDataset',
+        ...         ann_file='data/msrvtt/train_9k.json',
+        ...         data_prefix=dict(video='data/msrvtt/videos'),
+        ...         pipeline=train_pipeline))
     """
 
     def __init__(
@@ -161,7 +68,7 @@ class VideoTextDataset(BaseActionDataset):
         **kwargs,
     ) -> None:
         if skip_bad_videos and test_mode:
-            raise ValueError(
+            raise UserError(
                 'skip_bad_videos=True is for training: a test that leaves out '
                 'videos would report numbers of another test set.'
             )
@@ -177,8 +84,12 @@ class VideoTextDataset(BaseActionDataset):
         annotations = read_annotations(self.ann_file)
         self._check_pipeline(annotations)
         folder = self.data_prefix['video']
-        self._videos = [self._path(folder, video) for video in annotations]
-        # One flag a video, shared by all workers.
+        # DecordInit, too, reads names without an extension as mp4.
+        self._videos = [
+            osp.join(folder, video) + ('' if Path(video).suffix else '.mp4')
+            for video in annotations
+        ]
+        # One flag per video, shared by all workers.
         self._bad = torch.zeros(len(annotations), dtype=torch.bool).share_memory_()
         if not re.match(r'[\w+]{2,}:', folder):  # not s3:// and its like
             self._check_files(folder)
@@ -186,10 +97,8 @@ class VideoTextDataset(BaseActionDataset):
         items = []
         for number, (video, annotation) in enumerate(annotations.items()):
             item = dict(filename=self._videos[number], video_id=video, video_number=number)
-            if annotation.start is not None:
-                item['start'] = annotation.start
-            if annotation.end is not None:
-                item['end'] = annotation.end
+            window = dict(start=annotation.start, end=annotation.end)
+            item.update((key, value) for key, value in window.items() if value is not None)
             if self.test_mode:
                 items.append(dict(item, text=annotation.captions))
             else:
@@ -201,16 +110,10 @@ class VideoTextDataset(BaseActionDataset):
             return
         for video, annotation in annotations.items():
             if annotation[1:] != (None, None):
-                raise ValueError(
-                    f'{self.ann_file} gives "{video}" a window of time, which '
-                    'the pipeline would not keep to: add '
-                    "dict(type='vop.TimeWindow') right behind DecordInit."
+                raise UserError(
+                    f'{self.ann_file} gives "{video}" a window of time, which the pipeline '
+                    "would ignore: add dict(type='vop.TimeWindow') right after DecordInit."
                 )
-
-    @staticmethod
-    def _path(folder: str, video: str) -> str:
-        # DecordInit does the same to names without an extension.
-        return osp.join(folder, video) + ('' if Path(video).suffix else '.mp4')
 
     def _check_files(self, folder: str) -> None:
         missing = [number for number, path in enumerate(self._videos) if not Path(path).is_file()]
@@ -218,16 +121,12 @@ class VideoTextDataset(BaseActionDataset):
             return
         names = ', '.join(self._videos[number] for number in missing[:3])
         message = (
-            f'{len(missing)} of the {len(self._videos)} videos of '
-            f'{self.ann_file} are missing: {names}'
-            f'{", ..." if len(missing) > 3 else ""}.'
+            f'{len(missing)} of the {len(self._videos)} videos of {self.ann_file} '
+            f'are missing: {names}{", ..." if len(missing) > 3 else ""}.'
         )
         if not self.skip_bad_videos or len(missing) == len(self._videos):
-            raise FileNotFoundError(
-                f'{message} The videos are looked for in {folder} '
-                '(data_prefix).'
-                + ('' if self.test_mode else ' To train without them, set skip_bad_videos=True.')
-            )
+            hint = '' if self.test_mode else ' To train without them, set skip_bad_videos=True.'
+            raise UserError(f'{message} They are looked for in {folder} (data_prefix).{hint}')
         self._bad[missing] = True
         print_log(f'{message} They are skipped.', 'current', logging.WARNING)
 
@@ -263,38 +162,31 @@ class VideoTextDataset(BaseActionDataset):
         if self._bad[number]:
             return self._none_if_any_left(None)
         try:
-            # On its own, so that the choice of another item in place of a
-            # bad one does not depend on how far the bad one got.
+            # Seeded apart from __getitem__, so that the item chosen to replace
+            # a bad one does not depend on how far the bad one got.
             with self._randomness(idx):
                 return self.pipeline(item)
         except Exception as error:
             message = f'{item["filename"]} cannot be read ({type(error).__name__}: {error}).'
             if not self.skip_bad_videos:
-                hint = (
-                    ''
-                    if self.test_mode
-                    else ' To train without such videos, set skip_bad_videos=True.'
-                )
-                raise VideoReadError(f'{message}{hint}') from error
+                hint = ' To train without such videos, set skip_bad_videos=True.'
+                raise VideoReadError(message + ('' if self.test_mode else hint)) from error
             self._bad[number] = True
-            print_log(
-                f'{message} It is skipped; {int(self._bad.sum())} of '
-                f'{len(self._bad)} videos skipped so far.',
-                'current',
-                level=logging.ERROR,
-            )  # which every rank shows
+            skipped = f'{int(self._bad.sum())} of {len(self._bad)} videos skipped so far'
+            # An error, as every rank shows those.
+            print_log(f'{message} It is skipped; {skipped}.', 'current', logging.ERROR)
             return self._none_if_any_left(error)
 
     def _none_if_any_left(self, error: Exception | None) -> None:
         if self._bad.all():
             raise VideoReadError(
-                f'None of the {len(self._bad)} videos of {self.ann_file} can '
-                'be read; see the warnings above.'
+                f'None of the {len(self._bad)} videos of {self.ann_file} can be read; '
+                'see the log for the reason of each.'
             ) from error
 
 
 @contextmanager
-def _seeded(*numbers: int):
+def _seeded(*numbers: int) -> Iterator[None]:
     """Seed what transforms draw from, and put it back afterwards."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     states = random.getstate(), np.random.get_state()

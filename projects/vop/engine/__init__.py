@@ -1,18 +1,20 @@
 from .checkpoint import check_fit, load_safely
-from .config import check_data, open_config, pin_memory, use_amp
-from .distributed import use_gloo_without_gpu
-from .profiling import ProfileLoop
-from .runner import NothingTrains, build_runner
+from .config import check_amp, check_data, open_config, pin_memory, use_amp, work_dir_of
+from .distributed import add_launcher_arguments, tool, use_gloo_without_gpu
+from .runner import build_runner, build_train_runner
 
 __all__ = [
-    'NothingTrains',
-    'ProfileLoop',
+    'add_launcher_arguments',
     'build_runner',
+    'build_train_runner',
+    'check_amp',
     'check_data',
     'check_fit',
     'load_safely',
     'open_config',
     'pin_memory',
+    'tool',
     'use_amp',
     'use_gloo_without_gpu',
+    'work_dir_of',
 ]

@@ -1,21 +1,19 @@
 """Opening checkpoint files without running code from them."""
 
 import os.path as osp
-import re
 from typing import Any
 
 import torch
 from mmengine.model import is_model_wrapper
-from mmengine.runner import CheckpointLoader
 from torch import nn
 
+from ..errors import UserError
 
-@CheckpointLoader.register_scheme(prefixes='', force=True)
+
 def load_safely(filename: str, map_location: Any = None) -> dict:
-    """Load a local checkpoint file, in place of MMEngine's own loader.
+    """Load a local checkpoint file: tensors and plain data, never code.
 
-    MMEngine leaves ``weights_only`` to torch, whose default before 2.6 runs
-    whatever code a pickle holds.
+    MMEngine's own loading goes through it, too (see ``compat.py``).
 
     Args:
         filename (str): Path of the file.
@@ -25,29 +23,38 @@ def load_safely(filename: str, map_location: Any = None) -> dict:
         dict: The checkpoint.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not a checkpoint, or holds more than data.
+        UserError: If there is no such file, if it is not a checkpoint, or if
+            it holds more than data.
+
+    Example:
+        >>> load_safely('work_dirs/vop_msrvtt/epoch_5.pth', map_location='cpu').keys()
+        dict_keys(['meta', 'state_dict', ...])
     """
     filename = osp.expanduser(filename)
     if not osp.isfile(filename):
-        raise FileNotFoundError(f'There is no checkpoint {filename}.')
+        raise UserError(f'There is no checkpoint {filename}.')
     try:
         return torch.load(filename, map_location=map_location, weights_only=True)
     except Exception as error:  # a damaged file can raise nearly anything
-        # torch wraps the reason into advice to load the file unsafely.
-        reason = re.search(r'nsupported (?:global: GLOBAL|GLOBAL|class) (\S+)', str(error))
-        raise ValueError(
-            f'{filename} is not a checkpoint that can be opened safely: '
-            + (
-                f'it would call {reason[1]}, and only tensors and plain data are loaded.'
-                if reason
-                else 'it is damaged, or no checkpoint of torch.'
-            )
+        code = ', '.join(_unsafe_globals(filename))
+        reason = (
+            f'it would call {code}, and only tensors and plain data are loaded'
+            if code
+            else 'it is damaged, or not a checkpoint of torch'
+        )
+        # torch advises to load the file unsafely: its message is not passed on.
+        raise UserError(
+            f'{filename} is not a checkpoint that can be opened safely: {reason}.'
         ) from error
 
 
-# MMEngine logs which backend loads a file, by the name behind 'load_from_'.
-load_safely.__name__ = 'load_from_local'
+def _unsafe_globals(filename: str) -> list[str]:
+    """Name the functions that the pickle of a checkpoint would call (torch >= 2.6)."""
+    find = getattr(torch.serialization, 'get_unsafe_globals_in_checkpoint', lambda filename: [])
+    try:
+        return find(filename)
+    except Exception:  # it is damaged, too
+        return []
 
 
 def _shapes(state_dict: dict) -> dict:
@@ -70,14 +77,17 @@ def check_fit(model: nn.Module, filename: str) -> None:
         filename (str): Path of the checkpoint.
 
     Raises:
-        ValueError: If weights are missing, unknown or of another shape; the
+        UserError: If weights are missing, unknown or of another shape; the
             message names them.
+
+    Example:
+        >>> check_fit(runner.model, 'work_dirs/vop_msrvtt/epoch_5.pth')
     """
     if is_model_wrapper(model):
         model = model.module
     checkpoint = load_safely(filename, map_location='cpu')
     if not isinstance(checkpoint, dict):
-        raise ValueError(f'{filename} holds no state dict but a {type(checkpoint).__name__}.')
+        raise UserError(f'{filename} holds no state dict but a {type(checkpoint).__name__}.')
     theirs = _shapes(checkpoint.get('state_dict', checkpoint))
     ours = _shapes(model.state_dict())
     faults = [
@@ -93,7 +103,7 @@ def check_fit(model: nn.Module, filename: str) -> None:
         if names
     ]
     if faults:
-        raise ValueError(
+        raise UserError(
             f'{filename} does not fit the config: '
             f'{"; ".join(faults)}. Was it trained with another '
             'one?'

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.logging import print_log
+
+from ..errors import UserError
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 def open_config(path: str | Path) -> Config:
-    """Open a config; compose it where ``METHOD_DATASET.py`` is no file.
+    """Open a config; compose it where ``METHOD_DATASET.py`` is not a file.
 
-    So any method is there on any data set: ``configs/vop_fp_didemo.py`` is
+    So every method can be used on every data set: ``configs/vop_fp_didemo.py`` is
     ``configs/vop_fp_msrvtt.py`` with the data of
     ``configs/_base_/datasets/didemo.py``.
 
@@ -26,17 +29,20 @@ def open_config(path: str | Path) -> Config:
         Config: The config.
 
     Raises:
-        FileNotFoundError: If there is no such file, and the name is not of a
-            method and a data set that are there.
-        ValueError: If its code fails on a value, such as that of a variable
-            of an ablation.
+        UserError: If there is no such file, and the name is not that of a
+            known method and data set; or if its code fails on a value, such
+            as that of a variable of an ablation.
+
+    Example:
+        >>> open_config('configs/vop_fp_didemo.py').test_dataloader.dataset.data_root
+        'data/didemo'
     """
     file = Path(path)
     if file.is_file():
         try:
             return Config.fromfile(file)
         except ValueError as error:
-            raise ValueError(
+            raise UserError(
                 f'{path} cannot be opened: {error}. The variables that it '
                 'takes are said at the top of its _base_ model.'
             ) from error
@@ -49,7 +55,7 @@ def open_config(path: str | Path) -> Config:
         None,
     )
     if base is None:
-        raise FileNotFoundError(f'There is no config {path}.')
+        raise UserError(f'There is no config {path}.')
     datasets = sorted(data.stem for data in base.glob('[!_]*.py'))
     methods = sorted(
         config.stem.removesuffix('_msrvtt') for config in file.parent.glob('*_msrvtt.py')
@@ -65,7 +71,7 @@ def open_config(path: str | Path) -> Config:
                 filename=str(file),  # names the run in logs
                 env_variables=cfg.env_variables,
             )
-    raise FileNotFoundError(
+    raise UserError(
         f'There is no config {path}, and {file.stem} is not METHOD_DATASET '
         f'with a METHOD of {file.parent}, which are {", ".join(methods)}, and '
         f'a DATASET of {base}, which are {", ".join(datasets)}.'
@@ -75,15 +81,18 @@ def open_config(path: str | Path) -> Config:
 def check_data(cfg: Config, *splits: str) -> None:
     """Say which files of a data set are missing, and what makes them.
 
-    This comes before the model is made, which can take a download.
+    It is called before the model is made, which can take a download.
 
     Args:
         cfg (Config): The config.
         splits (str): ``'train'``, ``'val'`` or ``'test'``.
 
     Raises:
-        FileNotFoundError: If an annotation file or the folder of the videos
-            is missing.
+        UserError: If an annotation file or the folder of the videos is
+            missing.
+
+    Example:
+        >>> check_data(open_config('configs/vop_msrvtt.py'), 'train', 'val')
     """
     for split in splits:
         dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset', {})
@@ -108,13 +117,13 @@ def check_data(cfg: Config, *splits: str) -> None:
                 if (CHECKOUT / converter).is_file()
                 else 'tools/data/custom.py makes such files from a folder of videos and a csv.'
             )
-            raise FileNotFoundError(
+            raise UserError(
                 f'The annotation file {ann_file} of {split}_dataloader is '
                 f'missing.{by_variable or " " + how}'
             )
         folder = osp.join(root, dataset.get('data_prefix', {}).get('video', ''))
         if '://' not in folder and not osp.isdir(folder):
-            raise FileNotFoundError(
+            raise UserError(
                 f'The folder {folder} of the videos is missing. Put or link '
                 f'the videos there, or set data_prefix.{by_variable}'
             )
@@ -137,18 +146,48 @@ def pin_memory(cfg: Config) -> None:
 
 
 def use_amp(cfg: Config) -> None:
-    """Let a config train in mixed precision.
+    """Let a config train in mixed precision (``--amp``).
 
     Args:
         cfg (Config): The config.
 
     Raises:
-        ValueError: If its optimizer wrapper is a special one.
+        UserError: If its optimizer wrapper is a special one.
     """
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise ValueError(
+        raise UserError(
             f'--amp cannot be combined with the optimizer wrapper {kind} of the config.'
         )
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def check_amp() -> None:
+    """Refuse ``--amp`` where there is no GPU.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if get_device() == 'cpu':
+        raise UserError(
+            "--amp needs a GPU: MMEngine's AmpOptimWrapper does not run on CPUs. Leave it out here."
+        )
+
+
+def work_dir_of(cfg: Config, config: str, work_dir: str | None) -> str:
+    """Choose where a run writes: ``--work-dir``, or the config's, or its name.
+
+    Args:
+        cfg (Config): The config.
+        config (str): Path of its file.
+        work_dir (str, optional): What the command line says.
+
+    Returns:
+        str: The folder.
+
+    Example:
+        >>> work_dir_of(Config(), 'configs/vop_msrvtt.py', None)
+        'work_dirs/vop_msrvtt'
+    """
+    return work_dir or cfg.get('work_dir') or osp.join('work_dirs', Path(config).stem)

@@ -1,11 +1,57 @@
-"""Data-parallel runs: on machines without a GPU, and of tests."""
+"""What all tools share that can run as several processes."""
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
 from torch import nn
 
+from ..errors import UserError, exit_on_user_error
 from ..registry import MODEL_WRAPPERS
+
+
+@contextmanager
+def tool() -> Iterator[None]:
+    """Run the ``main`` of a tool: user errors in one line, process group left.
+
+    Example:
+        >>> if __name__ == '__main__':
+        ...     with tool():
+        ...         main()
+    """
+    with exit_on_user_error():
+        try:
+            yield
+        finally:
+            if dist.is_initialized():  # else a process can abort at its exit
+                dist.destroy_process_group()
+
+
+class _SetLocalRank(argparse.Action):
+    """Passes ``--local_rank`` of older launchers on to MMEngine."""
+
+    def __call__(self, parser, namespace, value, option_string=None) -> None:
+        os.environ['LOCAL_RANK'] = str(value)
+
+
+def add_launcher_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--launcher`` and ``--local_rank`` as OpenMMLab's tools have them.
+
+    Args:
+        parser (argparse.ArgumentParser): Parser of a tool.
+    """
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes of this run were started',
+    )
+    os.environ.setdefault('LOCAL_RANK', '0')  # where MMEngine's Runner looks for it
+    parser.add_argument('--local_rank', '--local-rank', type=int, action=_SetLocalRank)
 
 
 def use_gloo_without_gpu(cfg: Config) -> None:
@@ -20,12 +66,12 @@ def use_gloo_without_gpu(cfg: Config) -> None:
         cfg (Config): Config of the run, with ``launcher`` set.
 
     Raises:
-        ValueError: If the launcher is one that needs GPUs.
+        UserError: If the launcher is one that needs GPUs.
     """
     if cfg.get('launcher', 'none') == 'none' or get_device() != 'cpu':
         return
     if cfg.launcher != 'pytorch':
-        raise ValueError(
+        raise UserError(
             f'There is no GPU here, and launcher '
             f"'{cfg.launcher}' needs one; on CPUs use "
             "'pytorch' (tools/dist_*.sh)."
@@ -40,7 +86,16 @@ def use_gloo_without_gpu(cfg: Config) -> None:
 
 @MODEL_WRAPPERS.register_module()
 class Unwrapped:
-    """A model wrapper that gives the model back as it is, for testing."""
+    """A model wrapper that gives the model back as it is, for testing.
+
+    Testing exchanges no gradients, and DistributedDataParallel refuses a
+    model that has none to exchange, such as zero-shot CLIP.
+
+    Example:
+        In a config::
+
+            model_wrapper_cfg = dict(type='vop.Unwrapped')
+    """
 
     def __new__(cls, module: nn.Module) -> nn.Module:
         return module

@@ -1,4 +1,4 @@
-"""Counting what trains and what does not."""
+"""Counting trained and frozen parameters."""
 
 import logging
 from collections import Counter
@@ -12,32 +12,47 @@ from torch import nn
 
 from ..registry import MODELS
 
-# What the paper calls 100 %: the parameters of ViT-B/32's CLIP whose name
-# ends in .weight or .bias.
+# What the paper calls 100 %: the parameters of CLIP ViT-B/32 whose names end
+# in .weight or .bias.
 PAPER_CLIP = 119_826_432
 
 
 class ParameterCount(NamedTuple):
-    """Numbers of parameters of a part of a model."""
+    """Numbers of parameters of a part of a model.
+
+    Attributes:
+        trained (int): Parameters that get a gradient.
+        frozen (int): All others.
+
+    Example:
+        >>> parts = count_by_part(model)
+        >>> parts['visual.prompts.0']
+        ParameterCount(trained=73728, frozen=0)
+        >>> sum(part.trained for part in parts.values())
+        122880
+    """
 
     trained: int
     frozen: int
 
 
 def build_without_weights(cfg: Config) -> nn.Module:
-    """Build the model of a config on the meta device: shapes alone.
+    """Build the model of a config on the meta device, where it has shapes only.
 
-    Nothing is downloaded, and no memory is taken.
+    Nothing is downloaded, and no memory is allocated.
 
     Args:
-        cfg (Config): The config. Left as it is.
+        cfg (Config): The config; it is not changed.
 
     Returns:
         nn.Module: The model.
+
+    Example:
+        >>> model = build_without_weights(open_config('configs/vop_msrvtt.py'))
     """
     logger = MMLogger.get_current_instance()
     level = logger.level
-    logger.setLevel(logging.ERROR)  # random weights are meant here
+    logger.setLevel(logging.ERROR)  # CLIP warns of random weights, which are intended here
     scope = cfg.get('default_scope', 'mmaction')
     try:
         with torch.device('meta'), DefaultScope.overwrite_default_scope(scope):
@@ -47,7 +62,7 @@ def build_without_weights(cfg: Config) -> nn.Module:
 
 
 def _without_weights(model: dict) -> dict:
-    """A copy whose CLIPs, wherever they stand, have random weights."""
+    """A copy of a model's config in which no CLIP, at any depth, loads weights."""
     parts = {
         key: _without_weights(part) if isinstance(part, dict) else part
         for key, part in model.items()
@@ -58,15 +73,15 @@ def _without_weights(model: dict) -> dict:
 
 
 def count_by_part(model: nn.Module) -> dict[str, ParameterCount]:
-    """ParameterCount parameters, part by part.
+    """Count the parameters of each part of a model.
 
     Args:
-        model (nn.Module): A model, on any device.
+        model (nn.Module): A model on any device.
 
     Returns:
-        dict[str, ParameterCount]: Counts of ``visual.backbone``, ``visual.prompts.0``
-        and so on, in the model's order. Parameters only: buffers such as the
-        logit scale, and what has no elements, are left out.
+        dict[str, ParameterCount]: Counts of ``visual.backbone``,
+        ``visual.prompts.0`` and so on, in the order of the model. Buffers,
+        such as the logit scale, are not counted.
     """
     trained, frozen = Counter(), Counter()
     for name, parameter in model.named_parameters():
@@ -84,19 +99,19 @@ def _part(name: str) -> str:
 
 
 def count_as_paper(model: nn.Module) -> int:
-    """ParameterCount trained parameters as Table 1 of the paper does.
+    """Count the trained parameters as Table 1 of the paper does.
 
-    Of CLIP's own, those whose name ends in ``.weight`` or ``.bias``: not the
-    input projection of the attention, and loose tensors only where nothing
-    else of CLIP trains (Proj). Of what is added, all but the embedding of
-    frame positions of VoP^F. This gives every row but VoP^F+C, where the
-    paper prints less than its parts have.
+    CLIP's own parameters count if their names end in ``.weight`` or ``.bias``,
+    which leaves out the input projection of attention; the others count only
+    where nothing else of CLIP trains (Proj). Added parameters count, except
+    for the frame positional embedding of VoP^F. This gives every row of the
+    table except VoP^F+C, where the paper prints less than its parts have.
 
     Args:
-        model (nn.Module): A model, on any device.
+        model (nn.Module): A model on any device.
 
     Returns:
-        int: The number.
+        int: The number of parameters.
     """
     trained = {
         name: parameter.numel()

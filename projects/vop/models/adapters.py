@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from ..errors import UserError
 from ..registry import MODELS
 from .spec import TransformerSpec
 
@@ -27,17 +28,22 @@ class ParallelAdapter(nn.Module):
         hidden (int): Width of the bottleneck. Defaults to 64.
 
     Raises:
-        ValueError: If ``parallel_to`` or ``hidden`` cannot be.
+        UserError: If ``parallel_to`` or ``hidden`` has no such value.
+
+    Example:
+        In a config, Adapter^FFN::
+
+            visual=dict(adapters=[dict(type='vop.ParallelAdapter', parallel_to='ffn')])
     """
 
     def __init__(self, parallel_to: str, spec: TransformerSpec, hidden: int = 64) -> None:
         super().__init__()
         if parallel_to not in ('attn', 'ffn'):
-            raise ValueError(
+            raise UserError(
                 f"ParallelAdapter: parallel_to must be 'attn' or 'ffn', got {parallel_to!r}."
             )
         if hidden < 1:
-            raise ValueError(f'ParallelAdapter: hidden must be at least 1, got {hidden}.')
+            raise UserError(f'ParallelAdapter: hidden must be at least 1, got {hidden}.')
         self.parallel_to = parallel_to
         self.layers = nn.ModuleList(
             nn.Sequential(nn.Linear(spec.width, hidden), nn.ReLU(), nn.Linear(hidden, spec.width))

@@ -20,6 +20,8 @@ from open_clip.transformer import (
 )
 from torch import Tensor, nn
 
+from ..errors import UserError
+
 
 @dataclass(frozen=True)
 class CLIPTowers:
@@ -35,6 +37,10 @@ class CLIPTowers:
             with, of pixels in [0, 1]. OpenAI's where open_clip knows no
             other.
         std (tuple[float, ...]): Standard deviation likewise.
+
+    Example:
+        >>> towers = open_towers('ViT-B-32-quickgelu', 'openai')
+        >>> one, other = (RetrievalRecognizer(towers) for _ in range(2))  # share it in memory
     """
 
     visual: VisionTransformer
@@ -67,9 +73,14 @@ def open_towers(
         CLIPTowers: Both towers in float32.
 
     Raises:
-        ValueError: If there is no such model, tag or file, if the weights do
-            not belong to the model, or if it cannot be prompted.
-        ConnectionError: If the weights could not be downloaded.
+        UserError: If there is no such model, tag or file, if the weights do
+            not belong to the model or cannot be downloaded, or if it cannot
+            be prompted.
+
+    Example:
+        >>> towers = open_towers('ViT-B-32-quickgelu', 'openai')
+        >>> towers.visual.output_dim
+        512
     """
     config = _model_config(name)
     _refuse_unpromptable(name, config)
@@ -96,7 +107,7 @@ def open_towers(
 
 
 def towers_of(clip: dict | CLIPTowers) -> CLIPTowers:
-    """Open a CLIP by the arguments of :func:`open_towers`, or pass one on.
+    """Open a CLIP by the arguments of :func:`open_towers`, or return open towers.
 
     Models that are given the same towers share them in memory.
     """
@@ -110,12 +121,12 @@ def check_pretrained(clip: dict) -> None:
         clip (dict): Arguments of :func:`open_towers`.
 
     Raises:
-        ValueError: If ``pretrained`` is neither a file nor a tag.
+        UserError: If ``pretrained`` is neither a file nor a tag.
     """
     name, pretrained = clip['name'], clip.get('pretrained')
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is not None and pretrained not in tags and not Path(pretrained).is_file():
-        raise ValueError(
+        raise UserError(
             f"pretrained='{pretrained}' is neither a file nor a tag of "
             f'{name}. Let model.clip.pretrained name a file, or one of its '
             f'tags: {", ".join(tags) or "(none)"}.'
@@ -123,17 +134,17 @@ def check_pretrained(clip: dict) -> None:
 
 
 def _model_config(name: str) -> dict:
-    """The config of an open_clip model or JSON file."""
+    """Read the config of an open_clip model or JSON file."""
     if name.endswith('.json'):
         if not Path(name).is_file():
-            raise ValueError(f'There is no model config {name}.')
+            raise UserError(f'There is no model config {name}.')
         try:
             config = json.loads(Path(name).read_text())
         except json.JSONDecodeError as error:
-            raise ValueError(f'{name} is not valid JSON: {error}') from error
+            raise UserError(f'{name} is not valid JSON: {error}') from error
         missing = {'embed_dim', 'vision_cfg', 'text_cfg'} - set(config)
         if missing:
-            raise ValueError(
+            raise UserError(
                 f'{name} is no open_clip model config: it lacks {", ".join(sorted(missing))}.'
             )
         return config
@@ -141,7 +152,7 @@ def _model_config(name: str) -> dict:
     if config is None:
         close = difflib.get_close_matches(name, open_clip.list_models(), 3)
         hint = f' Did you mean {" or ".join(close)}?' if close else ''
-        raise ValueError(f"open_clip has no model '{name}'.{hint}")
+        raise UserError(f"open_clip has no model '{name}'.{hint}")
     return config
 
 
@@ -159,7 +170,7 @@ def _make(config: dict) -> nn.Module:
 def _refuse_unpromptable(name: str, config: dict) -> None:
     """Refuse, by its config, a CLIP whose towers are not plain transformers.
 
-    This comes before the model is made, so that a model of gigabytes is not
+    It is called before the model is made, so that a model of gigabytes is not
     downloaded to be refused.
     """
     vision, text = config['vision_cfg'], config['text_cfg']
@@ -179,7 +190,7 @@ def _refuse_unpromptable(name: str, config: dict) -> None:
         )
     else:
         return
-    raise ValueError(
+    raise UserError(
         f'{name} cannot be prompted: {reason}. Choose a ViT CLIP '
         "such as 'ViT-B-32-quickgelu' or 'ViT-L-14'."
     )
@@ -199,7 +210,7 @@ def _check_towers(towers: CLIPTowers) -> None:
         reason = 'its text tower does not read out the [EOT] token'
     else:
         return
-    raise ValueError(f'{towers.name} cannot be prompted: {reason}.')
+    raise UserError(f'{towers.name} cannot be prompted: {reason}.')
 
 
 def _load_weights(model: nn.Module, name: str, path: str) -> None:
@@ -212,7 +223,7 @@ def _load_weights(model: nn.Module, name: str, path: str) -> None:
             if name.endswith('.json')
             else f"Set name='{name}-quickgelu'."
         )
-        raise ValueError(
+        raise UserError(
             f"{path} is an archive of OpenAI's, whose models were trained "
             f'with QuickGELU, but {name} has GELU. {fix}'
         )
@@ -225,7 +236,7 @@ def _load_weights(model: nn.Module, name: str, path: str) -> None:
         else:
             open_clip.load_checkpoint(model, path)
     except Exception as error:
-        raise ValueError(f'{path} does not hold weights of {name}: {error}') from error
+        raise UserError(f'{path} does not hold weights of {name}: {error}') from error
 
 
 def _is_jit_archive(path: str) -> bool:
@@ -255,7 +266,7 @@ def _download(name: str, tag: str, cache_dir: str | None) -> nn.Module:
             )
             if text
         )
-        raise ConnectionError(
+        raise UserError(
             f"The weights '{tag}' of {name} could not be downloaded ({error})."
             f' Fetch them where there is a network, from {where}, put the '
             'file anywhere on this machine, and name it: --cfg-options '

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..registry import MODELS
 from .spec import TransformerSpec, frame_index
 
@@ -14,6 +15,10 @@ class FrameTransformer(nn.Module):
         width (int): Width d; a head has 64 channels where d allows.
         num_frames (int): Size of the table of frame positions.
         layers (int): Number of layers. Defaults to 4.
+
+    Example:
+        >>> FrameTransformer(width=768, num_frames=12)(torch.randn(2, 12, 768)).shape
+        torch.Size([2, 12, 768])
     """
 
     def __init__(self, width: int, num_frames: int, layers: int = 4) -> None:
@@ -33,7 +38,7 @@ class FrameTransformer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Model frames [b x f x d]; gives the same shape."""
+        """Model frames of shape [b x f x d]; returns the same shape."""
         table = self.positional_embedding
         x = x + table[frame_index(x.shape[1], len(table)).to(table.device)]
         for layer in self.layers:
@@ -56,7 +61,7 @@ def make_cmm(kind: str, spec: TransformerSpec) -> tuple[nn.Module, int]:
         what it gives.
 
     Raises:
-        ValueError: If there is no such kind.
+        UserError: If there is no such kind.
     """
     d = spec.width
     if kind == 'bilstm':
@@ -65,11 +70,11 @@ def make_cmm(kind: str, spec: TransformerSpec) -> tuple[nn.Module, int]:
         return nn.LSTM(d, d, batch_first=True), d
     if kind == 'transformer':
         return FrameTransformer(d, spec.num_frames), d
-    raise ValueError(f"cmm must be 'bilstm', 'lstm' or 'transformer', got {kind!r}.")
+    raise UserError(f"cmm must be 'bilstm', 'lstm' or 'transformer', got {kind!r}.")
 
 
 def run_cmm(cmm: nn.Module, cls: Tensor) -> Tensor:
-    """Model the [CLS] tokens [b x f x d] of videos."""
+    """Run a CMM on the [CLS] tokens [b x f x d] of videos."""
     states = cmm(cls)
     # An LSTM also returns its last state.
     return states[0] if isinstance(states, tuple) else states
@@ -91,6 +96,13 @@ class ContextUpdate(nn.Module):
     Args:
         spec (TransformerSpec): The transformer. An encoder passes its own.
         cmm (str): See :func:`make_cmm`. Defaults to ``'bilstm'``.
+
+    Example:
+        In a config::
+
+            visual=dict(
+                cls_update=dict(type='vop.ContextUpdate', cmm='bilstm'),
+                prompts=[dict(type='vop.LearnedPrompt', length=8)])
     """
 
     def __init__(self, spec: TransformerSpec, cmm: str = 'bilstm') -> None:

@@ -20,6 +20,12 @@ class RetrievalDataPreprocessor(BaseDataPreprocessor):
         mean (Sequence[float]): Mean of the channels, of pixels in [0, 1].
             Defaults to OpenAI's.
         std (Sequence[float]): Standard deviation likewise.
+
+    Example:
+        >>> preprocess = RetrievalDataPreprocessor()
+        >>> frames = torch.zeros(2, 12, 3, 224, 224, dtype=torch.uint8)
+        >>> preprocess(dict(inputs=dict(imgs=frames)))['inputs']['imgs'].dtype
+        torch.float32
     """
 
     def __init__(

@@ -2,13 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..compat import after_state_dict, before_load_state_dict
+from ..errors import UserError
 from ..registry import MODELS
 from .blocks import prompted_block
 from .spec import TransformerSpec
@@ -33,6 +35,13 @@ class PromptedEncoder(nn.Module):
             :func:`.tuning.unfreeze`.
         with_cp (bool): Compute a layer again in the backward pass instead of
             keeping its activations.
+
+    Example:
+        Use :class:`.VideoEncoder` or :class:`.TextEncoder`; their state is
+        what was trained:
+
+        >>> [name for name in encoder.state_dict() if 'prompts' in name]
+        ['prompts.0.tokens']
     """
 
     def __init__(
@@ -55,11 +64,14 @@ class PromptedEncoder(nn.Module):
         )
         self.spec = spec
         self.with_cp = with_cp
-        self._register_state_dict_hook(_leave_out_frozen)
+        after_state_dict(self, _leave_out_frozen)
+        before_load_state_dict(self, _put_back_frozen)
 
-    def prompt_tokens(self, layer: int, cls: Tensor | None = None) -> list[Tensor]:
-        """The tokens that each prompt has for ``layer``; see Prompt."""
-        return [prompt(layer, cls) for prompt in self.prompts if prompt.serves(layer)]
+    def prompt_tokens(
+        self, layer: int, cls: Tensor | None = None, num_frames: int | None = None
+    ) -> list[Tensor]:
+        """Give the tokens of each prompt that serves ``layer``; see ``Prompt.forward``."""
+        return [prompt(layer, cls, num_frames) for prompt in self.prompts if prompt.serves(layer)]
 
     def run_block(self, layer: int, x: Tensor, prompts: list[Tensor], **kwargs) -> Tensor:
         """Run layer ``layer`` (from 1) on ``x``; see ``prompted_block``."""
@@ -74,7 +86,7 @@ class PromptedEncoder(nn.Module):
         )
 
     def frozen(self) -> Iterator[tuple[str, Tensor]]:
-        """Names (from this module) and values of the frozen weights."""
+        """Give the names (relative to this module) and values of the frozen weights."""
         return (
             (f'backbone.{name}', parameter)
             for name, parameter in self.backbone.named_parameters()
@@ -82,33 +94,29 @@ class PromptedEncoder(nn.Module):
         )
 
     def get_extra_state(self) -> Tensor:
-        """The CLIP that the state belongs to, as the bytes of a JSON text.
+        """Name the CLIP that the state belongs to, as the bytes of a JSON text.
 
         A tensor, so that whatever handles state dicts can handle it.
         """
-        text = json.dumps({'clip': self.clip_name, 'fingerprint': fingerprint(self.frozen())})
+        text = json.dumps(
+            {'clip': self.clip_name, 'fingerprint': weights_fingerprint(self.frozen())}
+        )
         return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Refuse a state that was trained with other frozen weights.
 
         Raises:
-            ValueError: If the fingerprints differ.
+            UserError: If the fingerprints differ.
         """
         theirs = json.loads(bytes(state.tolist()).decode())
-        if theirs['fingerprint'] != fingerprint(self.frozen()):
-            raise ValueError(
+        if theirs['fingerprint'] != weights_fingerprint(self.frozen()):
+            raise UserError(
                 f'This checkpoint was trained on the CLIP {theirs["clip"]}, '
                 f'but the model holds {self.clip_name} '
                 f'({type(self).__name__}), whose frozen weights differ. Set '
                 'model.clip in the config to the CLIP of the checkpoint.'
             )
-
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        # What was left out when the state was saved is this model's own.
-        for name, parameter in self.frozen():
-            state_dict.setdefault(prefix + name, parameter.detach())
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _leave_out_frozen(
@@ -118,18 +126,27 @@ def _leave_out_frozen(
         state_dict.pop(prefix + name, None)
 
 
-def fingerprint(weights: Iterator[tuple[str, Tensor]]) -> str:
-    """A short name for weights that changes when they do.
+def _put_back_frozen(module: PromptedEncoder, state_dict: dict, prefix: str, *args) -> None:
+    for name, parameter in module.frozen():
+        state_dict.setdefault(prefix + name, parameter.detach())
 
-    It reads some 256 evenly spaced values of every tensor: any training
-    step changes it, and it takes milliseconds where a hash over all of a CLIP
+
+def weights_fingerprint(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """Make a short name for weights that changes when they do.
+
+    It reads about 256 evenly spaced values of every tensor: any training step
+    changes it, and it takes milliseconds where a hash over all of a CLIP
     takes seconds.
 
     Args:
-        weights (Iterator[tuple[str, Tensor]]): Names and values.
+        weights (Iterable[tuple[str, Tensor]]): Names and values.
 
     Returns:
         str: 32 hexadecimal digits.
+
+    Example:
+        >>> len(weights_fingerprint(model.named_parameters()))
+        32
     """
     digest = hashlib.blake2b(digest_size=16)
     for name, value in weights:

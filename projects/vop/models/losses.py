@@ -38,6 +38,12 @@ class ContrastiveLoss(nn.Module):
     B counts the pairs of all ranks: N processes with b pairs each have the
     loss, and after data-parallel averaging the gradient, of one process with
     N * b pairs.
+
+    Example:
+        >>> loss = ContrastiveLoss()
+        >>> video, text = F.normalize(torch.randn(2, 32, 512), dim=-1)
+        >>> sorted(loss(video, text, logit_scale=torch.tensor(100.0)))
+        ['loss_t2v', 'loss_v2t']
     """
 
     def forward(self, video: Tensor, text: Tensor, logit_scale: Tensor) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import UserError
 from ..registry import MODELS
 from .text import TextEncoder
 
@@ -20,14 +21,14 @@ class ModelScopeTextEncoder(TextEncoder):
     .. math:: [s_i, \_, W_i, \_, z_i] = L_i([s_{i-1}, P_i, W_{i-1}, S_i,
         z_{i-1}])
 
-    with [SOS] s, the words and the zeros behind them W, and the token z of
+    with [SOS] s, the words and the zeros after them W, and the token z of
     the last slot. CLIP's positional embedding is added once the prompts of
     the first layer are in. A caption has the slots that the prompts leave; a
     longer one is cut and closed with [EOT] in the last of them.
 
-    The embedding is read from the last layer as many positions behind slot
+    The embedding is read from the last layer as many positions after slot
     [EOT] of the caption as there are prompts, while only the prefix moved the
-    words up. So for a short caption it is read from the zeros behind it; for
+    words up. So for a short caption it is read from the zeros after it; for
     one that nearly fills its slots, at a suffix prompt; and at [EOT] only if
     that stands in the last slot.
 
@@ -37,15 +38,23 @@ class ModelScopeTextEncoder(TextEncoder):
         kwargs: As :class:`.TextEncoder` takes them.
 
     Raises:
-        ValueError: If there are not two prompts, or one of them leaves out a
+        UserError: If there are not two prompts, or one of them leaves out a
             layer.
+
+    Example:
+        In a config::
+
+            text=dict(
+                type='vop.ModelScopeTextEncoder',
+                prompts=[dict(type='vop.LearnedPrompt', length=4),
+                         dict(type='vop.LearnedPrompt', length=4)])
     """
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         layers = [(p.first, p.last) for p in self.prompts]
         if layers != [(1, self.spec.layers)] * 2:
-            raise ValueError(
+            raise UserError(
                 'ModelScopeTextEncoder: prompts must be two that serve all '
                 f'layers, the prefix and the suffix; got {len(layers)}, of '
                 f'layers {layers}. Leave out `layers`, or use TextEncoder.'
@@ -62,7 +71,7 @@ class ModelScopeTextEncoder(TextEncoder):
 
         Args:
             tokens (Tensor): Token ids of CLIP's tokenizer, of shape [n x t],
-                zeros behind [EOT].
+                zeros after [EOT].
 
         Returns:
             Tensor: Embeddings, of shape [n x e], not normalised.
@@ -71,7 +80,7 @@ class ModelScopeTextEncoder(TextEncoder):
         cut, end = self.fit(tokens)
         rows = torch.arange(len(tokens), device=tokens.device)
         read = end + self.first_prompts
-        length = int(read.max()) + 1  # nothing behind it reaches a read-out
+        length = int(read.max()) + 1  # nothing after it reaches a read-out
         ids = tokens.new_zeros(len(tokens), clip.context_length)
         # As released, a caption's slots are all filled: with zeros at its end.
         ids[:, self.words_at] = F.pad(tokens, (0, self.slots - tokens.shape[1]))

@@ -1,13 +1,14 @@
 """The prompts of the paper.
 
 A prompt answers one question: which tokens does a layer get? All of them
-share one call, ``prompt(layer, cls)``, so a method of the paper is a list of
-prompts in a config.
+share one call, ``prompt(layer, cls, num_frames)``, so a method of the paper
+is a list of prompts in a config.
 """
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..registry import MODELS
 from .context import make_cmm, run_cmm
 from .spec import TransformerSpec, frame_index
@@ -26,8 +27,16 @@ class Prompt(nn.Module):
             can serve.
 
     Raises:
-        ValueError: If the layers do not exist or this prompt cannot serve
-            them.
+        UserError: If ``length`` is below 1, or if the layers do not exist or
+            this prompt cannot serve them.
+
+    Example:
+        >>> spec = TransformerSpec(width=768, layers=12, frame_layers=8, num_frames=12)
+        >>> prompt = LearnedPrompt(length=8, spec=spec, layers='frame')
+        >>> prompt.serves(9)
+        False
+        >>> prompt(layer=1).shape
+        torch.Size([1, 1, 8, 768])
     """
 
     per_frame = False
@@ -38,11 +47,11 @@ class Prompt(nn.Module):
         super().__init__()
         name = type(self).__name__
         if length < 1:
-            raise ValueError(
+            raise UserError(
                 f'{name}: length must be at least 1, got {length}. Leave the prompt out instead.'
             )
         if self.per_frame and spec.num_frames is None:
-            raise ValueError(
+            raise UserError(
                 f'{name} tells the frames of a video apart; a text has none. Use LearnedPrompt.'
             )
         frame_layers = spec.layers if spec.frame_layers is None else spec.frame_layers
@@ -53,18 +62,18 @@ class Prompt(nn.Module):
         elif layers == 'video':
             layers = (frame_layers + 1, spec.layers)
         elif isinstance(layers, str):
-            raise ValueError(
+            raise UserError(
                 f"{name}: layers must be (first, last), 'frame' or 'video', got {layers!r}."
             )
         first, last = layers
         if not 1 <= first <= last <= spec.layers:
-            raise ValueError(
+            raise UserError(
                 f'{name}: there are no layers {first} to {last}; the tower '
                 f'has 1 to {spec.layers}, of which 1 to {frame_layers} work '
                 'within a frame.'
             )
         if self.per_frame and last > frame_layers:
-            raise ValueError(
+            raise UserError(
                 f'{name} gives each frame its own tokens, but layers '
                 f'{frame_layers + 1} to {spec.layers} attend over the whole '
                 f'video: end it at layer {frame_layers}, or lower '
@@ -78,13 +87,17 @@ class Prompt(nn.Module):
         """Whether ``layer`` (from 1) gets tokens of this prompt."""
         return self.first <= layer <= self.last
 
-    def forward(self, layer: int, cls: Tensor | None = None) -> Tensor:
+    def forward(
+        self, layer: int, cls: Tensor | None = None, num_frames: int | None = None
+    ) -> Tensor:
         """Give the tokens of a layer.
 
         Args:
             layer (int): A layer that :meth:`serves` is true for.
             cls (Tensor, optional): The [CLS] tokens entering the layer, of
                 shape [b x f x d]. None in a text tower.
+            num_frames (int, optional): Number f of frames of the video. None
+                in a text tower.
 
         Returns:
             Tensor: Of shape [b or 1 x f or 1 x P x d].
@@ -102,6 +115,11 @@ class LearnedPrompt(Prompt):
     Args:
         init_std (float): Standard deviation of the normal distribution that
             they start from. Defaults to 0.02.
+
+    Example:
+        Eight tokens in every layer, VoP::
+
+            visual=dict(prompts=[dict(type='vop.LearnedPrompt', length=8)])
     """
 
     def __init__(self, *args, init_std: float = 0.02, **kwargs) -> None:
@@ -112,7 +130,9 @@ class LearnedPrompt(Prompt):
             )
         )
 
-    def forward(self, layer: int, cls: Tensor | None = None) -> Tensor:
+    def forward(
+        self, layer: int, cls: Tensor | None = None, num_frames: int | None = None
+    ) -> Tensor:
         return self.tokens[layer - self.first][None, None]
 
 
@@ -126,6 +146,13 @@ class PositionPrompt(Prompt):
     Args:
         init_std (float): Standard deviation of the normal distribution that
             they start from. Defaults to 0.02.
+
+    Example:
+        Four shared tokens and four by the position of the frame, VoP^P::
+
+            visual=dict(prompts=[
+                dict(type='vop.LearnedPrompt', length=4),
+                dict(type='vop.PositionPrompt', length=4)])
     """
 
     per_frame = True
@@ -138,9 +165,9 @@ class PositionPrompt(Prompt):
             ).normal_(std=init_std)
         )
 
-    def forward(self, layer: int, cls: Tensor) -> Tensor:
+    def forward(self, layer: int, cls: Tensor | None, num_frames: int) -> Tensor:
         table = self.tokens[layer - self.first]
-        index = frame_index(cls.shape[1], len(table)).to(table.device)
+        index = frame_index(num_frames, len(table)).to(table.device)
         return table[index][None]
 
 
@@ -155,11 +182,18 @@ class ContextPrompt(Prompt):
     .. math:: P_v = FC(CMM([c_1, ..., c_F]))
 
     CMM and FC are shared by all layers. The modelled [CLS] only makes
-    prompts; the layer goes on with the [CLS] it had.
+    prompts; the layer keeps the [CLS] that enters it.
 
     Args:
         cmm (str): ``'bilstm'``, ``'lstm'`` or ``'transformer'``; see
             :func:`.context.make_cmm`. Defaults to ``'bilstm'``.
+
+    Example:
+        Four shared tokens and four generated ones, VoP^C::
+
+            visual=dict(prompts=[
+                dict(type='vop.LearnedPrompt', length=4),
+                dict(type='vop.ContextPrompt', length=4, cmm='bilstm')])
     """
 
     per_frame = True
@@ -169,6 +203,6 @@ class ContextPrompt(Prompt):
         self.cmm, width = make_cmm(cmm, self.spec)
         self.fc = nn.Linear(width, self.length * self.spec.width)
 
-    def forward(self, layer: int, cls: Tensor) -> Tensor:
+    def forward(self, layer: int, cls: Tensor, num_frames: int | None = None) -> Tensor:
         tokens = self.fc(run_cmm(self.cmm, cls))
         return tokens.unflatten(-1, (self.length, -1))

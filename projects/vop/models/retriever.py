@@ -5,6 +5,7 @@ from mmaction.structures import ActionDataSample
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..registry import MODELS
 from .clip import CLIPTowers, towers_of
 
@@ -36,6 +37,14 @@ class RetrievalRecognizer(BaseModel):
         data_preprocessor (dict): Config of the data preprocessor. Defaults to
             ``RetrievalDataPreprocessor`` with the mean and standard deviation
             of pixels that the CLIP was trained with.
+
+    Example:
+        >>> model = RetrievalRecognizer(
+        ...     clip=dict(name='ViT-B-32-quickgelu', pretrained='openai'),
+        ...     visual=dict(prompts=[dict(type='vop.LearnedPrompt', length=8)]),
+        ...     text=dict(prompts=[dict(type='vop.LearnedPrompt', length=8)]))
+        >>> model.encode_text(open_clip.tokenize(['a dog'])).shape
+        torch.Size([1, 512])
     """
 
     def __init__(
@@ -94,14 +103,14 @@ class RetrievalRecognizer(BaseModel):
         data_samples: list[ActionDataSample] | None = None,
         mode: str = 'tensor',
     ) -> dict[str, Tensor] | list[ActionDataSample] | tuple[Tensor, Tensor]:
-        """MMEngine's entry point.
+        """Run the model as MMEngine does.
 
         Args:
             inputs (dict[str, Tensor]): ``imgs``, normalised frames of shape
                 [b x f x 3 x h x w]; ``text``, token ids of shape [n x t]; and
                 ``num_texts``, of shape [b], how many of the n captions belong
                 to each video (one each in training).
-            data_samples (list[ActionDataSample], optional): One a video.
+            data_samples (list[ActionDataSample], optional): One per video.
             mode (str): ``'loss'``, ``'predict'`` or ``'tensor'``.
 
         Returns:
@@ -115,8 +124,8 @@ class RetrievalRecognizer(BaseModel):
             return video, text
         if mode == 'loss':
             if len(video) != len(text):
-                raise ValueError(
-                    f'Training takes one caption a video, got {len(text)} '
+                raise UserError(
+                    f'Training takes one caption per video, got {len(text)} '
                     f'captions for {len(video)} videos. Does the training '
                     'data set have test_mode=True?'
                 )

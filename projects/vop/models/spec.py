@@ -18,6 +18,10 @@ class TransformerSpec:
             for a text tower.
         num_frames (int, optional): Frames F of a video. None for a text
             tower.
+
+    Example:
+        >>> TransformerSpec(width=768, layers=12, frame_layers=8, num_frames=12)
+        TransformerSpec(width=768, layers=12, frame_layers=8, num_frames=12)
     """
 
     width: int
@@ -27,14 +31,22 @@ class TransformerSpec:
 
 
 def frame_index(num_frames: int, table_size: int) -> Tensor:
-    """Entries of a table of frame positions that a video's frames read.
+    """Map the frames of a video to the entries of a table of frame positions.
 
     A video with as many frames as the table has entries reads them in order.
     With any other number, frame i reads the entry at the same relative
     position, floor((i + 1/2) / num_frames * table_size).
 
+    Args:
+        num_frames (int): Number of frames of the video.
+        table_size (int): Number of entries of the table.
+
     Returns:
         Tensor: int64, of shape [num_frames].
+
+    Example:
+        >>> frame_index(6, 12)
+        tensor([ 1,  3,  5,  7,  9, 11])
     """
     positions = torch.arange(num_frames)
     return (2 * positions + 1) * table_size // (2 * num_frames)

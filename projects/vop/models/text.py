@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..registry import MODELS
 from .clip import CLIPTowers, towers_of
 from .encoder import PromptedEncoder
@@ -13,14 +14,14 @@ from .spec import TransformerSpec
 
 @MODELS.register_module()
 class TextEncoder(PromptedEncoder):
-    r"""CLIP's text tower with prompts behind [SOS] (Sec. 3.2).
+    r"""CLIP's text tower with prompts after [SOS] (Sec. 3.2).
 
     Layer i computes, under CLIP's causal mask,
 
     .. math:: [s_i, \_, W_i] = L_i([s_{i-1}, P_i, W_{i-1}])
 
     with [SOS] s and words W. CLIP's positional embedding is added once the
-    first layer's prompts are in, so they take the positions behind [SOS], the
+    first layer's prompts are in, so they take the positions after [SOS], the
     words move up, and a caption keeps ``context_length`` - P slots. A longer
     one is cut and closed with [EOT] in the last slot. The embedding is read
     at [EOT].
@@ -37,7 +38,13 @@ class TextEncoder(PromptedEncoder):
             Defaults to False.
 
     Raises:
-        ValueError: If a prompt does not fit the tower.
+        UserError: If a prompt does not fit the tower.
+
+    Example:
+        >>> text = TextEncoder(dict(name='ViT-B-32-quickgelu', pretrained='openai'),
+        ...                    prompts=[dict(type='vop.LearnedPrompt', length=8)])
+        >>> text(open_clip.tokenize(['a dog', 'a cat'])).shape
+        torch.Size([2, 512])
     """
 
     def __init__(
@@ -55,7 +62,7 @@ class TextEncoder(PromptedEncoder):
         self.first_prompts = sum(prompt.length for prompt in self.prompts if prompt.serves(1))
         self.slots = towers.text.context_length - self.first_prompts
         if self.slots < 2:
-            raise ValueError(
+            raise UserError(
                 f'{self.first_prompts} prompts leave no room for a caption in '
                 f'the {towers.text.context_length} positions of '
                 f'{towers.name}.'
@@ -70,18 +77,18 @@ class TextEncoder(PromptedEncoder):
         Returns:
             tuple[Tensor, Tensor]: The ids, of shape [n x l], where l is the
             length of the longest caption; and the slot of each [EOT], of
-            shape [n]. What stands behind an [EOT] cannot reach it under the
-            causal mask, so cutting the batch there changes nothing.
+            shape [n]. Under the causal mask nothing after an [EOT] reaches it,
+            so cutting the batch there changes nothing.
 
         Raises:
-            ValueError: If a caption has no [EOT] where the CLIP looks for
+            UserError: If a caption has no [EOT] where the CLIP looks for
                 its id.
         """
         clip = self.backbone
         if clip.pool_type == 'eos':
             is_end = tokens == clip.eos_id
             if not is_end.any(-1).all():
-                raise ValueError(
+                raise UserError(
                     f'A caption has no [EOT] token ({clip.eos_id}). Was it '
                     f'tokenised for another CLIP than {self.clip_name}?'
                 )
@@ -127,7 +134,7 @@ class TextEncoder(PromptedEncoder):
         return self.project(x[:, 0])
 
     def project(self, x: Tensor) -> Tensor:
-        """From read-out tokens [n x d] to embeddings [n x e]."""
+        """Project read-out tokens [n x d] to embeddings [n x e]."""
         x = self.backbone.ln_final(x)
         project = self.backbone.text_projection
         if project is None:
@@ -136,9 +143,9 @@ class TextEncoder(PromptedEncoder):
 
     @staticmethod
     def mask(prompts: int, length: int, device: torch.device) -> Tensor:
-        """The causal mask over [SOS], prompts and words.
+        """Make the causal mask over [SOS], prompts and words.
 
-        Prompts stand behind [SOS], so all tokens but [SOS] see them.
+        Prompts follow [SOS], so all tokens but [SOS] see them.
 
         Returns:
             Tensor: True where a token sees a key, of shape

@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from ..errors import UserError
+
 
 def unfreeze(backbone: nn.Module, tuning: str) -> None:
     """Let a part of a tower train, and freeze the rest.
@@ -14,7 +16,7 @@ def unfreeze(backbone: nn.Module, tuning: str) -> None:
             the last layer.
 
     Raises:
-        ValueError: If there is no such word, or the tower has no such
+        UserError: If there is no such word, or the tower has no such
             parameters.
     """
     last = f'transformer.resblocks.{backbone.transformer.layers - 1}.'
@@ -26,10 +28,10 @@ def unfreeze(backbone: nn.Module, tuning: str) -> None:
         partial=lambda name: name.startswith(last),
     )
     if tuning not in trains:
-        raise ValueError(f'tuning must be one of {", ".join(trains)}, got {tuning!r}.')
+        raise UserError(f'tuning must be one of {", ".join(trains)}, got {tuning!r}.')
     for name, parameter in backbone.named_parameters():
         parameter.requires_grad_(trains[tuning](name))
     if tuning != 'frozen' and not any(p.requires_grad for p in backbone.parameters()):
-        raise ValueError(
+        raise UserError(
             f"tuning='{tuning}': this tower ({type(backbone).__name__}) has no such parameters."
         )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..registry import MODELS
 from .clip import CLIPTowers, towers_of
 from .encoder import PromptedEncoder
@@ -46,8 +47,14 @@ class VideoEncoder(PromptedEncoder):
             Defaults to False.
 
     Raises:
-        ValueError: If ``temporal_layers``, ``cls_update`` or a prompt does
-            not fit the tower.
+        UserError: If ``temporal_layers``, ``cls_update`` or a prompt does not
+            fit the tower.
+
+    Example:
+        >>> visual = VideoEncoder(dict(name='ViT-B-32-quickgelu', pretrained='openai'),
+        ...                       prompts=[dict(type='vop.LearnedPrompt', length=8)])
+        >>> visual(torch.randn(2, 12, 3, 224, 224)).shape  # 2 videos of 12 frames
+        torch.Size([2, 12, 512])
     """
 
     def __init__(
@@ -65,16 +72,16 @@ class VideoEncoder(PromptedEncoder):
         towers = towers_of(clip)
         transformer = towers.visual.transformer
         if not 0 <= temporal_layers <= transformer.layers:
-            raise ValueError(
+            raise UserError(
                 f'temporal_layers must be 0 to {transformer.layers}, got {temporal_layers}.'
             )
         if num_frames < 1:
-            raise ValueError(f'num_frames must be positive, got {num_frames}.')
+            raise UserError(f'num_frames must be positive, got {num_frames}.')
         spec = TransformerSpec(
             transformer.width, transformer.layers, transformer.layers - temporal_layers, num_frames
         )
         if cls_update is not None and not spec.frame_layers:
-            raise ValueError(
+            raise UserError(
                 'cls_update acts in layers that work within a '
                 f'frame, but temporal_layers={temporal_layers} '
                 'leaves none.'
@@ -114,11 +121,11 @@ class VideoEncoder(PromptedEncoder):
             Tensor: Frame embeddings, of shape [b x f x e], not normalised.
 
         Raises:
-            ValueError: If the frames are not of CLIP's size.
+            UserError: If the frames are not of CLIP's size.
         """
         clip = self.backbone
         if frames.dim() != 5 or tuple(frames.shape[-2:]) != clip.image_size:
-            raise ValueError(
+            raise UserError(
                 f'{self.clip_name} takes frames of {clip.image_size} pixels, '
                 'as a tensor [b x f x 3 x h x w]; got '
                 f'{list(frames.shape)}. Check Resize and the crop in the '
@@ -134,7 +141,7 @@ class VideoEncoder(PromptedEncoder):
             if self.cls_update is not None and layer <= self.spec.frame_layers:
                 cls = self.cls_update(x[:, :, 0])
                 x = torch.cat([cls[:, :, None], x[:, :, 1:]], dim=2)
-            prompts = self.prompt_tokens(layer, x[:, :, 0])
+            prompts = self.prompt_tokens(layer, x[:, :, 0], f)
             if layer == 1:
                 prompts = [clip.ln_pre(tokens) for tokens in prompts]
             # Only the [CLS] tokens are read from the last layer.

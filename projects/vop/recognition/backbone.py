@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from ..errors import UserError
 from ..models.vision import VideoEncoder
 from ..registry import MODELS
 
@@ -35,6 +36,14 @@ class VideoBackbone(VideoEncoder):
         average (bool): With ``Recognizer3D``, give the mean of the frame
             embeddings. Defaults to False.
         kwargs: Arguments of ``VideoEncoder``.
+
+    Example:
+        In a config, with ``Recognizer3D`` and ``I3DHead``::
+
+            backbone=dict(
+                type='vop.VideoBackbone',
+                clip=dict(name='ViT-B-32-quickgelu', pretrained='openai'),
+                prompts=[dict(type='vop.LearnedPrompt', length=8)])
     """
 
     def __init__(self, *args, average: bool = False, **kwargs) -> None:
@@ -42,7 +51,7 @@ class VideoBackbone(VideoEncoder):
         self.average = average
 
     def forward(self, imgs: Tensor) -> Tensor:
-        """Encode the frames that a recognizer gives.
+        """Encode the frames of a recognizer.
 
         Args:
             imgs (Tensor): Normalised frames, of shape [(n f) x 3 x h x w] or
@@ -52,7 +61,7 @@ class VideoBackbone(VideoEncoder):
             Tensor: Frame embeddings, not normalised; see the class.
 
         Raises:
-            ValueError: If the tensor is of another form, or its frames are
+            UserError: If the tensor is of another form, or its frames are
                 not whole videos.
         """
         if imgs.dim() == 5 and imgs.shape[1] == 3:
@@ -61,7 +70,7 @@ class VideoBackbone(VideoEncoder):
                 return frames.mean(dim=1)
             return frames.transpose(1, 2)[..., None, None]
         if imgs.dim() != 4 or self.average:
-            raise ValueError(
+            raise UserError(
                 'VideoBackbone takes frames [(n f) x 3 x h x w] of '
                 'Recognizer2D, without average=True, or [n x 3 x f x h x w] '
                 f'of Recognizer3D; got {list(imgs.shape)}. FormatShape gives '
@@ -69,7 +78,7 @@ class VideoBackbone(VideoEncoder):
             )
         f = self.spec.num_frames
         if len(imgs) % f:
-            raise ValueError(
+            raise UserError(
                 f'Recognizer2D gives {len(imgs)} frames, which are no whole '
                 f'videos of num_frames={f}. Let the pipeline sample {f} '
                 'frames a video, or set num_frames of the backbone.'

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from mmaction.models.heads import BaseHead
 from torch import Tensor
 
+from ..compat import before_load_state_dict
+from ..errors import UserError
 from ..models.clip import CLIPTowers, towers_of
 from ..registry import MODELS
 
@@ -28,12 +30,12 @@ class CaptionHead(BaseHead):
     is zero-shot recognition.
 
     Class embeddings are computed once and kept until the model switches
-    between training and testing, loads weights or moves; at each step only in
-    training with a text encoder that trains.
+    between training and testing, loads weights or moves to another device or
+    dtype. Only a text encoder that trains embeds them at each training step.
 
     Args:
         classes (str | Sequence[str]): Names of the classes in the order of
-            their labels, or a file with one a line, such as MMAction2's
+            their labels, or a file with one per line, such as MMAction2's
             ``tools/data/kinetics/label_map_k400.txt``.
         clip (dict | CLIPTowers): Towers, or the arguments of
             :func:`..models.clip.open_towers`: the CLIP of the backbone.
@@ -48,8 +50,17 @@ class CaptionHead(BaseHead):
         kwargs: Other arguments of ``BaseHead``, such as ``loss_cls``.
 
     Raises:
-        FileNotFoundError: If there is no file of classes.
-        ValueError: If a name or a template cannot be.
+        UserError: If there is no file of classes, or a name or a template
+            cannot be used.
+
+    Example:
+        In a config::
+
+            cls_head=dict(
+                type='vop.CaptionHead',
+                classes='data/kinetics400/label_map_k400.txt',
+                clip=dict(name='ViT-B-32-quickgelu', pretrained='openai'),
+                templates=['a video of {}'])
     """
 
     def __init__(
@@ -68,7 +79,7 @@ class CaptionHead(BaseHead):
             or not templates
             or any('{}' not in template for template in templates)
         ):
-            raise ValueError(
+            raise UserError(
                 'templates must be a list of captions with {} '
                 f'for the class name, got {templates!r}.'
             )
@@ -92,7 +103,9 @@ class CaptionHead(BaseHead):
             persistent=False,
         )
         self.register_buffer('logit_scale', towers.logit_scale.clone(), persistent=False)
-        self.kept: Tensor | None = None  # the embeddings of the classes
+        # The embeddings of the classes, with the device and dtype of the model.
+        self.kept: tuple[tuple, Tensor] | None = None
+        before_load_state_dict(self, CaptionHead.forget)
 
     def embed_classes(self) -> Tensor:
         """Embed all classes: L2-normalised, of shape [classes x e]."""
@@ -100,25 +113,23 @@ class CaptionHead(BaseHead):
         return F.normalize(torch.stack(embeddings).mean(0), dim=-1)
 
     def class_embeddings(self) -> Tensor:
-        """The same, computed only where they can have changed."""
+        """Embed all classes only where their embeddings can have changed."""
         if self.training and any(p.requires_grad for p in self.text.parameters()):
             return self.embed_classes()
-        if self.kept is None:
+        key = self.logit_scale.device, self.logit_scale.dtype
+        if self.kept is None or self.kept[0] != key:
             with torch.no_grad():
-                self.kept = self.embed_classes()
-        return self.kept
+                self.kept = key, self.embed_classes()
+        return self.kept[1]
+
+    def forget(self, *args) -> None:
+        """Forget the embeddings of the classes."""
+        self.kept = None
 
     def train(self, mode: bool = True) -> 'CaptionHead':
-        self.kept = None
+        """Switch between training and testing; see ``nn.Module.train``."""
+        self.forget()
         return super().train(mode)
-
-    def _load_from_state_dict(self, *args) -> None:
-        self.kept = None
-        super()._load_from_state_dict(*args)
-
-    def _apply(self, *args, **kwargs) -> 'CaptionHead':
-        self.kept = None  # the model goes to another device or dtype
-        return super()._apply(*args, **kwargs)
 
     def forward(self, x: Tensor, num_segs: int | None = None, **kwargs) -> Tensor:
         """Score the classes.
@@ -129,26 +140,27 @@ class CaptionHead(BaseHead):
                 from ``Recognizer3D``.
             num_segs (int, optional): Frames f of a video, which
                 ``Recognizer2D`` says.
+            kwargs: Not used.
 
         Returns:
             Tensor: Of shape [n x classes].
 
         Raises:
-            ValueError: If these are no embeddings of the CLIP's joint space.
+            UserError: If these are not embeddings of the CLIP's joint space.
         """
         if x.dim() == 5:
             frames = x.flatten(2).transpose(1, 2)
         elif x.dim() == 4 and num_segs is not None:
             frames = x.flatten(1).unflatten(0, (-1, num_segs))
         else:
-            raise ValueError(
+            raise UserError(
                 'CaptionHead takes what vop.VideoBackbone gives without '
                 f'average=True, got {list(x.shape)}. In the pipeline, '
                 "FormatShape is 'NCHW' for Recognizer2D and 'NCTHW' for "
                 'Recognizer3D.'
             )
         if frames.shape[-1] != self.in_channels:
-            raise ValueError(
+            raise UserError(
                 f'CaptionHead takes embeddings of {self.in_channels} numbers, '
                 f'got {frames.shape[-1]}. Backbone and head need the same '
                 'CLIP.'
@@ -165,20 +177,19 @@ def read_classes(classes: str | Sequence[str]) -> list[str]:
     """Read and check class names.
 
     Args:
-        classes (str | Sequence[str]): The names, or a file with one a line.
+        classes (str | Sequence[str]): The names, or a file with one per line.
 
     Returns:
         list[str]: The names.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a name is empty or stands there twice, which would
-            shift or confuse the labels.
+        UserError: If there is no such file, or if a name is empty or listed
+            twice, which would shift or confuse the labels.
     """
     source, names = 'classes', classes
     if isinstance(classes, str):
         if not Path(classes).is_file():
-            raise FileNotFoundError(
+            raise UserError(
                 f'There is no file {classes} of class names. It has one name '
                 "a line, in the order of the labels, as MMAction2's "
                 'tools/data/kinetics/label_map_k400.txt.'
@@ -187,13 +198,13 @@ def read_classes(classes: str | Sequence[str]) -> list[str]:
         names = Path(classes).read_text(encoding='utf-8').splitlines()
     names = [name.strip() for name in names]
     if not names:
-        raise ValueError(f'{source} names no class.')
+        raise UserError(f'{source} names no class.')
     for number, name in enumerate(names, start=1):
         if not name:
-            raise ValueError(f'{source}: name {number} is empty.')
+            raise UserError(f'{source}: name {number} is empty.')
         if name in names[: number - 1]:
-            raise ValueError(
-                f'{source}: "{name}" stands there twice, as '
+            raise UserError(
+                f'{source}: "{name}" is listed twice, as '
                 f'number {names.index(name) + 1} and {number}.'
             )
     return names

@@ -1,35 +1,33 @@
-"""The nearest embeddings by inner product, by means of FAISS."""
+"""Nearest neighbours by inner product, by means of FAISS."""
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 
-# Recall is measured among so many neighbours.
-TOP = 10
+from ..errors import UserError
+
+TOP = 10  # recall is measured among so many neighbours
 WANTED_RECALL = 0.95
-# Embeddings that a list of an IVF is trained with, and how many queries
-# choose how many lists are read.
-POINTS_PER_LIST = 64
-QUERIES = 256
-CHUNK = 16384  # rows that are added at a time
+POINTS_PER_LIST = 64  # embeddings that each list of an IVF is trained with
+QUERIES = 256  # of each kind, to choose nprobe
+ROWS_PER_BLOCK = 16384  # rows that are added, checked or written at a time
 
 
 def open_faiss() -> ModuleType:
     """Import FAISS.
 
     Raises:
-        ImportError: If it is not installed; the message says how to.
+        UserError: If it is not installed; the message says how to.
     """
     try:
         import faiss
     except ImportError as error:
-        raise ImportError(
-            'Search needs FAISS, which is not installed: `pip install '
-            'faiss-cpu` (or faiss-gpu, where you have it; not both).'
+        raise UserError(
+            'Search needs FAISS, which is not installed: `pip install faiss-cpu` (or faiss-gpu, '
+            'where you have it; not both).'
         ) from error
     return faiss
 
@@ -55,88 +53,86 @@ def search_exactly(
     return faiss.knn(queries, embeddings, topk, metric=faiss.METRIC_INNER_PRODUCT)
 
 
-class Settings(NamedTuple):
-    """How an IVF was made, and what it is worth.
+class IVFSettings(NamedTuple):
+    """How an inverted file was made, and its recall.
 
     Attributes:
-        lists (int): Lists that the embeddings are divided among.
-        read (int): Lists that a query reads.
-        recall (dict[str, float]): Which part of the exact top 10 it finds,
-            by the kind of query.
-        trained_for (int): Embeddings that there were when the lists were
-            made.
+        nlist (int): Number of lists that the embeddings are divided among.
+        nprobe (int): Number of lists that a query reads.
+        recall (dict[str, float]): Recall@10 against exact search, by the kind
+            of query.
+        trained_for (int): Number of embeddings when the lists were trained.
+
+    Example:
+        >>> print(IVFSettings(400, 32, {'texts': 0.96}, trained_for=10_000))
+        Search is approximate: IVF with 400 lists, of which 32 are read; of ...
     """
 
-    lists: int
-    read: int
+    nlist: int
+    nprobe: int
     recall: dict[str, float]
     trained_for: int
 
     def __str__(self) -> str:
         found = ', '.join(f'{100 * part:.0f} % for {kind}' for kind, part in self.recall.items())
         return (
-            f'Search is approximate: IVF with {self.lists:,} lists, of '
-            f'which {self.read:,} are read; of the exact top {TOP} it '
-            f'finds {found}.'
+            f'Search is approximate: IVF with {self.nlist:,} lists, of which {self.nprobe:,} are '
+            f'read; of the exact top {TOP} it finds {found}.'
         )
 
 
 class IVF:
-    """Embeddings divided among lists, of which a query reads the likeliest.
+    """An inverted file with flat codes: a query reads the likeliest lists only.
 
-    An inverted file with flat codes: scores are exact, but a neighbour in a
-    list that is not read is missed. Embeddings can be removed from it, which
-    a graph (HNSW) does not allow, and its file is mapped into memory, so that
-    one query reads some of its pages alone.
+    Scores are exact, but a neighbour in a list that is not read is missed.
+    Embeddings can be removed from it, which a graph (HNSW) does not allow, and
+    its file is mapped into memory, so that a query reads some of its pages
+    only.
 
     Args:
         index (faiss.IndexIVFFlat): The lists, trained.
-        settings (Settings): How they were made.
+        settings (IVFSettings): How they were made.
+
+    Example:
+        >>> ivf = IVF.train(embeddings)
+        >>> ivf.add(np.arange(len(embeddings)), embeddings)
+        >>> scores, ids = ivf.search(queries, topk=5)
     """
 
-    def __init__(self, index, settings: Settings) -> None:
+    def __init__(self, index, settings: IVFSettings) -> None:
         self.index, self.settings = index, settings
-        index.nprobe = settings.read
+        index.nprobe = settings.nprobe
 
     @classmethod
     def train(cls, embeddings: np.ndarray) -> 'IVF':
         """Make the lists, still empty, for embeddings of shape [n x e]."""
         faiss = open_faiss()
         count, width = embeddings.shape
-        lists = max(1, min(round(4 * math.sqrt(count)), count // 8))
-        index = faiss.index_factory(width, f'IVF{lists},Flat', faiss.METRIC_INNER_PRODUCT)
+        nlist = max(1, min(round(4 * math.sqrt(count)), count // 8))
+        index = faiss.index_factory(width, f'IVF{nlist},Flat', faiss.METRIC_INNER_PRODUCT)
         index.cp.min_points_per_centroid = 1  # no warning of small samples
-        index.train(sample(embeddings, min(count, POINTS_PER_LIST * lists))[0])
-        return cls(index, Settings(lists, 1, {}, count))
+        index.train(_sample(embeddings, min(count, POINTS_PER_LIST * nlist))[0])
+        return cls(index, IVFSettings(nlist, 1, {}, count))
 
     @classmethod
-    def open(cls, path: Path, settings: Settings, mapped: bool) -> 'IVF':
+    def open(cls, path: Path, settings: IVFSettings, mapped: bool) -> 'IVF':
         """Open a file.
 
         Args:
             path (Path): What :meth:`write` wrote.
-            settings (Settings): Of then.
+            settings (IVFSettings): The settings at that time.
             mapped (bool): Leave the embeddings on the disk until a query
                 reads them. Such an IVF cannot be changed.
 
         Raises:
-            ValueError: If the file is damaged.
+            RuntimeError: FAISS's, if the file is damaged.
         """
         faiss = open_faiss()
-        try:
-            index = faiss.read_index(
-                str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mapped else 0
-            )
-        except RuntimeError as error:
-            raise ValueError(f'FAISS cannot open it ({error})') from error
-        return cls(index, settings)
+        flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mapped else 0
+        return cls(faiss.read_index(str(path), flags), settings)
 
     def write(self, path: Path) -> None:
-        """Write a file.
-
-        Raises:
-            OSError: If it cannot be written.
-        """
+        """Write a file, or raise OSError."""
         faiss = open_faiss()
         # By itself, FAISS would not notice that a disk is full at the end.
         with open(path, 'wb') as file:
@@ -148,15 +144,10 @@ class IVF:
             self.index.remove_ids(ids)
 
     def add(self, ids: np.ndarray, embeddings: np.ndarray) -> None:
-        """Add embeddings.
-
-        Args:
-            ids (np.ndarray): int64, of shape [n].
-            embeddings (np.ndarray): float32, of shape [n x e].
-        """
-        for start in range(0, len(ids), CHUNK):
-            part = slice(start, start + CHUNK)
-            self.index.add_with_ids(embeddings[part], ids[part])
+        """Add float32 embeddings of shape [n x e] under int64 ids of shape [n]."""
+        for start in range(0, len(ids), ROWS_PER_BLOCK):
+            block = slice(start, start + ROWS_PER_BLOCK)
+            self.index.add_with_ids(embeddings[block], ids[block])
 
     def search(self, queries: np.ndarray, topk: int) -> tuple[np.ndarray, np.ndarray]:
         """Inner products and ids, as of :func:`search_exactly`.
@@ -165,22 +156,21 @@ class IVF:
         """
         return self.index.search(queries, topk)
 
-    def choose_read(
+    def choose_nprobe(
         self, embeddings: np.ndarray, ids: np.ndarray, texts: np.ndarray | None
     ) -> None:
-        """Choose how many lists are read, by what would be missed.
+        """Choose the smallest ``nprobe`` with the wanted recall.
 
-        The least is taken that finds ``WANTED_RECALL`` of the exact top 10
-        for each kind of query: for videos of the collection (not counting
-        that each finds itself) and for texts. These lie elsewhere than
-        videos, and need more lists.
+        ``WANTED_RECALL`` holds for each kind of query: for videos of the
+        collection (not counting that each finds itself) and for texts. Texts
+        lie elsewhere than videos, and need more lists.
 
         Args:
             embeddings (np.ndarray): All that it holds, of shape [n x e].
             ids (np.ndarray): Their ids, of shape [n].
             texts (np.ndarray, optional): Embeddings of texts to try.
         """
-        videos, rows = sample(embeddings, min(len(embeddings), QUERIES))
+        videos, rows = _sample(embeddings, min(len(embeddings), QUERIES))
         kinds = {'videos': (videos, ids[rows])}
         if texts is not None:
             kinds['texts'] = (texts, np.full(len(texts), -1))
@@ -188,43 +178,42 @@ class IVF:
         wanted = {}
         for kind, (queries, own) in kinds.items():
             _, exact = search_exactly(queries, embeddings, top)
-            wanted[kind] = without(ids[exact], own)
+            wanted[kind] = _without(ids[exact], own)
 
-        def measure(read: int) -> dict[str, float]:
-            self.index.nprobe = read
+        def measure(nprobe: int) -> dict[str, float]:
+            self.index.nprobe = nprobe
             return {
-                kind: overlap(without(self.search(queries, top)[1], own), wanted[kind])
+                kind: _recall(_without(self.search(queries, top)[1], own), wanted[kind])
                 for kind, (queries, own) in kinds.items()
             }
 
-        lists = self.settings.lists
-        below, read = 0, 1  # too few, and a guess
-        while read < lists and min(measure(read).values()) < WANTED_RECALL:
-            below, read = read, min(2 * read, lists)
-        while read - below > max(1, below // 4):
-            middle = (below + read) // 2
+        nlist = self.settings.nlist
+        below, nprobe = 0, 1  # too few, and a guess
+        while nprobe < nlist and min(measure(nprobe).values()) < WANTED_RECALL:
+            below, nprobe = nprobe, min(2 * nprobe, nlist)
+        while nprobe - below > max(1, below // 4):
+            middle = (below + nprobe) // 2
             if min(measure(middle).values()) < WANTED_RECALL:
                 below = middle
             else:
-                read = middle
-        self.settings = self.settings._replace(read=read, recall=measure(read))
+                nprobe = middle
+        self.settings = self.settings._replace(nprobe=nprobe, recall=measure(nprobe))
 
 
-def sample(embeddings: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _sample(embeddings: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Some embeddings, the same each time, and their rows in order."""
     rows = np.random.default_rng(0).choice(len(embeddings), count, replace=False)
     rows.sort()
     return np.ascontiguousarray(embeddings[rows]), rows
 
 
-def without(found: np.ndarray, own: np.ndarray) -> Iterable[set]:
-    """The first ten ids of each query but its own."""
+def _without(found: np.ndarray, own: np.ndarray) -> list[set]:
+    """The first ten ids of each query except its own."""
     return [
         set([each for each in ids if each not in (mine, -1)][:TOP])
         for ids, mine in zip(found.tolist(), own.tolist())
     ]
 
 
-def overlap(found: Iterable[set], wanted: Iterable[set]) -> float:
-    """The part of what is wanted that was found."""
+def _recall(found: list[set], wanted: list[set]) -> float:
     return sum(len(a & b) for a, b in zip(found, wanted)) / max(1, sum(map(len, wanted)))

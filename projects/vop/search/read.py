@@ -10,16 +10,17 @@ import numpy as np
 from torch import Tensor
 
 from ..apis.inferencer import VoPInferencer
-from .ann import CHUNK, IVF, Settings, search_exactly
+from ..errors import UserError
+from .ann import IVF, ROWS_PER_BLOCK, IVFSettings, search_exactly
 from .store import read_parts
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = 'index.json'
 FAILED = 'failed.json'
 PARTS = 'parts'
-KEYS = {'files', 'fingerprint', 'generation', 'video_dir', 'videos', 'width'}
+KEYS = {'files', 'generation', 'model_fingerprint', 'video_dir', 'videos', 'width'}
 # The other files of an index. Each belongs to a generation or to a model,
-# whose number or fingerprint stands in its name.
+# whose number or fingerprint is in its name.
 FILES = dict(
     config='config-{}.py',
     model='model-{}.pth',
@@ -42,6 +43,10 @@ class Hit(NamedTuple):
         name (str): Its path in the folder of the videos.
         score (float): The model's score: a cosine, unless the config says
             ``normalize_video=False``.
+
+    Example:
+        >>> index.search(inferencer.encode_texts(['a dog']), topk=1)
+        [[Hit(name='pets/rex.mp4', score=0.31)]]
     """
 
     name: str
@@ -71,11 +76,17 @@ class VideoIndex:
         stamps (np.ndarray): int64 of shape [n x 3]: an id that rises from
             row to row and is never used again; the size in bytes and the
             time of change in ns that the video had when it was encoded.
-        fingerprint (str): Of the model; see :class:`.VoPInferencer`.
+        model_fingerprint (str): See :class:`.VoPInferencer`.
         generation (int): Counts the updates.
         config_file (Path): The model's config.
         state_file (Path): The model's trained weights.
         ivf (IVF, optional): The lists of an approximate search.
+
+    Example:
+        >>> index = VideoIndex.open('my_index')
+        >>> inferencer = index.load_inferencer()
+        >>> hits = index.search(inferencer.encode_texts(['a dog', 'a cat']), topk=5)
+        >>> [index.path(hit.name) for hit in hits[0]]  # the videos of a dog
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
@@ -87,11 +98,11 @@ class VideoIndex:
             if size not in (None, found):
                 raise damaged(path, f'it has {found:,} bytes, not {size:,}')
         self.video_dir = Path(manifest['video_dir'])
-        self.fingerprint: str = manifest['fingerprint']
+        self.model_fingerprint: str = manifest['model_fingerprint']
         self.generation: int = manifest['generation']
         self.config_file = self.files['config']
         self.state_file = self.files['model']
-        self.names: list[str] = _read(self.files['names'], _json)
+        self.names: list[str] = read_json(self.files['names'])
         self.embeddings = _read(self.files['embeddings'], _mapped)
         self.stamps = _read(self.files['stamps'], _mapped)
         count, width = manifest['videos'], manifest['width']
@@ -119,31 +130,30 @@ class VideoIndex:
             VideoIndex: The index as it is now.
 
         Raises:
-            FileNotFoundError: If there is no index, or none yet.
-            ValueError: If it is damaged or of another version; the message
-                names the file.
-            ImportError: If search is approximate and FAISS is missing.
+            UserError: If there is no index, or none yet; if it is damaged or
+                of another version, when the message names the file; or if
+                search is approximate and FAISS is missing.
         """
         path = Path(path)
         while True:
             manifest = read_manifest(path)
             try:
                 return cls(path, manifest)
-            except (FileNotFoundError, ValueError) as error:
+            except (FileNotFoundError, UserError) as error:
                 # An update may just have deleted what was to be opened.
                 if read_manifest(path) != manifest:
                     continue
-                if isinstance(error, ValueError):
+                if isinstance(error, UserError):
                     raise
                 raise damaged(error.filename, 'it is missing') from error
 
     def open_ivf(self, mapped: bool) -> IVF:
-        """Open the lists of an approximate search; see :class:`IVF`."""
+        """Open the lists of an approximate search; see :class:`.IVF`."""
         path = self.files['ivf']
         try:
-            ivf = IVF.open(path, Settings(**self.manifest['ivf']), mapped)
-        except ValueError as error:
-            raise damaged(path, error) from error
+            ivf = IVF.open(path, IVFSettings(**self.manifest['ivf']), mapped)
+        except RuntimeError as error:
+            raise damaged(path, f'FAISS cannot open it ({error})') from error
         held = ivf.index.ntotal, ivf.index.d
         if held != self.embeddings.shape:
             raise damaged(path, f'it is of shape {held}, not {self.embeddings.shape}')
@@ -177,9 +187,9 @@ class VideoIndex:
             list[list[Hit]]: For each query, best first.
 
         Raises:
-            ValueError: If the queries are of another width or not finite, if
-                topk is below 1, or if embeddings of the index are not finite.
-            ImportError: If FAISS is missing.
+            ValueError: If the queries are of another width or not finite, or
+                if topk is below 1.
+            UserError: If the index is damaged, or FAISS is missing.
         """
         queries = np.ascontiguousarray(embeddings, dtype=np.float32)
         width = self.embeddings.shape[1]
@@ -206,8 +216,8 @@ class VideoIndex:
 
     def _search_exactly(self, queries: np.ndarray, topk: int) -> list[list[Hit]]:
         if not self._finite:  # FAISS passes over what is not a number
-            for start in range(0, len(self), CHUNK):
-                if not np.isfinite(self.embeddings[start : start + CHUNK]).all():
+            for start in range(0, len(self), ROWS_PER_BLOCK):
+                if not np.isfinite(self.embeddings[start : start + ROWS_PER_BLOCK]).all():
                     raise damaged(self.files['embeddings'], 'it holds numbers that are not finite')
             self._finite = True
         return self._hits(*search_exactly(queries, self.embeddings, topk))
@@ -218,23 +228,22 @@ class VideoIndex:
             for found in zip(scores.tolist(), rows.tolist())
         ]
 
-    def check_model(self, fingerprint: str) -> None:
+    def check_model(self, model_fingerprint: str) -> None:
         """Refuse queries of another model.
 
         Args:
-            fingerprint (str): Of the model that embeds the queries.
+            model_fingerprint (str): Of the model that embeds the queries.
 
         Raises:
-            ValueError: If it is not the one that embedded the videos.
+            UserError: If it is not the one that embedded the videos.
         """
-        if fingerprint != self.fingerprint:
-            raise ValueError(
+        if model_fingerprint != self.model_fingerprint:
+            raise UserError(
                 f'{self.folder} was made with another model (fingerprint '
-                f'{self.fingerprint[:12]}) than that of the query '
-                f'({fingerprint[:12]}): their embeddings cannot be compared. '
-                "Search with the index's own model (without --config and "
-                '--checkpoint), or index the videos again with this one: '
-                f'`python tools/search.py index {self.video_dir} '
+                f'{self.model_fingerprint[:12]}) than that of the query '
+                f'({model_fingerprint[:12]}): their embeddings cannot be compared. Search with '
+                "the index's own model (without --config and --checkpoint), or index the videos "
+                f'again with this one: `python tools/search.py index {self.video_dir} '
                 f'{self.folder} --config CONFIG --checkpoint CHECKPOINT`.'
             )
 
@@ -252,7 +261,7 @@ class VideoIndex:
             VoPInferencer: What embeds queries.
 
         Raises:
-            ValueError: If CLIP's weights are not there, or are others now; or
+            UserError: If CLIP's weights are not there, or are others now; or
                 if the config or the trained weights are damaged.
         """
         try:
@@ -261,34 +270,31 @@ class VideoIndex:
             )
         except SyntaxError as error:
             raise damaged(self.config_file, error) from error
-        self.check_model(inferencer.fingerprint)
+        self.check_model(inferencer.model_fingerprint)
         return inferencer
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What ``index.json`` says.
 
-    Args:
-        folder (Path): Folder of an index.
-
     Raises:
-        FileNotFoundError: If there is none; the message says how far an
-            unfinished indexing got.
-        ValueError: If it is damaged or of another version.
+        UserError: If there is none, when the message says how far an
+            unfinished indexing got; or if it is damaged or of another version.
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise FileNotFoundError(_why_missing(folder))
-    manifest = _read(path, _json)
+        raise UserError(_why_missing(folder))
+    manifest = read_json(path)
     if not isinstance(manifest, dict) or 'format' not in manifest:
-        raise ValueError(
+        raise UserError(
             f'{path} is not of an index of videos. Give the folder of an index, or a new one.'
         )
     if manifest['format'] != FORMAT:
-        raise ValueError(
-            f'{path} is of version {manifest["format"]} of the format, and '
-            f'this program reads version {FORMAT}. Use the program that wrote '
-            'it, or index the videos again into another folder.'
+        raise UserError(
+            f'{path} is of version {manifest["format"]} of the format, and this program reads '
+            f'version {FORMAT}. Use the program that wrote it, or make the index anew in another '
+            f'folder: `python tools/search.py index {manifest.get("video_dir", "VIDEO_DIR")} '
+            'ANOTHER_FOLDER --config CONFIG --checkpoint CHECKPOINT`.'
         )
     missing = KEYS - manifest.keys()
     if missing:
@@ -304,19 +310,19 @@ def _why_missing(folder: Path) -> str:
             '`python tools/search.py index VIDEO_DIR INDEX` makes one.'
         )
     run = max(runs, key=lambda path: path.stat().st_mtime)
-    about = _read(run, _json)
+    about = read_json(run)
     done = {name for name, *_ in read_parts(run.parent.glob('*.npz'))}
     return (
-        f'The first indexing of {about["video_dir"]} into {folder} is not '
-        f'finished: {len(done):,} of {about["videos"]:,} videos are saved. '
-        'Wait for it; or, if it was stopped, give the same command again, and '
-        f'it goes on: `python tools/search.py index {about["video_dir"]} '
-        f'{folder}`.'
+        f'The first indexing of {about["video_dir"]} into {folder} is not finished: {len(done):,} '
+        f'of {about["videos"]:,} videos are saved. Wait for it; or, if it was stopped, give the '
+        'same command again, and it resumes: '
+        f'`python tools/search.py index {about["video_dir"]} {folder}`.'
     )
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text())
+def read_json(path: Path) -> Any:
+    """Read a file of an index that holds JSON."""
+    return _read(path, lambda path: json.loads(path.read_text()))
 
 
 def _mapped(path: Path) -> np.ndarray:
@@ -332,9 +338,9 @@ def _read(path: Path, how: Callable[[Path], Any]) -> Any:
         raise damaged(path, error) from error
 
 
-def damaged(path: str | Path, reason: Any) -> ValueError:
+def damaged(path: str | Path, reason: Any) -> UserError:
     """What to say of a file that an index cannot do without."""
-    return ValueError(
-        f'{path} of the index is damaged: {reason}. Delete the folder '
-        f'{Path(path).parent} and index the videos again.'
+    return UserError(
+        f'{path} of the index is damaged: {reason}. Delete the folder {Path(path).parent} and '
+        'index the videos again.'
     )

@@ -1,7 +1,6 @@
 """What an index reads from disks and writes to them."""
 
 import errno
-import fcntl
 import io
 import json
 import logging
@@ -14,33 +13,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import portalocker
 from mmengine.logging import print_log
+from portalocker import portalocker as lockers
 
-from .ann import CHUNK
+from ..errors import UserError
+from ..fileio import VIDEO_SUFFIXES, atomic_write, is_video, walk_files
+from .ann import ROWS_PER_BLOCK
 
-SUFFIXES = (
-    '.mp4',
-    '.avi',
-    '.mkv',
-    '.webm',
-    '.mov',
-    '.m4v',
-    '.flv',
-    '.mpg',
-    '.mpeg',
-    '.wmv',
-    '.3gp',
-    '.ts',
-    '.mts',
-    '.m2ts',
-    '.ogv',
-    '.vob',
-)
 LOCK = '.lock'
-
-
-class IndexingError(RuntimeError):
-    """Indexing cannot go on; the message says why, and what to do."""
+# Not portalocker's default of POSIX, flock, which worker processes would
+# inherit: they may outlive a run that was killed by some seconds.
+_lock = lockers.LockfLocker().lock if os.name == 'posix' else portalocker.lock
 
 
 class Stamp(NamedTuple):
@@ -51,26 +35,19 @@ class Stamp(NamedTuple):
 
 
 def scan(folder: Path) -> tuple[dict[str, Stamp], dict[str, str]]:
-    """Look for videos in a folder and all that it holds.
-
-    Links to folders are followed; what begins with a dot is not looked at.
-
-    Args:
-        folder (Path): Where to look.
+    """Look for videos in a folder and below it; see :func:`.walk_files`.
 
     Returns:
         tuple[dict, dict]: Videos by their paths in the folder, in order; and
         those that cannot be looked at, with the reason.
 
     Raises:
-        FileNotFoundError: If there is no such folder, or no video in it.
-        OSError: If a folder cannot be read.
+        UserError: If there is no such folder, or no video in it, or a folder
+            cannot be read.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f'There is no folder {folder}.')
     videos, failed, others = {}, {}, []
-    for name, entry in _walk(folder, '', frozenset()):
-        if not name.lower().endswith(SUFFIXES):
+    for name, entry in walk_files(folder):
+        if not is_video(name):
             others.append(name)
             continue
         try:
@@ -83,110 +60,56 @@ def scan(folder: Path) -> tuple[dict[str, Stamp], dict[str, str]]:
         holds = 'it is empty (is its disk mounted?)'
         if others:
             holds = f'it holds {len(others):,} file{"s" * (len(others) > 1)} such as {min(others)}'
-        raise FileNotFoundError(
-            f'There is no video ({", ".join(SUFFIXES)}) in {folder}: {holds}. Nothing was changed.'
+        suffixes = ', '.join(VIDEO_SUFFIXES)
+        raise UserError(
+            f'There is no video ({suffixes}) in {folder}: {holds}. Nothing was changed.'
         )
     return dict(sorted(videos.items())), failed
 
 
-def _walk(folder: str | Path, prefix: str, above: frozenset) -> Iterator[tuple[str, os.DirEntry]]:
-    stat = os.stat(folder)
-    if (stat.st_dev, stat.st_ino) in above:
-        return  # it is a link to a folder above it
-    above |= {(stat.st_dev, stat.st_ino)}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith('.'):
-                continue
-            try:
-                is_folder = entry.is_dir()
-            except OSError as error:
-                if error.errno != errno.ELOOP:
-                    raise
-                is_folder = False  # a link to itself
-            if is_folder:
-                yield from _walk(entry.path, f'{prefix}{entry.name}/', above)
-            else:
-                yield f'{prefix}{entry.name}', entry
-
-
 @contextmanager
 def writing(path: Path, needed: int) -> Iterator[Path]:
-    """Let a file be written under another name, and rename it when whole.
+    """As :func:`.atomic_write`; a failure also says what is needed and free.
 
     Args:
         path (Path): The file.
-        needed (int): Bytes that this step of the run takes in all, to say so.
-
-    Yields:
-        Path: Where to write.
-
-    Raises:
-        IndexingError: If it cannot be written. Nothing of it stays.
+        needed (int): Bytes that this step of the run takes in total.
     """
-    part = path.with_name(f'{path.name}.part')
     try:
-        try:
+        with atomic_write(path) as part:
             yield part
-            _sync(part)
-            os.replace(part, path)
-            with suppress(OSError):  # not every file system can
-                _sync(path.parent)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise _unwritable(path, error.strerror or str(error), needed) from error
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _unwritable(path: Path, reason: str, needed: int) -> IndexingError:
-    free = shutil.disk_usage(path.parent).free
-    return IndexingError(
-        f'{path} cannot be written: {reason}. The folder needs about '
-        f'{needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free. The '
-        'index is as it was, and the videos that were saved are kept: once '
-        'there is room, and leave to write, the same command goes on.'
-    )
+    except UserError as error:
+        free = shutil.disk_usage(path.parent).free
+        raise UserError(
+            f'{error} The folder needs about {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are '
+            'free. The index is as it was, and the videos that were saved are kept: once there is '
+            'room, and permission to write, the same command resumes.'
+        ) from error
 
 
 def check_room(path: Path, needed: int) -> None:
-    """See that there is room for some bytes.
-
-    Args:
-        path (Path): The file that most of them are for.
-        needed (int): How many there are.
-
-    Raises:
-        IndexingError: If there is not.
-    """
+    """Fail as :func:`writing` does if there are fewer bytes free than needed."""
     if shutil.disk_usage(path.parent).free < needed:
-        raise _unwritable(path, os.strerror(errno.ENOSPC), needed)
+        with writing(path, needed):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def write(path: Path, data: Any) -> None:
-    """Write a file from bytes, or from what JSON can hold."""
-    if not isinstance(data, bytes):
-        data = json.dumps(data).encode()
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file at once; see :func:`writing`."""
     with writing(path, len(data)) as part:
         part.write_bytes(data)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write what JSON can hold; see :func:`writing`."""
+    write_bytes(path, json.dumps(data).encode())
 
 
 def write_array(path: Path, blocks: list[np.ndarray], needed: int) -> None:
     """Write the rows of all blocks as one ``.npy`` file.
 
-    Not through a mapped file, whose writer a full disk kills.
-
-    Args:
-        path (Path): The file.
-        blocks (list[np.ndarray]): Of shapes [n x ...], with the same rest.
-        needed (int): See :func:`writing`.
+    The blocks are of shapes [n x ...], with the same rest. Not through a
+    mapped file, whose writer a full disk kills.
     """
     header = dict(
         descr=np.lib.format.dtype_to_descr(blocks[0].dtype),
@@ -196,52 +119,49 @@ def write_array(path: Path, blocks: list[np.ndarray], needed: int) -> None:
     with writing(path, needed) as part, open(part, 'wb') as file:
         np.lib.format.write_array_header_1_0(file, header)
         for block in blocks:
-            for start in range(0, len(block), CHUNK):
-                file.write(np.ascontiguousarray(block[start : start + CHUNK]))
+            for start in range(0, len(block), ROWS_PER_BLOCK):
+                file.write(np.ascontiguousarray(block[start : start + ROWS_PER_BLOCK]))
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def index_lock(folder: Path) -> Iterator[None]:
     """Keep other runs out of a folder.
 
     Raises:
-        IndexingError: If another run is at work there.
+        UserError: If another run is at work there, or nothing can be written.
     """
-    with open(folder / LOCK, 'a+') as file:
+    path = folder / LOCK
+    try:
+        file = open(path, 'a+')
+    except OSError as error:
+        raise UserError(f'{path} cannot be written: {error.strerror}.') from error
+    with file:
         try:
-            # Not flock, which worker processes would inherit: they may
-            # outlive a run that was killed by some seconds.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                file.seek(0)
-                raise IndexingError(
-                    f'Another run is indexing into {folder} ({file.read()}). Wait until it is done.'
-                ) from error
+            _lock(file, portalocker.LOCK_EX | portalocker.LOCK_NB)
+        except portalocker.AlreadyLocked as error:
+            file.seek(0)
+            raise UserError(
+                f'Another run is indexing into {folder} ({file.read()}). Wait until it is done.'
+            ) from error
+        except portalocker.LockException as error:
             print_log(
-                f'The file system of {folder} has no locks '
-                f'({error.strerror}): see to it that no other run writes '
-                'there.',
+                f'The file system of {folder} has no locks ({error}): see to it that no other '
+                'run writes there.',
                 'current',
                 logging.WARNING,
             )
         with suppress(OSError):  # a full disk says so where it matters
             file.truncate(0)
-            who = f'process {os.getpid()} on {socket.gethostname()}'
-            os.write(file.fileno(), who.encode())
+            os.write(file.fileno(), f'process {os.getpid()} on {socket.gethostname()}'.encode())
         yield
 
 
 def write_part(
     path: Path, videos: list[tuple[str, Stamp]], embeddings: np.ndarray, left: int
 ) -> None:
-    """Save finished videos.
+    """Save n videos with their float32 embeddings of shape [n x e].
 
-    Args:
-        path (Path): The file.
-        videos (list[tuple[str, Stamp]]): Names and stamps of n videos.
-        embeddings (np.ndarray): float32, of shape [n x e].
-        left (int): Videos that are still to be saved, with these.
+    ``left`` is the number of videos that are still to be saved, with these.
     """
     names = json.dumps([name for name, _ in videos]).encode()
     data = io.BytesIO()
@@ -252,20 +172,14 @@ def write_part(
         embeddings=embeddings,
     )
     # All of them will be written as parts, and again as an index.
-    needed = 2 * left * (embeddings[0].nbytes + 100)
-    with writing(path, needed) as part:
+    with writing(path, 2 * left * (embeddings[0].nbytes + 100)) as part:
         part.write_bytes(data.getvalue())
 
 
 def read_parts(paths: Iterable[Path]) -> Iterator[tuple[str, Stamp, np.ndarray]]:
-    """Read what :func:`write_part` saved; damaged files are left out.
+    """Name, stamp and embedding [e] of each video of :func:`write_part`.
 
-    Args:
-        paths (Iterable[Path]): The files.
-
-    Yields:
-        tuple[str, Stamp, np.ndarray]: Name, stamp and embedding [e] of a
-        video.
+    Damaged files are left out, with a warning.
     """
     for path in paths:
         try:

@@ -19,66 +19,39 @@ import torch.distributed as dist
 from mmengine.logging import print_log
 
 from ..apis.inferencer import VoPInferencer
+from ..errors import UserError
+from ..fileio import check_writable
 from .ann import IVF, open_faiss
 from .read import FAILED, FILES, FORMAT, MANIFEST, OURS, PARTS, VideoIndex
 from .store import (
     LOCK,
-    IndexingError,
     Stamp,
     check_room,
-    locked,
+    index_lock,
     read_parts,
     scan,
-    write,
     write_array,
+    write_bytes,
+    write_json,
     write_part,
     writing,
 )
 
-# Collections below this size are searched exactly.
-EXACT_BELOW = 100_000
+EXACT_BELOW = 100_000  # smaller collections are searched exactly
 # A process saves what it has finished after so many videos or seconds.
 SAVE_VIDEOS, SAVE_SECONDS = 256, 30
-# How long processes wait for the slowest one. One that ends is noticed at
-# once.
+# How long processes wait for the slowest one. One that ends is noticed at once.
 PATIENCE = timedelta(days=7)
 # Captions of many kinds, to measure what an approximate search misses.
 SUBJECTS = (
-    'a man',
-    'a woman',
-    'a child',
-    'two people',
-    'a crowd',
-    'a dog',
-    'a cat',
-    'a bird',
-    'a car',
-    'a machine',
-    'a player',
-    'a cook',
-    'a singer',
-    'a cartoon figure',
-    'a hand',
-    'a view',
-)
+    'a man,a woman,a child,two people,a crowd,a dog,a cat,a bird,a car,a machine,a player,a cook,'
+    'a singer,a cartoon figure,a hand,a view'
+).split(',')
 SCENES = (
-    'in a kitchen',
-    'on a street',
-    'at the sea',
-    'in the snow',
-    'on a stage',
-    'in a studio',
-    'on a field',
-    'in a forest',
-    'in a car',
-    'under water',
-    'at night',
-    'in an office',
-    'in a computer game',
-    'on a table',
-    'from above',
-    'with music',
-)
+    'in a kitchen,on a street,at the sea,in the snow,on a stage,in a studio,on a field,'
+    'in a forest,in a car,under water,at night,in an office,in a computer game,on a table,'
+    'from above,with music'
+).split(',')
 
 
 class Summary(NamedTuple):
@@ -92,6 +65,10 @@ class Summary(NamedTuple):
         kept (int): Videos that stay as they were.
         failed (dict[str, str]): Videos that could not be read, and why. They
             are not in the index, and each update tries them again.
+
+    Example:
+        >>> update_index(inferencer, 'my_videos', 'my_index')
+        Summary(added=2, changed=0, removed=0, kept=5, failed={})
     """
 
     added: int
@@ -102,15 +79,10 @@ class Summary(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What the processes of a run are to encode.
+    """What the processes of a run are to encode."""
 
-    Attributes:
-        todo (list[tuple[str, Stamp]]): Videos, the largest first.
-        run (Path): A file beside the parts that every process must see.
-    """
-
-    todo: list[tuple[str, Stamp]]
-    run: Path
+    todo: list[tuple[str, Stamp]]  # the largest first
+    run: Path  # a file next to the parts, which every process must see
 
 
 def update_index(
@@ -126,8 +98,7 @@ def update_index(
     Only videos that are new, or whose size or time of change is another, are
     encoded. What is encoded is saved every 256 videos or 30 s; a run that is
     stopped, be it by ``kill -9`` or a full disk, loses no more than that, and
-    the next one goes on from there. Until the end, the index stays what it
-    was.
+    the next one resumes from there. Until the end, the index stays what it was.
 
     Every process of a distributed run calls this, and encodes a part of the
     videos. ``index_dir`` must then be in a folder that all machines share.
@@ -148,12 +119,11 @@ def update_index(
         Summary: What was done.
 
     Raises:
-        FileNotFoundError: If there is no such folder, or no video in it.
-        ValueError: If ``index_dir`` is no index, a damaged one, or that of
-            other videos.
-        IndexingError: If another run is writing to it, a file cannot be
-            written, no video can be read, or a process of the run has ended.
-        ImportError: If FAISS is missing.
+        UserError: If there is no such folder, or no video in it; if
+            ``index_dir`` is no index, a damaged one, or that of other videos;
+            if another run is writing to it, a file cannot be written, no video
+            can be read, or a process of the run has ended; or if FAISS is
+            missing.
     """
     open_faiss()  # said before hours of work
     video_dir = Path(os.path.abspath(video_dir))
@@ -165,15 +135,14 @@ def update_index(
         def begin() -> Plan:
             update.scan()
             claim(folder)
-            stack.enter_context(locked(folder))
+            stack.enter_context(index_lock(folder))
             return update.plan()
 
         plan = processes.first(begin)
         if not all(processes.gather(plan.run.parent == update.parts and plan.run.exists())):
-            raise IndexingError(
-                f'Not all processes see {plan.run}, or not all have the same '
-                'model. The index must be in a folder that all machines '
-                'share.'
+            raise UserError(
+                f'Not all processes see {plan.run}, or not all have the same model. The index '
+                'must be in a folder that all machines share.'
             )
         share = plan.todo[processes.rank :: processes.number]
         done = processes.gather(
@@ -190,36 +159,23 @@ def update_index(
 
 
 def claim(folder: Path) -> None:
-    """Make the folder of an index, or see that it is one.
-
-    Raises:
-        ValueError: If it is something else.
-    """
+    """Make the folder of an index, or refuse one that is something else."""
     if folder.is_dir():
         names = {path.name for path in folder.iterdir()}
         if names and not names & {MANIFEST, LOCK}:
-            raise ValueError(
-                f'{folder} holds {min(names)} and is no index: nothing is '
-                'written there. Give the folder of an index, or a new one.'
+            raise UserError(
+                f'{folder} holds {min(names)} and is no index: nothing is written there. Give '
+                'the folder of an index, or a new one.'
             )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise ValueError(f'{error.filename} is not a folder.') from error
+    check_writable(folder / MANIFEST)
 
 
 def model_files(index_dir: str | Path) -> tuple[Path, Path]:
     """Config and trained weights of an index, or of an unfinished one.
 
-    Args:
-        index_dir (str | Path): The folder of the index.
-
-    Returns:
-        tuple[Path, Path]: What :class:`.VoPInferencer` opens.
-
     Raises:
-        FileNotFoundError: If there is no index.
-        ValueError: If it is damaged, or was begun with several models.
+        UserError: If there is no index, or it is damaged, or it was begun with
+            several models.
     """
     folder = Path(index_dir)
     if (folder / MANIFEST).exists():
@@ -227,15 +183,14 @@ def model_files(index_dir: str | Path) -> tuple[Path, Path]:
         return index.config_file, index.state_file
     states = list(folder.glob(FILES['model'].format('*')))
     if len(states) > 1:
-        raise ValueError(
-            f'Indexing into {folder} was begun with several '
-            'models: say with --config and --checkpoint which '
-            'one to go on with.'
+        raise UserError(
+            f'Indexing into {folder} was begun with several models: say with --config and '
+            '--checkpoint which one to resume with.'
         )
     if not states:
-        raise FileNotFoundError(
-            f'There is no index in {folder} yet: say with --config and '
-            '--checkpoint which model is to make it.'
+        raise UserError(
+            f'There is no index in {folder} yet: say with --config and --checkpoint which model '
+            'is to make it.'
         )
     short = states[0].stem.split('-')[1]
     return folder / FILES['config'].format(short), states[0]
@@ -249,13 +204,9 @@ def _encode(
     batch_size: int,
     num_workers: int | None,
 ) -> tuple[list[Path], dict[str, str]]:
-    """Encode videos and save them as parts.
+    """Encode videos and save them as parts, whatever stops it.
 
-    Whatever stops it, what is finished by then is saved.
-
-    Returns:
-        tuple[list[Path], dict[str, str]]: The files, and the videos that
-        could not be read with the reason.
+    Gives the files, and the videos that could not be read with the reason.
     """
     if not todo:
         return [], {}
@@ -306,10 +257,7 @@ class _Processes:
             self.group = dist.new_group(backend='gloo', timeout=PATIENCE)
 
     def first(self, function: Callable[[], Any]) -> Any:
-        """Call a function in the first process alone.
-
-        Every process gets what it returns, or raises what it raises.
-        """
+        """Call a function in the first process; all return or raise what it does."""
         if self.group is None:
             return function()
         outcome = [None, None]
@@ -334,10 +282,9 @@ class _Processes:
         try:
             exchange(*args, group=self.group)
         except RuntimeError as error:  # gloo's, where one is gone
-            raise IndexingError(
-                'Another process of this run has ended; its messages say '
-                f'why. What was saved stays in {PARTS}/: give the same '
-                'command again, and it goes on.'
+            raise UserError(
+                'Another process of this run has ended; its messages say why. What was saved '
+                f'stays in {PARTS}/: give the same command again, and it resumes.'
             ) from error
 
 
@@ -347,10 +294,9 @@ class _Update:
     def __init__(
         self, inferencer: VoPInferencer, video_dir: Path, folder: Path, exact_below: int
     ) -> None:
-        self.inferencer, self.fingerprint = inferencer, inferencer.fingerprint
-        self.video_dir, self.folder = video_dir, folder
-        self.exact_below = exact_below
-        short = self.fingerprint[:12]
+        self.inferencer, self.model_fingerprint = inferencer, inferencer.model_fingerprint
+        self.video_dir, self.folder, self.exact_below = video_dir, folder, exact_below
+        short = self.model_fingerprint[:12]
         self.parts = folder / PARTS / short
         self.model_files = {
             what: folder / FILES[what].format(short) for what in ('config', 'model')
@@ -366,16 +312,15 @@ class _Update:
         if (self.folder / MANIFEST).exists():
             self.old = VideoIndex.open(self.folder)
             self._check_folder()
-            if self.old.fingerprint == self.fingerprint:
+            if self.old.model_fingerprint == self.model_fingerprint:
                 self.before = {
                     name: Stamp(*stamp)
                     for name, stamp in zip(self.old.names, self.old.stamps[:, 1:].tolist())
                 }
             else:
                 print_log(
-                    f'{self.folder} was made with another model: all '
-                    f'{len(self.videos):,} videos are encoded with this one. '
-                    'Until that is done, the index stays what it is.',
+                    f'{self.folder} was made with another model: all {len(self.videos):,} videos '
+                    'are encoded with this one. Until that is done, the index stays what it is.',
                     'current',
                     logging.WARNING,
                 )
@@ -391,12 +336,12 @@ class _Update:
                 del todo[name]
         if len(todo) < len(self.todo):
             print_log(
-                f'{len(self.todo) - len(todo):,} videos are taken over '
-                'from a run that was not finished.',
+                f'{len(self.todo) - len(todo):,} videos are taken over from a run that was not '
+                'finished.',
                 'current',
             )
         run = self.parts / f'run-{uuid.uuid4().hex}.json'
-        write(run, dict(video_dir=str(self.video_dir), videos=len(self.todo)))
+        write_json(run, dict(video_dir=str(self.video_dir), videos=len(self.todo)))
         # Dealt in turn, so ordered, processes get equal shares.
         return Plan(sorted(todo.items(), key=lambda item: -item[1].size), run)
 
@@ -404,11 +349,10 @@ class _Update:
         """Refuse a folder that has nothing to do with the index."""
         names = self.videos.keys() | self.unreadable.keys()
         if self.old.video_dir != self.video_dir and names.isdisjoint(self.old.names):
-            raise ValueError(
-                f'{self.folder} is the index of {self.old.video_dir}, and '
-                f'none of its videos is in {self.video_dir}. Give another '
-                f'folder for the index of these, or delete {self.folder} if '
-                'you no longer want it.'
+            raise UserError(
+                f'{self.folder} is the index of {self.old.video_dir}, and none of its videos is '
+                f'in {self.video_dir}. Give another folder for the index of these, or delete '
+                f'{self.folder} if you no longer want it.'
             )
 
     def _keep_model(self) -> None:
@@ -417,12 +361,12 @@ class _Update:
         config = self.inferencer.cfg.pretty_text.encode()
         # CLIP's weights, which it names, may have moved.
         if not path.exists() or path.read_bytes() != config:
-            write(path, config)
+            write_bytes(path, config)
         if not self.model_files['model'].exists():
             state = self.inferencer.model.state_dict()
-            data = io.BytesIO()
+            data = io.BytesIO()  # torch.save does not say that a disk is full
             torch.save(dict(state_dict={name: value.cpu() for name, value in state.items()}), data)
-            write(self.model_files['model'], data.getvalue())
+            write_bytes(self.model_files['model'], data.getvalue())
 
     def _prepare_parts(self) -> None:
         self.parts.mkdir(parents=True, exist_ok=True)
@@ -431,9 +375,8 @@ class _Update:
                 path.unlink()
         if any(path.parent != self.parts for path in self.parts.parent.glob('*/*.npz')):
             print_log(
-                f'{self.parts.parent} holds videos that an unfinished run '
-                'encoded with another model: they are left out, and removed '
-                'when this run is done.',
+                f'{self.parts.parent} holds videos that an unfinished run encoded with another '
+                'model: they are left out, and removed when this run is done.',
                 'current',
                 logging.WARNING,
             )
@@ -442,7 +385,7 @@ class _Update:
         """Make the next generation, of the parts and of what stays."""
         failed = dict(sorted({**self.unreadable, **failed}.items()))
         names, embeddings = self._collect(files, failed)
-        write(self.folder / FAILED, failed)
+        write_json(self.folder / FAILED, failed)
         rows = [
             row
             for row, (name, stamp) in enumerate(self.before.items())
@@ -450,10 +393,10 @@ class _Update:
         ]
         if not rows and not names:
             name, reason = next(iter(failed.items()))
-            raise IndexingError(
-                f'None of the {len(failed):,} videos of {self.video_dir} can '
-                f'be read, such as {name}: {reason} {self.folder / FAILED} '
-                'lists them. An index that was there stays as it was.'
+            raise UserError(
+                f'None of the {len(failed):,} videos of {self.video_dir} can be read, such as '
+                f'{name}: {reason} {self.folder / FAILED} lists them. An index that was there '
+                'stays as it was.'
             )
         files = self._commit(rows, names, embeddings)
         self._tidy({name for name, _ in files.values()})
@@ -480,10 +423,10 @@ class _Update:
                 embeddings[row_of[name]] = embedding
                 missing.discard(name)
         if missing:
-            raise IndexingError(
-                f'{len(missing):,} videos that were encoded, such as '
-                f'{min(missing)}, cannot be read from {self.parts}. Give the '
-                'same command again, and these are encoded again.'
+            raise UserError(
+                f'{len(missing):,} videos that were encoded, such as {min(missing)}, cannot be '
+                f'read from {self.parts}. Give the same command again, and these are encoded '
+                'again.'
             )
         return names, embeddings
 
@@ -492,19 +435,14 @@ class _Update:
     ) -> dict[str, tuple[str, int | None]]:
         """Write the files of the next generation, ``index.json`` last.
 
-        Args:
-            rows (list[int]): Rows of the old one that stay.
-            names (list[str]): Names of the m videos that were encoded.
-            embeddings (np.ndarray, optional): Of these, of shape [m x e].
-
-        Returns:
-            dict[str, tuple[str, int | None]]: The files of the index; those
-            that never change with their sizes.
+        It is of ``rows`` of the old one, and of ``names`` with ``embeddings``,
+        which were encoded. Gives the files; those that never change with their
+        sizes.
         """
         old, count = self.old, len(rows) + len(names)
         approximate = count >= self.exact_below
         if old and not names and len(rows) == len(old) and approximate == (old.ivf is not None):
-            write(self.folder / MANIFEST, dict(old.manifest, video_dir=str(self.video_dir)))
+            write_json(self.folder / MANIFEST, dict(old.manifest, video_dir=str(self.video_dir)))
             return old.manifest['files']
         next_id = old.manifest['next_id'] if rows else 0
         stamps = np.array(
@@ -524,7 +462,7 @@ class _Update:
         manifest = dict(
             format=FORMAT,
             generation=generation,
-            fingerprint=self.fingerprint,
+            model_fingerprint=self.model_fingerprint,
             video_dir=str(self.video_dir),
             videos=count,
             width=width,
@@ -534,11 +472,11 @@ class _Update:
         _remove(paths.values())  # of a run that was killed here
         check_room(paths['embeddings'], needed)
         try:
-            write(paths['names'], names)
+            write_json(paths['names'], names)
             write_array(paths['stamps'], [stamps], needed)
             write_array(paths['embeddings'], blocks, needed)
             if approximate:
-                ivf = self._lists(paths['embeddings'], stamps[:, 0], rows)
+                ivf = self._make_ivf(paths['embeddings'], stamps[:, 0], rows)
                 with writing(paths['ivf'], needed) as part:
                     ivf.write(part)
                 manifest['ivf'] = ivf.settings._asdict()
@@ -547,13 +485,13 @@ class _Update:
             }
             for what, path in self.model_files.items():
                 manifest['files'][what] = path.name, None
-            write(self.folder / MANIFEST, manifest)
-        except IndexingError:  # make room again
+            write_json(self.folder / MANIFEST, manifest)
+        except UserError:  # make room again
             _remove(paths.values())
             raise
         return manifest['files']
 
-    def _lists(self, path: Path, ids: np.ndarray, rows: list[int]) -> IVF:
+    def _make_ivf(self, path: Path, ids: np.ndarray, rows: list[int]) -> IVF:
         """Make or update the lists of an approximate search."""
         embeddings = np.load(path, mmap_mode='r')
         ids = np.ascontiguousarray(ids)
@@ -569,7 +507,7 @@ class _Update:
             ivf.remove(np.setdiff1d(self.old.stamps[:, 0], ids))
         ivf.add(ids[new:], embeddings[new:])
         texts = [f'{subject} {scene}' for subject, scene in itertools.product(SUBJECTS, SCENES)]
-        ivf.choose_read(embeddings, ids, self.inferencer.encode_texts(texts).numpy())
+        ivf.choose_nprobe(embeddings, ids, self.inferencer.encode_texts(texts).numpy())
         return ivf
 
     def _tidy(self, files: set) -> None:
