@@ -46,7 +46,7 @@ PIPELINE = [
     dict(type='FormatShape', input_format='NCHW'),
     dict(type='PackActionInputs', collect_keys=('imgs',), meta_keys=('video_id',)),
 ]
-METRIC = dict(type='vop.RetrievalMetric', dsl=50)
+METRIC = dict(type='vop.RetrievalMetric', rescoring=[dict(type='vop.DSL', scale=50.0)])
 
 
 @pytest.fixture(scope='module')
