@@ -1,9 +1,9 @@
 """A hook that writes a test as a page to look at."""
 
 import logging
-import platform
 from datetime import datetime
 from pathlib import Path
+from platform import python_version
 
 import mmaction
 import mmengine
@@ -35,8 +35,8 @@ class ReportHook(Hook):
         out_dir (str): Folder of the page, ``index.html``.
         num_queries (int): How many queries to show in either direction of the
             worst, of the best, and of all at random. Defaults to 5.
-        facts (dict[str, str], optional): What to say at the top of the page
-            besides config, checkpoint, data set etc., or in place of them.
+        facts (dict, optional): What to say at the top of the page besides
+            config, checkpoint, data set etc., or in place of them.
 
     Raises:
         UserError: If the page cannot be written, or would show no queries;
@@ -48,9 +48,7 @@ class ReportHook(Hook):
 
     priority = 'LOWEST'  # the metrics are in MMEngine's log before
 
-    def __init__(
-        self, out_dir: str, num_queries: int = 5, facts: dict[str, str] | None = None
-    ) -> None:
+    def __init__(self, out_dir: str, num_queries: int = 5, facts: dict | None = None) -> None:
         if num_queries < 1:
             raise UserError(f'num_queries of vop.ReportHook must be 1 or more, got {num_queries}.')
         self.path = Path(out_dir) / 'index.html'
@@ -107,8 +105,7 @@ class ReportHook(Hook):
 
     def _facts(self, runner: Runner) -> dict[str, str]:
         dataset, tested = runner.test_dataloader.dataset, self.metric.tested
-        versions = {name: package.__version__ for name, package in PACKAGES.items()}
-        versions = dict(VoP=__version__) | versions | dict(Python=platform.python_version())
+        versions = [f'{name} {package.__version__}' for name, package in PACKAGES.items()]
         facts = {
             'Config': runner.cfg.filename,
             'Changed': None,  # a place for what only the command line knows
@@ -116,6 +113,6 @@ class ReportHook(Hook):
             'Data set': getattr(dataset, 'ann_file', type(dataset).__name__),
             'Size': f'{len(tested.video):,} videos, {len(tested.text):,} captions',
             'Date': f'{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}',
-            'Versions': ', '.join(f'{name} {version}' for name, version in versions.items()),
+            'Versions': ', '.join([f'VoP {__version__}', *versions, f'Python {python_version()}']),
         }
         return {name: value for name, value in (facts | self.facts).items() if value}
