@@ -4,7 +4,6 @@ Each repair says what is broken, looks whether it still is, and does nothing
 where it is not. :func:`apply` runs before anything of MMAction2 is imported.
 """
 
-import importlib
 import importlib.util
 import sys
 import warnings
@@ -147,9 +146,9 @@ def open_checkpoints_safely() -> None:
     MMEngine leaves ``weights_only`` to torch, whose default before 2.6 runs
     whatever code a pickle holds, and torch's own message advises to do that.
     """
-    from .engine.checkpoint import load_safely
-
     def load_from_local(filename: str, map_location: Any = None) -> dict:
+        from .engine.checkpoint import load_safely
+
         return load_safely(filename, map_location)
 
     # MMEngine logs the part of the function's name after 'load_from_'.
@@ -163,9 +162,7 @@ def silence_warnings_without_a_fault() -> None:
     never has; MMEngine warns of ``FileClient`` in each worker, which MMAction2
     uses to open videos.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        importlib.import_module('mmcv.cnn.bricks.transformer')
+    warnings.filterwarnings('ignore', module=r'mmcv\.cnn\.bricks\.transformer')
     if hasattr(file_client, 'print_log'):  # the module logs nothing else
         file_client.print_log = lambda *args, **kwargs: None
 
