@@ -53,7 +53,7 @@ def supply_missing_drn() -> None:
     spec = importlib.util.find_spec('mmaction')
     if spec is None or name in sys.modules:
         return
-    for root in spec.submodule_search_locations:
+    for root in spec.submodule_search_locations or ():
         if (Path(root) / 'models' / 'localizers' / 'drn').is_dir():
             return
 
@@ -67,8 +67,8 @@ def supply_missing_drn() -> None:
             )
 
     package, module = ModuleType(name), ModuleType(f'{name}.drn')
-    package.__path__ = []
-    package.drn, module.DRN = module, DRN
+    vars(package).update(__path__=[], drn=module)
+    vars(module).update(DRN=DRN)
     sys.modules[name], sys.modules[f'{name}.drn'] = package, module
 
 
@@ -88,9 +88,9 @@ def find_packages_without_pkg_resources() -> None:
         return importlib.util.find_spec(name) is not None
 
     def get_installed_path(package: str) -> str:
-        if not is_installed(package):
-            raise ModuleNotFoundError(f'{package} is not installed.')
         spec = importlib.util.find_spec(modules.get(package, package))
+        if spec is None or not spec.submodule_search_locations:
+            raise ModuleNotFoundError(f'{package} is not installed.')
         return spec.submodule_search_locations[0]
 
     for module in (utils, package_utils, config, hub):
@@ -146,6 +146,7 @@ def open_checkpoints_safely() -> None:
     MMEngine leaves ``weights_only`` to torch, whose default before 2.6 runs
     whatever code a pickle holds, and torch's own message advises to do that.
     """
+
     def load_from_local(filename: str, map_location: Any = None) -> dict:
         from .engine.checkpoint import load_safely
 

@@ -131,8 +131,8 @@ def _walk(folder, prefix: str, above: frozenset) -> Iterator[tuple[str, os.DirEn
     if (stat.st_dev, stat.st_ino) in above:
         return
     above |= {(stat.st_dev, stat.st_ino)}
-    with os.scandir(folder) as entries:
-        entries = sorted(entries, key=lambda entry: entry.name)
+    with os.scandir(folder) as unsorted:
+        entries = sorted(unsorted, key=lambda entry: entry.name)
     for entry in entries:
         if entry.name.startswith('.'):
             continue

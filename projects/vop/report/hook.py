@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 from .. import __version__
 from ..errors import UserError
 from ..evaluation import RetrievalMetric
+from ..evaluation.embeddings import Embeddings
 from ..fileio import atomic_write, check_writable
 from ..registry import HOOKS
 from .examples import find_examples
@@ -81,21 +82,23 @@ class ReportHook(Hook):
         else:
             print_log(f'The report is in {self.path}.', 'current')
 
-    def _render(self, runner: Runner, metrics: dict[str, float]) -> str:
+    def _render(self, runner: Runner, metrics: dict[str, float] | None) -> str:
         import jinja2
 
         tested = self.metric.tested
+        assert tested is not None  # as a test is over
         try:
             videos = ShownVideos(runner.test_dataloader, tested)
         except UserError as error:
             print_log(f'The report shows no queries. {error}', 'current', logging.ERROR)
             videos = None
         loader = jinja2.FileSystemLoader(Path(__file__).parent)
-        layout = dict(trim_blocks=True, lstrip_blocks=True)
-        environment = jinja2.Environment(loader=loader, autoescape=True, **layout)
+        environment = jinja2.Environment(
+            loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
+        )
         return environment.get_template('report.html.jinja').render(
             config=Path(runner.cfg.filename or '').stem,
-            facts=self._facts(runner),
+            facts=self._facts(runner, tested),
             metrics=metrics,
             metric=self.metric,
             directions=find_examples(tested, self.num_queries, device=self.metric.device),
@@ -103,8 +106,8 @@ class ReportHook(Hook):
             max_frames=FRAMES,
         )
 
-    def _facts(self, runner: Runner) -> dict[str, str]:
-        dataset, tested = runner.test_dataloader.dataset, self.metric.tested
+    def _facts(self, runner: Runner, tested: Embeddings) -> dict[str, str]:
+        dataset = runner.test_dataloader.dataset
         versions = [f'{name} {package.__version__}' for name, package in PACKAGES.items()]
         facts = {
             'Config': runner.cfg.filename,

@@ -120,7 +120,7 @@ def write_array(path: Path, blocks: list[np.ndarray], needed: int) -> None:
         np.lib.format.write_array_header_1_0(file, header)
         for block in blocks:
             for start in range(0, len(block), ROWS_PER_BLOCK):
-                file.write(np.ascontiguousarray(block[start : start + ROWS_PER_BLOCK]))
+                file.write(np.ascontiguousarray(block[start : start + ROWS_PER_BLOCK]).data)
 
 
 @contextmanager
