@@ -118,10 +118,12 @@ def rank_counters(
         rescorers (tuple): What corrects them, in each direction. Defaults to plain scores.
     """
     texts, videos = scores.shape
-    index = torch.arange(texts, device=scores.video_of_text.device)
+    video_of_text = scores.video_of_text
+    assert video_of_text is not None
+    index = torch.arange(texts, device=video_of_text.device)
     return (
-        RankCounter(scores.right, index, scores.video_of_text, texts, rescorers[0]),
-        RankCounter(scores.right, scores.video_of_text, index, videos, rescorers[1]),
+        RankCounter(scores.right, index, video_of_text, texts, rescorers[0]),
+        RankCounter(scores.right, video_of_text, index, videos, rescorers[1]),
     )
 
 
@@ -181,19 +183,20 @@ def evaluate_similarity(
     faults = {'NaN': low.isnan()}
     if rescoring:
         faults['infinite, which has no softmax'] = low.isinf() | high.isinf()
-    for what, videos in faults.items():
-        if videos.any():
-            raise ValueError(f'The scores of video {int(videos.nonzero()[0])} are {what}.')
+    for what, fault in faults.items():
+        if fault.any():
+            raise ValueError(f'The scores of video {int(fault.nonzero()[0])} are {what}.')
+    texts, videos = similarity.shape
     if video_of_text is None:
-        video_of_text = range(similarity.shape[1])
-    video_of_text = _check_video_of_text(video_of_text, *similarity.shape, similarity.device)
-    return _evaluate(Scores(similarity, video_of_text=video_of_text), topk, rescoring)
+        video_of_text = range(videos)
+    index = _check_video_of_text(video_of_text, texts, videos, similarity.device)
+    return _evaluate(Scores(similarity, video_of_text=index), topk, rescoring)
 
 
 def evaluate_embeddings(
     text: Tensor,
     video: Tensor,
-    video_of_text: Sequence[int],
+    video_of_text: Sequence[int] | Tensor,
     topk: Sequence[int] = (1, 5, 10),
     rescoring: Sequence[Rescoring] = (),
 ) -> dict[str, float]:
@@ -204,7 +207,7 @@ def evaluate_embeddings(
     Args:
         text (Tensor): Of shape [texts x e].
         video (Tensor): Of shape [videos x e].
-        video_of_text (Sequence[int]): Index of each caption's video.
+        video_of_text (Sequence[int] | Tensor): Index of each caption's video.
         topk (Sequence[int]): The k of R@k. Defaults to (1, 5, 10).
         rescoring (Sequence[Rescoring]): As in :func:`evaluate_similarity`.
 
@@ -228,24 +231,23 @@ def evaluate_embeddings(
     if text.shape[1] != video.shape[1]:
         widths = text.shape[1], video.shape[1]
         raise ValueError('Embeddings of texts have {} numbers, those of videos {}.'.format(*widths))
-    video_of_text = _check_video_of_text(video_of_text, len(text), len(video), text.device)
-    return _evaluate(Scores(text, video, video_of_text), topk, rescoring)
+    index = _check_video_of_text(video_of_text, len(text), len(video), text.device)
+    return _evaluate(Scores(text, video, index), topk, rescoring)
 
 
 def _check_video_of_text(
-    video_of_text: Sequence[int], texts: int, videos: int, device: torch.device
+    video_of_text: Sequence[int] | Tensor, texts: int, videos: int, device: torch.device
 ) -> Tensor:
-    if not isinstance(video_of_text, (Tensor, np.ndarray)):
-        video_of_text = list(video_of_text)  # torch takes no range
-    video_of_text = torch.as_tensor(video_of_text)
+    # torch takes no range.
+    as_list = isinstance(video_of_text, range)
+    index = torch.as_tensor(list(video_of_text) if as_list else video_of_text)
     wanted = f'video_of_text must be {texts} integers from 0 to {videos - 1}, one per text'
-    if video_of_text.shape != (texts,) or video_of_text.is_floating_point():
-        shape = list(video_of_text.shape)
-        raise ValueError(f'{wanted}, got {video_of_text.dtype} of shape {shape}.')
-    first, last = int(video_of_text.min()), int(video_of_text.max())
+    if index.shape != (texts,) or index.is_floating_point():
+        raise ValueError(f'{wanted}, got {index.dtype} of shape {list(index.shape)}.')
+    first, last = int(index.min()), int(index.max())
     if first < 0 or last >= videos:
         raise ValueError(f'{wanted}, got {first} to {last}.')
-    return video_of_text.long().to(device)
+    return index.long().to(device)
 
 
 def _evaluate(

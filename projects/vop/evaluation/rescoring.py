@@ -160,10 +160,13 @@ class QBNorm(Rescoring):
         bank: str | None = None,
     ) -> None:
         self.beta = _positive('beta of qb_norm', beta)
-        if {text is None, video is None} != {bank is not None}:
-            raise UserError('QBNorm takes either a bank, or text and video.')
         self.file = bank or 'of QBNorm'
-        self.bank = Embeddings([], video, text, None) if bank is None else Embeddings.load(bank)
+        if bank is not None and text is None and video is None:
+            self.bank = Embeddings.load(bank)
+        elif bank is None and text is not None and video is not None:
+            self.bank = Embeddings([], video, text, torch.empty(0))
+        else:
+            raise UserError('QBNorm takes either a bank, or text and video.')
 
     def bind(self, scores: Scores) -> tuple[Rescorer, Rescorer]:  # noqa: D102
         texts, videos = scores.shape
@@ -199,11 +202,11 @@ class QBNorm(Rescoring):
             )
 
     def check_videos(self, video_ids: list[str | None]) -> None:  # noqa: D102
-        leaked = set(video_ids) & set(self.bank.video_id) - {None}
+        leaked = {name for name in video_ids if name is not None} & {*self.bank.video_id}
         if leaked:
             print_log(
-                f'{len(leaked)} test videos are in the bank {self.file}, such as {min(leaked)}: '
-                'qb_norm/... looks at what is tested.',
+                f'{len(leaked)} test videos are in the bank {self.file}, such as '
+                f'{min(map(str, leaked))}: qb_norm/... looks at what is tested.',
                 'current',
                 logging.WARNING,
             )

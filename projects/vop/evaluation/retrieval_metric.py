@@ -74,8 +74,8 @@ class RetrievalMetric(BaseMetric):
             raise UserError(f'A method is listed twice in rescoring: {", ".join(names)}.')
         self.dump = dump
         self.device = device
-        self.model_fingerprint = None
-        self.tested = None
+        self.model_fingerprint: str | None = None
+        self.tested: Embeddings | None = None
 
     def set_model(self, model_fingerprint: str) -> None:
         """Say which model is tested: it is written into a dump, and methods of rescoring check it.
@@ -121,7 +121,7 @@ class RetrievalMetric(BaseMetric):
             self.model_fingerprint,
         )
         if self.dump:
-            self._dump(tested)
+            self._write(tested, self.dump)
         if self.rescoring:
             notes = (f'{method.name}/... looks at {method.looks_at}' for method in self.rescoring)
             print_log(f'Not to be compared with plain numbers: {", ".join(notes)}.', 'current')
@@ -135,9 +135,9 @@ class RetrievalMetric(BaseMetric):
             self.rescoring,
         )
 
-    def _dump(self, tested: Embeddings) -> None:
+    def _write(self, tested: Embeddings, path: str) -> None:
         try:
-            tested.save(self.dump)
+            tested.save(path)
         except UserError as error:  # the metrics are not lost
             print_log(f'The embeddings are lost. {error}', 'current', logging.ERROR)
         else:
