@@ -62,7 +62,11 @@ def read_videos(
         return
     # Threads of OpenMP do not survive a fork, and the workers share the cores.
     one_thread: dict[str, Any] = dict(initializer=torch.set_num_threads, initargs=(1,))
-    pool = ProcessPool(min(num_workers, len(paths)), context=_start_method(), **one_thread)
+    # As in torch's DataLoader: a forked worker is there at once, and scripts
+    # need no `if __name__ == '__main__'`. It touches neither GPU nor model.
+    method = 'fork' if sys.platform == 'linux' else None
+    context = multiprocessing.get_context(method)
+    pool = ProcessPool(min(num_workers, len(paths)), context=context, **one_thread)
     scheduled: deque[tuple[str, Future]] = deque()
     try:
         for path in paths:
@@ -74,19 +78,6 @@ def read_videos(
     finally:
         pool.stop()
         pool.join()
-
-
-def _start_method():
-    # A forked worker is there at once; a new Python imports MMAction2 for seconds first. But the
-    # fork of a process that uses CUDA holds GPU memory for as long as it lives, and can deadlock
-    # in CUDA's allocator. Forks of a server that has only imported this module do neither.
-    if sys.platform == 'linux' and not torch.cuda.is_initialized():
-        return multiprocessing.get_context('fork')
-    if 'forkserver' not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context('spawn')  # Windows
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload([__name__])
-    return context
 
 
 def _read(path: str, pipeline: Callable[[dict], dict]) -> VideoFrames:
