@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import projects.vop  # noqa: F401
@@ -73,11 +73,8 @@ class Forms:
         self.encoder = encoder = VideoEncoder(copy.deepcopy(towers), **config).to(args.device)
         shape = (args.batch, args.frames, 3, *towers.visual.image_size)
         self.frames = torch.randn(shape, device=args.device)
-        models = (
-            encoder,
-            partial(concatenating, encoder),
-            lambda frames: encoder.backbone(frames.flatten(0, 1)),
-        )
+        plain = nn.Sequential(nn.Flatten(0, 1), encoder.backbone)
+        models = (encoder, partial(concatenating, encoder), plain)
         if args.compile:
             models = map(torch.compile, models)
         self.models = dict(zip(FORMS, models))

@@ -100,8 +100,8 @@ def psnr(original, copy, index: int) -> list[float]:
             reader = theirs['video_reader']
             starts = reader.get_frame_timestamp(range(len(reader)))[:, 0]
             # Timestamps are float32, and the middle is often the start of a frame.
-            shown = np.searchsorted(starts - starts[0], seconds * (1 + 1e-6), 'right')
-            theirs['frame_inds'] = shown - 1
+            starts, seconds = starts - starts[0], seconds * (1 + 1e-6)
+            theirs['frame_inds'] = np.searchsorted(starts, seconds, 'right') - 1
         ours, theirs = transform(ours), other(theirs)
     a, b = (results['inputs']['imgs'].double() for results in (ours, theirs))
     error = (a - b).square().flatten(1).mean(1).clamp(min=1e-2)
@@ -109,14 +109,12 @@ def psnr(original, copy, index: int) -> list[float]:
 
 
 def table(header: list[str], rows: list[list[str]]) -> None:
-    """Print a Markdown table."""
     print()
     for row in (header, ['---'] * len(header), *rows):
         print('| ' + ' | '.join(row) + ' |')
 
 
 def report(cfg: Config, folders: dict[str, Path], videos: list[str], repeats: int) -> None:
-    """Measure and print."""
     train, test = (open_datasets(cfg, split, folders, videos) for split in ('train', 'test'))
     seconds = measure(train, repeats)
     clock = {name: each[:, :, :-1].sum((1, 2)) for name, each in seconds.items()}  # of each round
@@ -124,8 +122,8 @@ def report(cfg: Config, folders: dict[str, Path], videos: list[str], repeats: in
     sizes = {n: sum((f / video).stat().st_size for video in videos) for n, f in folders.items()}
     rows = []
     for name in folders:
-        row = [name, f'{sizes[name] / sizes["originals"]:.0%}']
-        row.append(f'{len(videos) / np.median(clock[name]):.1f}')
+        rate = len(videos) / np.median(clock[name])
+        row = [name, f'{sizes[name] / sizes["originals"]:.0%}', f'{rate:.1f}']
         row += [f'{np.median(each["originals"] / each[name]):.1f}x' for each in (clock, cpu)]
         looks = [psnr(test['originals'], test[name], i) for i in range(len(videos))]
         rows.append([*row, f'{np.mean(looks):.1f} dB', f'{np.min(looks):.1f} dB'])
@@ -142,7 +140,6 @@ def report(cfg: Config, folders: dict[str, Path], videos: list[str], repeats: in
 
 
 def main() -> None:
-    """Read the arguments, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add('originals', type=Path, metavar='VIDEO_DIR', help='folder of the originals')

@@ -138,16 +138,16 @@ def test_an_update_needs_no_model_and_may_be_approximate(printed, index, video_f
     videos = shutil.copytree(video_folder, tmp_path / 'videos')
     (videos / '0.mp4').unlink()
     (videos / '1.mp4').write_bytes(b'no video')
-    shutil.copy(videos / '2.mp4', videos / os.fsdecode(b'caf\xe9.mp4'))
+    (videos / '2.mp4').rename(videos / os.fsdecode(b'caf\xe9.mp4'))
     out = printed('index', videos, moved, '--num-workers', 0).out
-    for text in ('1 videos added', '1 removed', '3 kept', '1 unreadable', '1.mp4: ', 'failed.json'):
+    for text in ('1 videos added', '2 removed', '2 kept', '1 unreadable', '1.mp4: ', 'failed.json'):
         assert text in out
     out = printed('info', moved).out
-    assert f'4 videos of {videos}' in out and '1 videos could not be read' in out
+    assert f'3 videos of {videos}' in out and '1 videos could not be read' in out
     assert 'caf\\xe9.mp4' in printed('query', moved, 'a dog').out
 
     inferencer = VideoIndex.open(moved).load_inferencer('cpu', show_progress=False)
-    update_index(inferencer, videos, moved, num_workers=0, exact_below=4)
+    update_index(inferencer, videos, moved, num_workers=0, exact_below=3)
     # So that it can be told which of the two was searched.
     embeddings = np.load(VideoIndex.open(moved).files['embeddings'], 'r+')
     embeddings *= -1
@@ -156,7 +156,7 @@ def test_an_update_needs_no_model_and_may_be_approximate(printed, index, video_f
         out, err = printed('query', moved, 'a dog', '--json', *how)
         hits.append([hit['video'] for hit in json.loads(out)[0]['hits']])
         assert ('IVF' in err) == (not how)
-    assert len(hits[0]) == 4 and hits[0] == hits[1][::-1]
+    assert len(hits[0]) == 3 and hits[0] == hits[1][::-1]
     assert 'IVF' in printed('info', moved).out
 
 

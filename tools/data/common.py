@@ -157,13 +157,9 @@ def locate(splits: dict[str, Split], folder: Path, skip_missing: bool) -> dict[s
             raise UserError(f'{message}: {some(missing)}. --skip-missing leaves out a part.')
         if missing:
             print(f'{message} and are left out.')
-            if name.startswith('test'):
-                print('Figures on a part of a test split cannot be compared with those of others.')
-        located[name] = {
-            only_one(paths[video], video, folder): value
-            for video, value in split.items()
-            if paths[video]
-        }
+        if missing and name.startswith('test'):
+            print('Figures on a part of a test split cannot be compared with those of others.')
+        located[name] = {only_one(paths[v], v, folder): split[v] for v in split if paths[v]}
     return located
 
 
