@@ -5,16 +5,13 @@ same method with the same weights, its prompts concatenated to the tokens, as
 the paper writes it and other code bases run it; and plain CLIP without prompts.
 Frames and weights are random, which does not change the time.
 
-The last columns say what is left to gain. The floor of a training step is one
-forward and one backward to the activations through plain CLIP, with all matrix
-products at the rate of a large one. With --memory, the peak memory of a
-training step is measured instead of times; on a CPU each form then runs in a
-process of its own (Linux only).
+Of what is left to gain: the floor of a training step is one forward and one
+backward to the activations through plain CLIP, with all matrix products at the
+rate of a large one. --memory measures peaks of memory (on Linux), not times.
 """
 
 import argparse
 import copy
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -25,7 +22,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import projects.vop  # noqa: F401
@@ -35,12 +32,10 @@ from projects.vop.models.spec import frame_index
 METHODS = ('vop', 'vop_p', 'vop_c', 'vop_f', 'vop_fp', 'vop_fc')
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 FORMS = ('ours', 'concat', 'plain')
-TIMES = (
-    *('method', 'difference', 'forward: concat / ours', 'forward: plain CLIP / ours'),
-    *('forward + backward: concat / ours', 'forward + backward: plain CLIP / ours'),
-    *('operations: ours / floor', 'time: ours / floor'),
-)
-MEMORY = ('method', 'peak memory of a step, GiB', 'ours / concat', 'ours / plain CLIP')
+TIMES = ['method', 'difference', 'forward: concat / ours', 'forward: plain CLIP / ours']
+TIMES += ['forward + backward: concat / ours', 'forward + backward: plain CLIP / ours']
+TIMES += ['operations: ours / floor', 'time: ours / floor', 'step, ms', 'videos/s']
+MEMORY = ['method', 'peak memory of a step, GiB', 'ours / concat', 'ours / plain CLIP']
 
 
 def concatenating(encoder: VideoEncoder, frames: Tensor) -> Tensor:
@@ -69,11 +64,6 @@ def concatenating(encoder: VideoEncoder, frames: Tensor) -> Tensor:
     return clip.ln_post(x[:, :, 0]) @ clip.proj
 
 
-def plain(encoder: VideoEncoder, frames: Tensor) -> Tensor:
-    """Run CLIP alone, as open_clip does."""
-    return encoder.backbone(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
-
-
 class Forms:
     """The forms of one method: ``ours``, ``concat`` and ``plain``."""
 
@@ -83,7 +73,8 @@ class Forms:
         self.encoder = encoder = VideoEncoder(copy.deepcopy(towers), **config).to(args.device)
         shape = (args.batch, args.frames, 3, *towers.visual.image_size)
         self.frames = torch.randn(shape, device=args.device)
-        models = (encoder, partial(concatenating, encoder), partial(plain, encoder))
+        plain = nn.Sequential(nn.Flatten(0, 1), encoder.backbone)
+        models = (encoder, partial(concatenating, encoder), plain)
         if args.compile:
             models = map(torch.compile, models)
         self.models = dict(zip(FORMS, models))
@@ -104,33 +95,18 @@ class Forms:
             output = self.models[name](frames)
         output.float().square().mean().backward()
 
-    @torch.no_grad()
-    def difference(self) -> float:
-        """The distance of ours from the concatenating form, relative to its norm."""
-        ours, theirs = self.encoder(self.frames), concatenating(self.encoder, self.frames)
-        return ((ours - theirs).norm() / theirs.norm()).item()
-
 
 def measure(run: Callable, names: tuple[str, ...], repeats: int) -> dict[str, list[float]]:
     """Time ``run(name)`` for each name in turn, so that drift affects all alike."""
     synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     seconds = {name: [] for name in names}
-    for repeat in range(-1, repeats):  # the first round warms up
-        for name in names:
-            synchronize()
-            start = time.perf_counter()
-            run(name)
-            synchronize()
-            if repeat >= 0:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def count_flops(run: Callable[[], None]) -> int:
-    """Count the multiplications and additions in the matrix products of a run."""
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
+    for name in names * (1 + repeats):
+        synchronize()
+        start = time.perf_counter()
+        run(name)
+        synchronize()
+        seconds[name].append(time.perf_counter() - start)
+    return {name: each[1:] for name, each in seconds.items()}  # the first round warms up
 
 
 def matmul_rate(args: argparse.Namespace) -> float:
@@ -144,7 +120,9 @@ def matmul_rate(args: argparse.Namespace) -> float:
 def compare_times(method: str, args: argparse.Namespace, towers: CLIPTowers) -> list[str]:
     """Measure a row of the table of times."""
     forms = Forms(method, towers, args)
-    difference = forms.difference()
+    with torch.no_grad():
+        ours, theirs = forms.encoder(forms.frames), concatenating(forms.encoder, forms.frames)
+    difference = (ours - theirs).norm() / theirs.norm()
     forward = measure(forms.forward, FORMS, args.repeats)
     # The floor is measured before and after the steps, as machines drift.
     rates = [matmul_rate(args)]
@@ -153,23 +131,22 @@ def compare_times(method: str, args: argparse.Namespace, towers: CLIPTowers) -> 
     ratios = [
         statistics.median(a / b for a, b in zip(seconds[form], seconds['ours']))
         for seconds in (forward, step)
-        for form in ('concat', 'plain')
+        for form in FORMS[1:]
     ]
-    floor_flops = 2 * count_flops(lambda: plain(forms.encoder, forms.frames))
+    with FlopCounterMode(display=False) as floor:  # it counts matrix products
+        forms.encoder.backbone(forms.frames.flatten(0, 1))
     forms.models['ours'] = forms.encoder  # the counter sees nothing of a compiled one
-    flops = count_flops(lambda: forms.step('ours'))
-    ours = statistics.median(step['ours'])
-    ratios += [flops / floor_flops, ours * statistics.mean(rates) / floor_flops]
-    row = [method, f'{difference:.0e}', *(f'{ratio:.2f}x' for ratio in ratios)]
-    if args.device == 'cuda':
-        row += [f'{1000 * ours:.1f}', f'{args.batch / ours:.0f}']
-    return row
+    with FlopCounterMode(display=False) as counter:
+        forms.step('ours')
+    ours, flops = statistics.median(step['ours']), 2 * floor.get_total_flops()
+    ratios += [counter.get_total_flops() / flops, ours * statistics.mean(rates) / flops]
+    row = [method, f'{difference.item():.0e}', *(f'{ratio:.2f}x' for ratio in ratios)]
+    return [*row, f'{1000 * ours:.1f}', f'{args.batch / ours:.1f}']
 
 
-def resident(key: str) -> int:
-    """Bytes of memory of this process: ``VmRSS`` now, or ``VmHWM`` at its peak."""
-    status = Path('/proc/self/status').read_text()
-    return 1024 * int(re.search(rf'{key}:\s+(\d+) kB', status)[1])
+def peak_resident() -> int:
+    """Bytes of memory that this process had at its peak."""
+    return 1024 * int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])
 
 
 def peak_memory(method: str, form: str, args: argparse.Namespace) -> int:
@@ -183,25 +160,25 @@ def peak_memory(method: str, form: str, args: argparse.Namespace) -> int:
         before = torch.cuda.memory_allocated()
         forms.step(form)
         return torch.cuda.max_memory_allocated() - before
-    Path('/proc/self/clear_refs').write_text('5')  # resets VmHWM
-    before = resident('VmRSS')
+    Path('/proc/self/clear_refs').write_text('5')  # resets the peak to what is held now
+    before = peak_resident()
     forms.step(form)
-    return resident('VmHWM') - before
+    return peak_resident() - before
 
 
 def compare_memory(method: str, args: argparse.Namespace) -> list[str]:
     """Measure a row of the table of memory."""
-    memory = {}
+    memory = []
     for form in FORMS:
         # A process of its own, as freed memory does not all return to the system.
         with ProcessPoolExecutor(1, get_context('spawn')) as pool:
-            memory[form] = pool.submit(peak_memory, method, form, args).result()
-    ratios = [f'{memory["ours"] / memory[form]:.2f}x' for form in ('concat', 'plain')]
-    return [method, f'{memory["ours"] / 2**30:.2f}', *ratios]
+            memory.append(pool.submit(peak_memory, method, form, args).result())
+    ours, *others = memory
+    return [method, f'{ours / 2**30:.2f}', *(f'{ours / other:.2f}x' for other in others)]
 
 
-def parse_args() -> argparse.Namespace:
-    """Parse the command line."""
+def main() -> None:
+    """Print a Markdown table with one row per method."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add('methods', nargs='*', metavar='METHOD', help=f'of {", ".join(METHODS)} (default: all)')
@@ -212,17 +189,8 @@ def parse_args() -> argparse.Namespace:
     add('--amp', choices=['bfloat16', 'float16'])
     add('--compile', action='store_true', help='torch.compile all forms')
     add('--memory', action='store_true', help='peak memory of a training step, not times')
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    add('--device', choices=['cpu', 'cuda'], default=device)
+    add('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     args = parser.parse_args()
-    if unknown := set(args.methods) - set(METHODS):
-        parser.error(f'{", ".join(unknown)} is none of {", ".join(METHODS)}')
-    return args
-
-
-def main() -> None:
-    """Print a Markdown table with one row per method."""
-    args = parse_args()
     torch.manual_seed(0)
     print(
         f'{args.clip}, {args.batch} videos of {args.frames} frames, '
@@ -232,8 +200,7 @@ def main() -> None:
     header, compare = MEMORY, compare_memory
     if not args.memory:
         print('Medians of the ratios of neighbouring runs; above 1 ours is faster.')
-        header = TIMES + (('step, ms', 'videos/s') if args.device == 'cuda' else ())
-        compare = partial(compare_times, towers=open_towers(args.clip))
+        header, compare = TIMES, partial(compare_times, towers=open_towers(args.clip))
     print(f'| {" | ".join(header)} |\n| {" | ".join(["---"] * len(header))} |')
     for method in args.methods or METHODS:
         print(f'| {" | ".join(compare(method, args))} |', flush=True)

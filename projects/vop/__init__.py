@@ -1,6 +1,6 @@
 """VoP: Text-Video Co-operative Prompt Tuning (CVPR 2023) for MMAction2.
 
-Importing this package registers everything it has under the MMEngine scope
+Importing this package makes everything it has known under the MMEngine scope
 ``vop``. In a config::
 
     custom_imports = dict(
@@ -9,10 +9,12 @@ Importing this package registers everything it has under the MMEngine scope
 
 from . import compat
 
-__version__ = '0.1.0'
-
 compat.apply()
 
-from . import datasets, engine, evaluation, models, recognition, report  # noqa: E402
+# A registry imports its rooms when it is first asked for something of them, so
+# that a tool which needs none of them starts at once.
+from . import registry  # noqa: E402
 
-__all__ = ['datasets', 'engine', 'evaluation', 'models', 'recognition', 'report', '__version__']
+__version__ = '0.1.0'
+
+__all__ = ['__version__', 'compat', 'registry']

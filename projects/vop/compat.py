@@ -4,7 +4,6 @@ Each repair says what is broken, looks whether it still is, and does nothing
 where it is not. :func:`apply` runs before anything of MMAction2 is imported.
 """
 
-import importlib
 import importlib.util
 import sys
 import warnings
@@ -54,7 +53,7 @@ def supply_missing_drn() -> None:
     spec = importlib.util.find_spec('mmaction')
     if spec is None or name in sys.modules:
         return
-    for root in spec.submodule_search_locations:
+    for root in spec.submodule_search_locations or ():
         if (Path(root) / 'models' / 'localizers' / 'drn').is_dir():
             return
 
@@ -68,8 +67,8 @@ def supply_missing_drn() -> None:
             )
 
     package, module = ModuleType(name), ModuleType(f'{name}.drn')
-    package.__path__ = []
-    package.drn, module.DRN = module, DRN
+    vars(package).update(__path__=[], drn=module)
+    vars(module).update(DRN=DRN)
     sys.modules[name], sys.modules[f'{name}.drn'] = package, module
 
 
@@ -89,9 +88,9 @@ def find_packages_without_pkg_resources() -> None:
         return importlib.util.find_spec(name) is not None
 
     def get_installed_path(package: str) -> str:
-        if not is_installed(package):
-            raise ModuleNotFoundError(f'{package} is not installed.')
         spec = importlib.util.find_spec(modules.get(package, package))
+        if spec is None or not spec.submodule_search_locations:
+            raise ModuleNotFoundError(f'{package} is not installed.')
         return spec.submodule_search_locations[0]
 
     for module in (utils, package_utils, config, hub):
@@ -147,9 +146,10 @@ def open_checkpoints_safely() -> None:
     MMEngine leaves ``weights_only`` to torch, whose default before 2.6 runs
     whatever code a pickle holds, and torch's own message advises to do that.
     """
-    from .engine.checkpoint import load_safely
 
     def load_from_local(filename: str, map_location: Any = None) -> dict:
+        from .engine.checkpoint import load_safely
+
         return load_safely(filename, map_location)
 
     # MMEngine logs the part of the function's name after 'load_from_'.
@@ -163,9 +163,7 @@ def silence_warnings_without_a_fault() -> None:
     never has; MMEngine warns of ``FileClient`` in each worker, which MMAction2
     uses to open videos.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        importlib.import_module('mmcv.cnn.bricks.transformer')
+    warnings.filterwarnings('ignore', module=r'mmcv\.cnn\.bricks\.transformer')
     if hasattr(file_client, 'print_log'):  # the module logs nothing else
         file_client.print_log = lambda *args, **kwargs: None
 

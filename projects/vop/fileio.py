@@ -1,10 +1,16 @@
 """Files and folders: written whole or not at all, and searched for videos."""
 
 import errno
+import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import portalocker
+from mmengine.logging import print_log
+from portalocker import portalocker as lockers
 
 from .errors import UserError
 
@@ -12,6 +18,9 @@ VIDEO_SUFFIXES = (
     *('.mp4', '.avi', '.mkv', '.webm', '.mov', '.m4v', '.flv', '.mpg', '.mpeg', '.wmv'),
     *('.3gp', '.ts', '.mts', '.m2ts', '.ogv', '.vob'),
 )
+# Not portalocker's default of POSIX, flock, which worker processes would
+# inherit: they may outlive a run that was killed by some seconds.
+_lock = lockers.LockfLocker().lock if os.name == 'posix' else portalocker.lock
 
 
 @contextmanager
@@ -99,6 +108,50 @@ def check_writable(path: str | Path) -> None:
         raise UserError(f'{path} cannot be written: it is a folder, or its folder is read-only.')
 
 
+@contextmanager
+def file_lock(path: str | Path) -> Iterator[None]:
+    """Keep other processes out of a file's folder, which is made if need be.
+
+    A process that is killed holds no lock, nor do processes that it forked.
+    Where the file system has no locks, a warning says so, and nobody is kept out.
+
+    Args:
+        path (str | Path): The file; it holds who has the lock, and stays.
+
+    Raises:
+        UserError: If another process has the lock, or the file cannot be written.
+
+    Example:
+        >>> with file_lock('out/.lock'):
+        ...     write_file('out/train.json', text)
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, 'a+')
+    except OSError as error:
+        raise UserError(f'{path} cannot be written: {error.strerror}.') from error
+    with file:
+        try:
+            _lock(file, portalocker.LOCK_EX | portalocker.LOCK_NB)
+        except portalocker.AlreadyLocked as error:
+            file.seek(0)
+            raise UserError(
+                f'Another run writes to {path.parent} ({file.read()}): wait until it has ended.'
+            ) from error
+        except portalocker.LockException as error:
+            print_log(
+                f'The file system of {path.parent} has no locks ({error}): see to it that no '
+                'other run writes there.',
+                'current',
+                logging.WARNING,
+            )
+        with suppress(OSError):  # a full disk says so where it matters
+            file.truncate(0)
+            os.write(file.fileno(), f'process {os.getpid()} on {socket.gethostname()}'.encode())
+        yield
+
+
 def walk_files(folder: str | Path) -> Iterator[tuple[str, os.DirEntry]]:
     """All files in a folder and below it, in order.
 
@@ -131,8 +184,8 @@ def _walk(folder, prefix: str, above: frozenset) -> Iterator[tuple[str, os.DirEn
     if (stat.st_dev, stat.st_ino) in above:
         return
     above |= {(stat.st_dev, stat.st_ino)}
-    with os.scandir(folder) as entries:
-        entries = sorted(entries, key=lambda entry: entry.name)
+    with os.scandir(folder) as unsorted:
+        entries = sorted(unsorted, key=lambda entry: entry.name)
     for entry in entries:
         if entry.name.startswith('.'):
             continue

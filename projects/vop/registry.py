@@ -12,6 +12,7 @@ from mmengine.registry import INFERENCERS as ROOT_INFERENCERS
 from mmengine.registry import METRICS as ROOT_METRICS
 from mmengine.registry import MODEL_WRAPPERS as ROOT_MODEL_WRAPPERS
 from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import TASK_UTILS as ROOT_TASK_UTILS
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import Registry
 
@@ -28,5 +29,6 @@ DATASETS = _child('vop dataset', ROOT_DATASETS, 'datasets')
 DATA_SAMPLERS = _child('vop data sampler', ROOT_DATA_SAMPLERS, 'datasets')
 TRANSFORMS = _child('vop transform', ROOT_TRANSFORMS, 'datasets')
 METRICS = _child('vop metric', ROOT_METRICS, 'evaluation')
+RESCORINGS = _child('vop rescoring', ROOT_TASK_UTILS, 'evaluation')
 HOOKS = _child('vop hook', ROOT_HOOKS, 'report')
 INFERENCERS = _child('vop inferencer', ROOT_INFERENCERS, 'apis')

@@ -2,14 +2,9 @@
 
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-METHODS = ['vop', 'vop_p', 'vop_c', 'vop_f', 'vop_fp', 'vop_fc']
 # Large enough for its matrix products to be most of its operations.
 SMALL_CLIP = dict(
     embed_dim=128,
@@ -20,54 +15,33 @@ SMALL_CLIP = dict(
 
 
 @pytest.fixture
-def rows(tmp_path):
-    """Runs the tool; gives the rows of the table that it prints."""
+def table(tmp_path, benchmark_rows):
+    """Runs the benchmark; gives its rows by their headings."""
     clip = tmp_path / 'small-clip.json'
     clip.write_text(json.dumps(SMALL_CLIP))
 
-    def rows(*args):
-        done = subprocess.run(
-            [
-                sys.executable,
-                'benchmarks/encoder.py',
-                '--clip',
-                clip,
-                '--frames',
-                '3',
-                '--device',
-                'cpu',
-                *args,
-            ],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        header, _, *rows = [
-            line.strip('| ').split(' | ')
-            for line in done.stdout.splitlines()
-            if line.startswith('|')
-        ]
+    def run(*arguments):
+        common = ['--clip', clip, '--frames', 3, '--device', 'cpu', '--repeats', 1]
+        (header, _, *rows), _ = benchmark_rows('encoder', *arguments, *common)
         return [dict(zip(header, row, strict=True)) for row in rows]
 
-    return rows
+    return run
 
 
 @pytest.mark.slow
-def test_both_forms_compute_the_same(rows):
-    table = rows('--batch', '1', '--repeats', '1')
-    assert [row['method'] for row in table] == METHODS
-    for row in table:
+def test_both_forms_compute_the_same(table):
+    rows = table('--batch', 1)
+    assert [row['method'] for row in rows] == ['vop', 'vop_p', 'vop_c', 'vop_f', 'vop_fp', 'vop_fc']
+    for row in rows:
         assert float(row['difference']) < 1e-5
-        ratios = list(row.values())[2:]
-        assert all(re.fullmatch(r'\d+\.\d\dx', ratio) for ratio in ratios)
+        assert all(re.fullmatch(r'\d+\.\d\dx', ratio) for ratio in list(row.values())[2:-2])
         # A frozen tower has no gradient of its weights, which would take
         # half as much again.
         assert 0.7 < float(row['operations: ours / floor'][:-1]) < 1.25
 
 
 @pytest.mark.slow
-def test_memory(rows):
-    (row,) = rows('vop', '--batch', '8', '--memory')
+def test_memory(table):
+    (row,) = table('vop', '--batch', 8, '--memory')
     assert float(row['ours / concat'][:-1]) < 0.8
     assert float(row['peak memory of a step, GiB']) > 0.05

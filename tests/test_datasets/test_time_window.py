@@ -12,8 +12,9 @@ import pytest
 from mmengine.config import Config
 from mmengine.dataset import Compose
 
+from projects.vop.datasets import TimeWindow
 from projects.vop.errors import UserError, VideoReadError
-from projects.vop.registry import DATASETS, TRANSFORMS
+from projects.vop.registry import DATASETS
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 FRAMES, RATE = 80, 2  # of the video in grey: 40 seconds
@@ -57,10 +58,8 @@ def frames_of(item):
 
 def on_screen(start, end, total=FRAMES, rate=RATE):
     """The frames to be seen between two times, one by one."""
-    start, end = start or 0, total if end is None else end
-    return [
-        n for n in range(total) if (n + 1) / Fraction(rate) > start and n / Fraction(rate) < end
-    ]
+    start, end, rate = start or 0, total if end is None else end, Fraction(rate)
+    return [n for n in range(total) if (n + 1) / rate > start and n / rate < end]
 
 
 WINDOWS = [
@@ -123,7 +122,7 @@ def test_an_item_has_only_what_is_given(grey):
 @pytest.mark.parametrize('rate', ['24000/1001', '25', '30000/1001', '100'])
 def test_decimals_are_meant_as_they_are_written(rate):
     """0.29 s at 100 frames per second are 29 frames, whatever a float says."""
-    time_window = TRANSFORMS.build(dict(type='vop.TimeWindow'))
+    time_window = TimeWindow()
     rate, total = Fraction(rate), 350
     for i in range(300):
         start, end = Fraction(i, 100), Fraction(i + 1 + i % 70, 100)
@@ -136,9 +135,7 @@ def test_decimals_are_meant_as_they_are_written(rate):
 
 def test_it_must_come_before_the_sampling():
     with pytest.raises(UserError, match='right after DecordInit'):
-        TRANSFORMS.build(dict(type='vop.TimeWindow'))(
-            dict(avg_fps=1, total_frames=5, frame_inds=[1], start=1)
-        )
+        TimeWindow()(dict(avg_fps=1, total_frames=5, frame_inds=[1], start=1))
 
 
 def test_frames_of_a_real_video_are_of_the_window(shared_data):

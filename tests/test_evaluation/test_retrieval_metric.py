@@ -1,6 +1,7 @@
 """The metric as MMEngine's loops use it."""
 
 import logging
+import resource
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 from mmengine.structures import InstanceData
 
+from projects.vop.errors import UserError
 from projects.vop.evaluation import DSL, QBNorm, evaluate_similarity
 from projects.vop.registry import METRICS
 
@@ -47,21 +49,17 @@ def test_scores_the_similarities_of_all_batches(captions):
     assert evaluate(samples) == expected(samples)
 
 
-def test_takes_one_text_without_a_dimension():
+@pytest.mark.parametrize('nested', [False, True])
+def test_takes_one_text_without_a_dimension(nested):
+    """And features where MMAction2's CLIPSimilarity puts them."""
     samples = predictions([1] * 6)
     wanted = expected(samples)
     for sample in samples:
         sample.text_feature = sample.text_feature[0]
-    assert evaluate(samples) == wanted
-
-
-def test_takes_features_where_clip_similarity_puts_them():
-    samples = predictions([1] * 6)
-    wanted = expected(samples)
-    for sample in samples:
-        sample.features = InstanceData(
-            video_feature=sample.pop('video_feature'), text_feature=sample.pop('text_feature')[0]
-        )
+        if nested:
+            sample.features = InstanceData(
+                video_feature=sample.pop('video_feature'), text_feature=sample.pop('text_feature')
+            )
     assert evaluate(samples) == wanted
 
 
@@ -73,17 +71,9 @@ def test_topk_and_prefix():
 
 
 def test_drops_what_pads_the_last_batch():
-    """Ranks get equally many videos: the first are given out again."""
+    """All processes get equally many videos: the first are given out again."""
     samples = predictions([2, 1, 3, 1, 2])
     assert evaluate(samples + samples[:3], size=5) == expected(samples)
-
-
-def test_starts_anew_after_each_evaluation():
-    samples = predictions([1] * 5)
-    evaluator = Evaluator(METRICS.build(dict(type='vop.RetrievalMetric')))
-    for _ in range(2):
-        evaluator.process(samples)
-        assert evaluator.evaluate(5) == expected(samples)
 
 
 @pytest.mark.parametrize('feature', ['video_feature', 'text_feature'])
@@ -91,7 +81,7 @@ def test_starts_anew_after_each_evaluation():
 def test_nan_names_the_video(feature, value):
     samples = predictions([2] * 6)
     samples[4].get(feature)[..., 0] = value
-    with pytest.raises(ValueError, match=r'4\.mp4.*NaN'):
+    with pytest.raises(UserError, match=r'4\.mp4.*NaN'):
         evaluate(samples)
 
 
@@ -102,6 +92,14 @@ def test_half_precision_is_ranked_in_full():
             half.set_field(half.get(key).half(), key)
             full.set_field(full.get(key).half().float(), key)
     assert evaluate(samples) == expected(rounded)
+
+
+def build(**kwargs):
+    return METRICS.build(dict(type='vop.RetrievalMetric', **kwargs))
+
+
+def qb_norm(path, **kwargs):
+    return dict(rescoring=[dict(type='vop.QBNorm', bank=str(path), **kwargs)])
 
 
 @pytest.fixture
@@ -117,17 +115,12 @@ def bank(tmp_path):
 
 
 @pytest.fixture
-def logged():
-    messages = []
-    handler = logging.Handler(logging.INFO)
-    handler.emit = lambda record: messages.append(record)
+def logged(caplog):
+    """What MMEngine's logger gets, which does not propagate."""
     logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    yield messages
-    logger.removeHandler(handler)
-    logger.setLevel(level)
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
 
 
 def test_a_dump_holds_the_embeddings(tmp_path):
@@ -142,135 +135,105 @@ def test_a_dump_holds_the_embeddings(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ['dump.pt']
 
 
-def test_a_dump_that_fails_costs_nothing(tmp_path, monkeypatch, logged):
-    path = tmp_path / 'dump.pt'
-    path.write_text('before')
+@pytest.mark.parametrize('cause', ['no space', 'no folder'])
+def test_a_dump_that_fails_does_not_lose_the_metrics(tmp_path, logged, cause):
+    """A limit on the size of files stands for a full disk, as a user meets it."""
+    path = tmp_path / 'folder' / 'dump.pt'
+    samples = predictions([1, 1])
+    for sample in samples:
+        sample.video_feature = torch.randn(100_000)
+        sample.text_feature = torch.randn(1, 100_000)
+    metric = build(dump=str(path))
+    metric.process({}, [sample.to_dict() for sample in samples])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if cause == 'no space':
+        path.write_text('before')
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    else:
+        path.parent.rmdir()
+        path.parent.write_text('before')
+    try:
+        metrics = metric.evaluate(2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert metrics == expected(samples)
+    [error] = (r.getMessage() for r in logged.records if r.levelno == logging.ERROR)
+    assert str(path) in error
+    [left] = (p for p in tmp_path.rglob('*') if p.is_file())
+    assert left.read_text() == 'before'
 
-    def disk_full(content, file):
-        open(file, 'w').write('half')
-        raise OSError('no space left')
 
-    monkeypatch.setattr(torch, 'save', disk_full)
-    metrics = evaluate(predictions([1, 1]), dump=str(path))
-    assert metrics == evaluate(predictions([1, 1]))
-    assert any('no space' in record.getMessage() for record in logged)
-    assert path.read_text() == 'before'
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_rescored_metrics_stand_beside_the_plain_ones(bank, logged):
+def test_rescored_metrics_are_added_to_the_plain_ones(bank, logged):
     path, training = bank
     logged.clear()
     samples = predictions([3, 1, 2, 5, 1, 4, 2])
-    videos = torch.stack([s.video_feature for s in samples])
-    texts = torch.cat([s.text_feature for s in samples])
-    captions = torch.cat([s.text_feature for s in training])
-    footage = torch.stack([s.video_feature for s in training])
-    result = evaluate(samples, dsl=50.0, qb_norm=str(path), beta=0.5)
-    assert result == expected(
-        samples, rescoring=[DSL(50.0), QBNorm(captions @ videos.T, footage @ texts.T, 0.5)]
-    )
-    assert {key: result[key] for key in expected(samples)} == expected(samples)
-    said = [r.getMessage() for r in logged if 'compare' in r.getMessage()]
-    assert len(said) == 1
-    assert 'dsl/... looks at all queries of the test set' in said[0]
-    assert 'qb_norm/... looks at the training queries of the bank' in said[0]
-    assert not any(r.levelno >= logging.WARNING for r in logged)
-
-
-def test_beta_reaches_the_formula(bank):
-    samples = predictions([3, 1, 2, 5, 1, 4, 2])
-    assert evaluate(samples, qb_norm=str(bank[0]), beta=0.01) != evaluate(
-        samples, qb_norm=str(bank[0])
-    )
-
-
-def test_plain_metrics_say_nothing_of_comparing(logged):
-    evaluate(predictions([1, 1]))
-    assert not any('compare' in r.getMessage() for r in logged)
+    rescoring = [dict(type='vop.DSL', scale=50.0), *qb_norm(path, beta=0.5)['rescoring']]
+    result = evaluate(samples, rescoring=rescoring)
+    texts = torch.cat([s.text_feature for s in training])
+    videos = torch.stack([s.video_feature for s in training])
+    assert result == evaluate(samples, rescoring=[DSL(50.0), QBNorm(texts, videos, 0.5)])
+    assert result != evaluate(samples, rescoring=[DSL(50.0), QBNorm(texts, videos, 0.01)])
+    assert expected(samples).items() <= result.items()
+    assert not any(r.levelno >= logging.WARNING for r in logged.records)
+    for method in (DSL, QBNorm):
+        assert f'{method.name}/... looks at {method.looks_at}' in logged.text
+    logged.clear()
+    evaluate(samples)
+    assert 'compared' not in logged.text
 
 
 def test_warns_of_test_videos_in_the_bank(tmp_path, logged_warnings):
     samples = predictions([1] * 4)
     evaluate(samples[1:3], dump=str(tmp_path / 'bank.pt'))
-    evaluate(samples, qb_norm=str(tmp_path / 'bank.pt'))
-    assert ['2 test videos are in the bank' in m for m in logged_warnings] == [True]
-    assert '1.mp4' in logged_warnings[0]
-
-
-def build(**kwargs):
-    return METRICS.build(dict(type='vop.RetrievalMetric', **kwargs))
-
-
-def test_a_missing_bank_is_refused_at_once(tmp_path):
-    with pytest.raises(FileNotFoundError, match='--dump-embeddings'):
-        build(qb_norm=str(tmp_path / 'bank.pt'))
-
-
-@pytest.mark.parametrize('content', [b'', b'PK no archive', dict(a=1), [1, 2], logging.Handler])
-def test_a_foreign_bank_is_refused_at_once(tmp_path, content):
-    path = tmp_path / 'bank.pt'
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        torch.save(content, path)
-    with pytest.raises(ValueError, match='bank.pt .*holds no embeddings'):
-        build(qb_norm=str(path))
-
-
-@pytest.mark.parametrize('what', ['video', 'text'])
-def test_a_bank_that_is_not_finite_is_refused_at_once(bank, what):
-    content = torch.load(bank[0], weights_only=True)
-    content[what][1, 0] = torch.nan
-    torch.save(content, bank[0])
-    with pytest.raises(ValueError, match=f'{what}s in .*bank.pt are not fini'):
-        build(qb_norm=str(bank[0]))
-
-
-def test_a_bank_of_another_width_is_refused_at_the_first_video(bank):
-    sample = predictions([1])[0]
-    sample.video_feature = torch.ones(16)
-    sample.text_feature = torch.ones(1, 16)
-    with pytest.raises(ValueError, match='have 8 numbers, .* 16'):
-        build(qb_norm=str(bank[0])).process({}, [sample.to_dict()])
-
-
-def test_a_bank_of_another_model_is_refused(tmp_path, bank):
-    metric = build(dump=str(tmp_path / 'named.pt'))
-    metric.set_model('abc')
-    evaluator = Evaluator(metric)
-    evaluator.process(predictions([1, 1]))
-    evaluator.evaluate(2)
-    metric = build(qb_norm=str(tmp_path / 'named.pt'))
-    metric.set_model('abc')
-    with pytest.raises(ValueError, match='named.pt .*another model'):
-        metric.set_model('def')
-    build(qb_norm=str(bank[0])).set_model('def')  # it does not say which
+    evaluate(samples, **qb_norm(tmp_path / 'bank.pt'))
+    [warning] = logged_warnings
+    assert '2 test videos' in warning and 'bank.pt' in warning and '1.mp4' in warning
 
 
 @pytest.mark.parametrize(
-    'kwargs',
+    'change',
     [
-        dict(dsl=0.0),
-        dict(dsl=True),
-        dict(dsl=float('nan')),
-        dict(beta=-1.0),
-        dict(beta=float('inf')),
+        lambda path, content: path.unlink(),
+        lambda path, content: path.write_bytes(b'PK no archive'),
+        lambda path, content: torch.save([1, 2], path),
+        lambda path, content: torch.save(dict(a=1), path),
+        lambda path, content: torch.save({**content, 'owner': 0}, path),
+        lambda path, content: torch.save(dict(list(content.items())[:-1]), path),
+        lambda path, content: torch.save({**content, 'text': content['text'] * torch.nan}, path),
     ],
 )
-def test_refuses_scales_that_are_not_positive(kwargs):
-    with pytest.raises(ValueError, match=f'{list(kwargs)[0]} must be'):
+def test_a_wrong_bank_is_refused_at_once(bank, change):
+    change(bank[0], torch.load(bank[0], weights_only=True))
+    with pytest.raises(UserError, match=r'bank\.pt'):
+        build(**qb_norm(bank[0]))
+
+
+def test_a_bank_of_another_model_is_refused(tmp_path, bank):
+    sample = dict(video_feature=torch.ones(16), text_feature=torch.ones(16))
+    unnamed = build(**qb_norm(bank[0]))  # made without set_model
+    unnamed.set_model('abc')
+    with pytest.raises(UserError, match=r'bank\.pt have 8 numbers, .* 16'):
+        unnamed.process({}, [sample])
+    metric = build(dump=str(tmp_path / 'named.pt'))
+    metric.set_model('abc')
+    metric.process({}, [sample])
+    metric.evaluate(1)
+    metric = build(**qb_norm(tmp_path / 'named.pt'))
+    metric.set_model('abc')
+    with pytest.raises(UserError, match=r'named\.pt'):
+        metric.set_model('def')
+
+
+@pytest.mark.parametrize(
+    'kwargs, fault',
+    [
+        (dict(device='cuda:99'), 'cuda:99'),
+        (dict(dump='/'), '/'),
+        (dict(dump='/dev/null/dump.pt'), '/dev/null'),
+        (dict(rescoring=[dict(type='vop.DSL'), DSL(30.0)]), 'dsl, dsl'),
+        (dict(rescoring=[dict(type='vop.DSL', scale=0)]), 'dsl'),
+    ],
+)
+def test_wrong_arguments_are_refused_at_once(kwargs, fault):
+    with pytest.raises(UserError, match=fault):
         build(**kwargs)
-
-
-def test_a_dump_that_cannot_be_written_is_refused_at_once(tmp_path):
-    with pytest.raises(ValueError, match='can be written'):
-        build(dump=str(tmp_path))
-    (tmp_path / 'file').write_text('')
-    with pytest.raises(ValueError, match='There can be no folder'):
-        build(dump=str(tmp_path / 'file' / 'dump.pt'))
-
-
-def test_a_device_that_is_not_there_is_refused_at_once():
-    with pytest.raises(ValueError, match='There is no device cuda:99'):
-        build(device='cuda:99')

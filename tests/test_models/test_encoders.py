@@ -208,7 +208,7 @@ def test_gradient_checkpointing_keeps_fewer_activations(towers):
         encoder = make(VideoEncoder, towers, prompts=[learned(8)], with_cp=with_cp)
         sizes = []
 
-        def pack(tensor):
+        def pack(tensor, sizes=sizes):
             sizes.append(tensor.numel())
             return tensor
 

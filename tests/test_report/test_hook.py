@@ -46,6 +46,7 @@ PIPELINE = [
     dict(type='FormatShape', input_format='NCHW'),
     dict(type='PackActionInputs', collect_keys=('imgs',), meta_keys=('video_id',)),
 ]
+METRIC = dict(type='vop.RetrievalMetric', rescoring=[dict(type='vop.DSL', scale=50.0)])
 
 
 @pytest.fixture(scope='module')
@@ -162,7 +163,7 @@ names = (f'report{number}' for number in itertools.count())
 def make_page(folder, tmp_path_factory):
     """Tests a model; gives the page, the tested embeddings, the metrics and the log."""
 
-    def make(*hooks, out_dir=None, num_queries=3, **dataset):
+    def make(*hooks, out_dir=None, num_queries=3, metric=METRIC, **dataset):
         out_dir = out_dir or tmp_path_factory.mktemp('page')
         report = dict(type='vop.ReportHook', out_dir=str(out_dir), num_queries=num_queries)
         data = dict(type='vop.VideoTextDataset', ann_file='test.json', data_root=str(folder))
@@ -174,7 +175,7 @@ def make_page(folder, tmp_path_factory):
                 dataset=data | dict(pipeline=PIPELINE, test_mode=True) | dataset,
                 sampler=dict(type='DefaultSampler', shuffle=True),  # they are known by their names
             ),
-            test_evaluator=dict(type='vop.RetrievalMetric', dsl=50, prefix='msvd'),
+            test_evaluator=dict(prefix='msvd', **metric),
             test_cfg=dict(),
             custom_hooks=[report | dict(facts=dict(Changed='half \ud83d')), *hooks],
             default_scope='mmaction',
@@ -300,8 +301,10 @@ def test_what_the_data_set_does_not_know_is_not_shown(make_page):
     def rename(runner, metrics):
         metric = runner.test_evaluator.metrics[0]
         metric.tested = metric.tested._replace(video_id=list('12345678'))
+        runner.hooks[-1].after_train(runner)  # the report's own
 
     page, *_, log = make_page(Then(rename))
+    assert 'as trained in' in page.text and 'a.pth' not in page.text
     assert page.find('ranks') and not page.queries('t2v')
     assert "video_id='1'" in log
 
@@ -340,3 +343,8 @@ def test_a_page_that_cannot_be_is_an_error_before(tmp_path):
     for fault in (dict(out_dir=str(tmp_path)), dict(out_dir='page', num_queries=0)):
         with pytest.raises(UserError, match=str([*fault.values()][-1])):
             HOOKS.build(dict(type='vop.ReportHook') | fault)
+
+
+def test_another_metric_is_an_error_before(make_page):
+    with pytest.raises(UserError, match='vop.RetrievalMetric'):
+        make_page(metric=dict(type='AccMetric'))

@@ -4,13 +4,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 from mmengine.config import Config
 
 from projects.vop.datasets import Annotation, read_annotations
 from projects.vop.errors import UserError
 from projects.vop.registry import DATASETS
 
-ROOT = Path(__file__).resolve().parents[2]
 LINES = [(f'clip{i}', f'caption {j} of {i}') for i in range(20) for j in range(2)]
 
 
@@ -58,7 +58,7 @@ def read_splits():
     return [read_annotations(f'data/cooking/{split}.json') for split in ('train', 'test')]
 
 
-def test_a_part_of_the_videos_is_drawn(convert):
+def test_a_part_of_the_videos_is_drawn_by_the_seed_alone(convert):
     output = convert(LINES)
     train, test = read_splits()
     assert len(train) == 18 and len(test) == 2 and not train.keys() & test
@@ -70,15 +70,11 @@ def test_a_part_of_the_videos_is_drawn(convert):
     Path('configs/vop_cooking.py').touch()  # a user's own; it can be run again
     convert(LINES[:4])
     assert [len(split) for split in read_splits()] == [1, 1]  # at least one to test on
-
-
-def test_the_draw_depends_on_the_seed_alone(convert):
     drawn = []
     for lines, seed in ((LINES, 0), (LINES[::-1], 0), (LINES, 1)):
         convert(lines, '--seed', seed, '--test-fraction', 0.25)
         drawn.append(set(read_splits()[1]))
-    assert len(drawn[0]) == 5
-    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(drawn[0]) == 5 and drawn[0] == drawn[1] != drawn[2]
 
 
 def test_the_test_videos_can_be_given(convert):
@@ -92,7 +88,7 @@ def test_the_test_videos_can_be_given(convert):
     assert test == {path_of(19): Annotation(['a, b']), path_of(18): Annotation(['c'])}
 
 
-def test_windows(convert):
+def test_windows_and_spreadsheets(convert):
     lines = [
         ('clip0', 'a', '', '2.5', 'test'),
         ('clip2', 'b', '1', '3', 'train'),
@@ -109,13 +105,16 @@ def test_windows(convert):
         },
         {'clip0.mp4': Annotation(['a'], end=2.5)},
     ]
+    # With a byte order mark, and carriage returns.
+    convert('video,caption\r\nclip0,Mädchen\r\nclip2,"two\r\nlines"\r\n'.encode('utf-8-sig'))
+    train, test = read_splits()
+    assert {**train, **test}['clip0.mp4'].captions == ['Mädchen']
 
 
 def test_names_of_videos(convert, refuse):
     for name in ('talk.1', 'talk.2'):
         Path(f'../videos/{name}.mp4').touch()
-    names = ['clip1', 'deep/clip1', 'deep/clip1.mp4', './deep/clip1.mp4', 'clip1.avi']
-    for name in names:
+    for name in ('clip1', 'deep/clip1', './deep/clip1.mp4', 'clip1.avi'):
         convert([(name, 'a'), ('talk.1', 'b'), ('talk.2', 'c')])
         train, test = read_splits()
         assert {*train, *test} == {'deep/clip1.mp4', 'talk.1.mp4', 'talk.2.mp4'}
@@ -125,28 +124,20 @@ def test_names_of_videos(convert, refuse):
         convert([(name, 'a'), ('clip0', 'b')])
         assert any(name in split for split in read_splits())
     message = refuse([('clip0', 'b'), ('deep/clip1', 'a')])
-    assert 'Both deep/clip1.avi and deep/clip1.mp4' in message
-    assert 'deep/clip1 (line 3)' in message
-
-
-def test_a_table_of_a_spreadsheet(convert):
-    """With a byte order mark, and carriage returns."""
-    convert('video,caption\r\nclip0,Mädchen\r\nclip2,"two\r\nlines"\r\n'.encode('utf-8-sig'))
-    train, test = read_splits()
-    assert {**train, **test}['clip0.mp4'].captions == ['Mädchen']
+    assert 'deep/clip1.avi and deep/clip1.mp4' in message and 'deep/clip1 (line 3)' in message
 
 
 def test_its_config(convert, write_video, tmp_path):
-    for i in range(20):
+    for i in range(4):
         write_video(Path('../videos', path_of(i)), 3)
-    convert([(*line, '1') for line in LINES], header='video,caption,end')
+    convert([(*line, '1') for line in LINES[:8]], header='video,caption,end')
     path = Path('configs/_base_/datasets/cooking.py')
     config, didemo = Config.fromfile(path), Config.fromfile(path.with_name('didemo.py'))
     for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
         assert loader.dataset.data_prefix.video == str(tmp_path / 'videos')
         dataset = DATASETS.build(loader.dataset)
         assert len(dataset[0]['inputs']['imgs']) == 12
-    assert len(dataset) == 2
+    assert len(dataset) == 1
     for loader in (config, didemo):  # otherwise, they are the same
         for key in ('data_prefix', 'data_root', 'ann_file'):
             for split in ('train', 'val', 'test'):
@@ -159,38 +150,33 @@ def test_names_that_are_taken_or_no_names(refuse):
     Path('configs/_base_/datasets/mine.py').write_text('x = 1\n')
     Path('data/made').mkdir(parents=True)
     for name in ('msrvtt', 'msrvtt_9k', 'didemo', 'moving_shapes', 'mine', 'made'):
-        assert f'{name} is the name of another data set' in refuse(LINES, name=name)
-    for name in ('1a', 'a-b', 'a/b', '../a', '', '_a', 'ä', 'a.py', 'a\n'):
+        assert f'{name} is the name of another' in refuse(LINES, name=name)
+    for name in ('1a', 'a-b', '../a', '', '_a', 'ä', 'a\n'):
         assert f'NAME is {name!r}' in refuse(LINES, name=name)
 
 
 @pytest.mark.parametrize(
-    'text, message',
+    'text, at_fault',
     [
         ('', 'captions.csv, line 1: no column video, caption'),
-        ('video;caption\nclip0;a\n', 'line 1: no column video, caption'),
         ('video,caption\n', 'captions.csv names no video'),
         (b'video,caption\nclip0,M\xe4dchen\n', 'captions.csv is not UTF-8 text'),
         ('video,caption\nclip0,a,b\n', 'line 2: 2 columns expected'),
         ('video,caption\nclip0,a\nclip2, \n', 'line 3: an empty value'),
-        ('video,caption\n,a\n', 'line 2: an empty value'),
         ('video,caption\nclip0,b\nclip2,"a\nclip4,b\n', 'line 3: not valid csv'),
         ('video,caption\nclip0,a\nclip2,b\nclip0.mp4,a\n', 'line 4: "a" of clip0.mp4 is in line 2'),
         ('video,caption\nclip0,a\nclip77,b\nclip77,c\nno/clip2,c\n', 'no/clip2 (line 5), clip77 ('),
         ('video,caption\nclip0,a\nclip0,b\n', 'no video for train.json'),
         ('video,caption,split\nclip0,a,train\n', 'no video for test.json'),
-        ('video,caption,split\nclip0,a,val\n', "line 2: split is 'val'"),
         ('video,caption,split\nclip0,a,train\nclip2,a,\n', "line 3: split is ''"),
         ('video,caption,split\nclip0,a,train\nclip0,b,test\n', 'line 3: clip0.mp4 has another'),
         ('video,caption,end\nclip0,a,1\nclip0,b,2\n', 'line 3: clip0.mp4 has another'),
         ('video,caption,end\nclip0,a,x\n', 'captions.csv, line 2: "end" is "x"'),
-        ('video,caption,end\nclip0,a,nan\n', 'line 2: "end" is NaN'),
-        ('video,caption,end\nclip0,a,0\n', 'line 2: the window ends at 0.0 s but'),
         ('video,caption,start\nclip0,a,-1\n', 'line 2: "start" is -1.0'),
     ],
 )
-def test_bad_captions_are_refused(refuse, text, message):
-    assert message in refuse(text)
+def test_bad_captions_are_refused(refuse, text, at_fault):
+    assert at_fault in refuse(text)
 
 
 ONE, OTHER = 'video,caption\nclip0,a\n', 'video,caption\nclip4,a\n'
@@ -200,19 +186,16 @@ SPLIT = 'video,caption,split\nclip0,a,train\nclip2,b,test\n'
 @pytest.mark.parametrize(
     'text, test, arguments, message',
     [
-        (SPLIT, None, ['--test-fraction', 0.5], 'Give one of'),
-        (SPLIT, OTHER, [], 'Give one of'),
-        (ONE, SPLIT.replace('clip0', 'clip4'), [], 'Give one of'),
-        (ONE, OTHER, ['--test-fraction', 0.5], 'Give one of'),
-        (ONE, f'{OTHER}clip0.mp4,b\n', [], '1 videos of test.csv are in captions.csv too: clip0'),
-        (ONE, 'video,caption\nclip2\n', [], 'test.csv, line 2: 2 columns'),
-        (ONE, None, ['--test', 'no.csv'], 'no.csv cannot be read'),
-        *((ONE, None, ['--test-fraction', part], '--test-fraction is') for part in (0, 1, 'nan')),
-        (ONE, None, ['--config-dir', 'data'], 'data has no _base_/datasets/_video_text.py'),
+        (SPLIT, '', ['--test-fraction', 0.5], 'Give one of'),
+        (SPLIT, OTHER, ['--test', 'test.csv'], 'Give one of'),
+        (ONE, SPLIT.replace('clip0', 'clip4'), ['--test', 'test.csv'], 'Give one of'),
+        (ONE, f'{OTHER}clip0.mp4,b\n', ['--test', 'test.csv'], '1 videos of test.csv are in'),
+        (ONE, 'video,caption\nclip2\n', ['--test', 'test.csv'], 'test.csv, line 2: 2 columns'),
+        (ONE, '', ['--test', 'no.csv'], 'no.csv cannot be read'),
+        (ONE, '', ['--test-fraction', 1], '--test-fraction is'),
+        (ONE, '', ['--config-dir', 'data'], 'data has no _base_/datasets/_video_text.py'),
     ],
 )
 def test_bad_divisions_are_refused(refuse, text, test, arguments, message):
-    if test:
-        Path('test.csv').write_text(test)
-        arguments = [*arguments, '--test', 'test.csv']
+    Path('test.csv').write_text(test)
     assert message in refuse(text, *arguments)

@@ -3,29 +3,27 @@
 import itertools
 import json
 import multiprocessing
-import os
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
+from helpers import run as run_command
 from mmaction.datasets.transforms import DecordInit
 
 from projects.vop.errors import UserError, VideoReadError
 from projects.vop.models import RetrievalRecognizer
 from projects.vop.registry import MODELS, TRANSFORMS
 
-ROOT = Path(__file__).resolve().parents[2]
 TOOL = 'tools/analysis/profile_training.py'
 CONFIG = 'configs/moving_shapes/vop.py'
 CFG_OPTIONS = (
-    'model.clip.pretrained=None',
+    *('--cfg-options', 'model.clip.pretrained=None'),
     'train_dataloader.dataset.data_prefix.video=',
     'train_dataloader.dataset.pipeline.3.keep_ratio=False',
 )
-SLEEP = 0.5  # seconds for each video
+SLEEP = 0.3  # seconds for each video
 
 
 @TRANSFORMS.register_module()
@@ -54,7 +52,7 @@ def profile(run_tool, tmp_path, video_folder, monkeypatch):
     def run(*arguments, videos=video_folder, options=()):
         figures = tmp_path / 'figures.json'
         setting = f'--batch-size 2 --num-workers 0 --data-root {videos} --steps 1 --warmup 0'
-        options = ('--cfg-options', *CFG_OPTIONS, *options)
+        options = (*CFG_OPTIONS, *options)
         run_tool(TOOL, CONFIG, *setting.split(), '--json', figures, *arguments, *options)
         return json.loads(figures.read_text())
 
@@ -62,10 +60,12 @@ def profile(run_tool, tmp_path, video_folder, monkeypatch):
 
 
 @pytest.mark.slow
-def test_every_combination_is_a_row(profile, video_folder, tmp_path, capsys):
+def test_every_combination_is_a_row_and_the_fastest_is_traced(
+    profile, video_folder, tmp_path, capsys
+):
     (tmp_path / 'copy').symlink_to(video_folder)
-    roots = [str(video_folder), str(tmp_path / 'copy')]
-    figures = profile('--batch-size', 1, 2, '--data-root', *roots)
+    roots, traced = [str(video_folder), str(tmp_path / 'copy')], tmp_path / 'trace.json'
+    figures = profile('--batch-size', 1, 2, '--data-root', *roots, '--trace', traced)
     rows = [(row['batch_size'], row['data_root']) for row in figures['rows']]
     assert rows == list(itertools.product((1, 2), roots))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('|')]
@@ -73,17 +73,15 @@ def test_every_combination_is_a_row(profile, video_folder, tmp_path, capsys):
     for row in figures['rows']:
         assert row['pairs_per_s'] == pytest.approx(1000 * row['batch_size'] / row['step_ms'])
         assert 0 < row['waiting_share'] < 1
+    events = json.loads(traced.read_text())['traceEvents']
+    assert 'ProfilerStep#5' in {event['name'] for event in events}
 
 
 @pytest.mark.slow
-def test_slow_reading_is_the_bottleneck(profile):
+def test_what_is_slow_is_the_bottleneck(profile, capsys):
     best = profile(options=['train_dataloader.dataset.pipeline.0.type=vop.SlowDecordInit'])['best']
     assert best['bottleneck'] == 'reading'
     assert best['loader_alone_pairs_per_s'] < min(1 / SLEEP, best['model_alone_pairs_per_s'])
-
-
-@pytest.mark.slow
-def test_a_slow_model_that_runs_out_of_memory(profile, capsys):
     model = ['model.type=vop.SlowRecognizer']
     figures = profile('--batch-size', 4, 2, '--num-workers', 1, options=model)
     assert [row['out_of_memory'] for row in figures['rows']] == [True, False]
@@ -97,21 +95,11 @@ def test_a_slow_model_that_runs_out_of_memory(profile, capsys):
 
 
 @pytest.mark.slow
-def test_a_trace_is_for_a_viewer(profile, tmp_path):
-    profile('--trace', tmp_path / 'trace.json')
-    events = json.loads((tmp_path / 'trace.json').read_text())['traceEvents']
-    assert 'ProfilerStep#5' in {event['name'] for event in events}
-
-
-@pytest.mark.slow
-def test_an_unreadable_video_ends_it(profile, tmp_path):
+def test_wrong_input(profile, tmp_path, monkeypatch):
     (tmp_path / 'train.json').write_text('{"0.mp4": ["a caption"]}')
     (tmp_path / '0.mp4').write_text('no video')
     with pytest.raises(VideoReadError, match='0.mp4'):
         profile('--num-workers', 1, videos=tmp_path)
-
-
-def test_wrong_input(profile, monkeypatch):
     with pytest.raises(UserError, match='optim_wrapper'):
         profile(options=['optim_wrapper=None'])
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
@@ -123,14 +111,10 @@ def test_wrong_input(profile, monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_are_one_table(video_folder, tmp_path):
-    command = (
-        f'-m torch.distributed.run --standalone --nproc_per_node 2 {TOOL} {CONFIG} --launcher '
-        f'pytorch --steps 2 --batch-size 2 --data-root {video_folder} --json {tmp_path}/2.json '
-        f'--cfg-options {" ".join(CFG_OPTIONS)}'
-    )
-    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
-    output = subprocess.check_output(
-        [sys.executable, *command.split()], cwd=ROOT, env=env, text=True
+    command = f'-m torch.distributed.run --standalone --nproc_per_node 2 {TOOL} {CONFIG} --launcher'
+    command += f' pytorch --steps 2 --batch-size 2 --num-workers 0 --data-root {video_folder}'
+    output = run_command(
+        sys.executable, *command.split(), '--json', tmp_path / '2.json', *CFG_OPTIONS
     )
     assert sum(line.startswith('|') for line in output.splitlines()) == 3
     figures = json.loads((tmp_path / '2.json').read_text())

@@ -120,7 +120,7 @@ def metrics(work_dir):
     return [only_metrics(r) for r in records(work_dir) if 't2v/R@1' in r]
 
 
-def tested(work_dir):
+def results_of(work_dir):
     """What tools/test.py logged."""
     return only_metrics(json.loads(next(Path(work_dir).glob('*/*.json')).read_text()))
 
@@ -167,7 +167,7 @@ def test_test_py_gives_the_metrics_of_training(run_tool, trained, config, tmp_pa
     dump = tmp_path / 'predictions.pkl'
     checkpoint = trained / f'epoch_{EPOCHS}.pth'
     run_tool('tools/test.py', config(), checkpoint, '--work-dir', tmp_path, '--dump', dump)
-    assert tested(tmp_path) == pytest.approx(metrics(trained)[-1])
+    assert results_of(tmp_path) == pytest.approx(metrics(trained)[-1])
     assert dump.stat().st_size > 0
 
 
@@ -243,7 +243,7 @@ def test_two_processes_train_and_test_as_one(trained, config, tmp_path):
             dump = tmp_path / 'two.pt'
             options = '--qb-norm', bank, '--dsl', '--dump-embeddings', dump
             run(*command, *options, PORT=free_port())
-            results = tested(work_dir)
+            results = results_of(work_dir)
     plain = metrics(trained)[-1]
     assert {name: results[name] for name in plain} == plain
     assert len(results) == 3 * len(plain)
@@ -256,7 +256,7 @@ def test_zero_shot_is_tested_by_one_process_and_by_two(run_tool, config, tmp_pat
     path = config('zero_shot')
     run_tool('tools/test.py', path, '--work-dir', tmp_path / 'one')
     run('tools/dist_test.sh', path, 2, '--work-dir', tmp_path / 'two', PORT=free_port())
-    assert tested(tmp_path / 'one') == tested(tmp_path / 'two') != {}
+    assert results_of(tmp_path / 'one') == results_of(tmp_path / 'two') != {}
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_a_bank_of_training_queries(run_tool, trained, config, tmp_path, capsys)
     assert content['video'].shape == (5, 32)
 
     run_test(EPOCHS, '--work-dir', tmp_path / 'test', '--qb-norm', bank, '--dsl')
-    result, plain = tested(tmp_path / 'test'), metrics(trained)[-1]
+    result, plain = results_of(tmp_path / 'test'), metrics(trained)[-1]
     assert set(result) == {
         f'{prefix}{name}' for prefix in ('', 'dsl/', 'qb_norm/') for name in plain
     }
@@ -331,7 +331,7 @@ def test_lambda_of_dsl_and_dump_to_pickle_together(run_tool, config, tmp_path):
     dump = tmp_path / 'predictions.pkl'
     options = '--dsl', '30', '--dump', dump, '--work-dir', tmp_path
     run_tool('tools/test.py', config('zero_shot'), *options)
-    assert 'dsl/t2v/R@1' in tested(tmp_path)
+    assert 'dsl/t2v/R@1' in results_of(tmp_path)
     assert 'scale=30.0' in next(tmp_path.glob('*/vis_data/config.py')).read_text()
     assert dump.stat().st_size > 0
 

@@ -54,8 +54,8 @@ def get(record: Any, key: str, kind: type, place: str) -> Any:
 
 def check_captions(texts: Any, place: str) -> list[str]:
     """A list of captions, checked and stripped."""
-    numbered = enumerate(check(texts, list, place), start=1)
-    return [check_caption(text, f'{place}: caption {number}') for number, text in numbered]
+    check(texts, list, place)
+    return [check_caption(text, f'{place}: caption {i}') for i, text in enumerate(texts, start=1)]
 
 
 def group(records: Any, video: str, text: str, place: str) -> dict[str, list[str]]:
@@ -71,9 +71,8 @@ def group(records: Any, video: str, text: str, place: str) -> dict[str, list[str
 def read_lines(path: Path) -> Lines:
     """Lines of a file without a header; none is empty."""
     lines = list(enumerate(read_text(path).removesuffix('\n').split('\n'), start=1))
-    for number, line in lines:
-        if not line.strip():
-            raise UserError(f'{path}, line {number} is empty.')
+    if empty := [number for number, line in lines if not line.strip()]:
+        raise UserError(f'{path}, line {empty[0]} is empty.')
     return lines
 
 
@@ -85,10 +84,8 @@ def read_csv(path: Path, *columns: str) -> Lines:
     reader, rows = csv.DictReader(io.StringIO(read_text(path), newline=''), strict=True), []
     try:
         header = reader.fieldnames or []
-        missing = ', '.join(column for column in columns if column not in header)
-        if missing:
-            header = ','.join(header)
-            raise UserError(f'{path}, line 1: no column {missing}; the header is {header!r}.')
+        if missing := ', '.join(column for column in columns if column not in header):
+            raise UserError(f'{path}, line 1: no column {missing}, but {", ".join(header)}.')
         for row in reader:
             place = f'{path}, line {reader.line_num}'
             if None in row.values() or None in row:
@@ -110,8 +107,7 @@ def check_unique(path: Path, lines: Iterable[tuple[int, str]]) -> None:
     first = {}
     for number, key in lines:
         if first.setdefault(key, number) != number:
-            place = f'{path}, line {number}'
-            raise UserError(f'{place}: {key} is in line {first[key]} already. Remove one of them.')
+            raise UserError(f'{path}, line {number}: {key} is in line {first[key]} already.')
 
 
 def select(
@@ -127,10 +123,7 @@ def select(
 
 
 def stem(path: str) -> str:
-    """The name of a video, without folder and extension.
-
-    Names of clips may hold points, so only what is a video's is cut.
-    """
+    """The name of a video, without folder and extension; names of clips may hold points."""
     name = os.path.basename(path)
     return os.path.splitext(name)[0] if is_video(name) else name
 
@@ -147,10 +140,8 @@ def find_videos(folder: Path) -> dict[str, list[str]]:
 def only_one(paths: list[str], video: str, folder: Path) -> str:
     """The one path that matches a video."""
     if len(paths) > 1:
-        first, second, *_ = sorted(paths)
-        raise UserError(
-            f'Both {first} and {second} in {folder} could be {video}. Keep one of them there.'
-        )
+        both = ' and '.join(sorted(paths)[:2])
+        raise UserError(f'Both {both} in {folder} could be {video}. Keep one of them there.')
     return paths[0]
 
 
@@ -163,18 +154,12 @@ def locate(splits: dict[str, Split], folder: Path, skip_missing: bool) -> dict[s
         missing = [video for video in split if not paths[video]]
         message = f'{name}: {len(missing):,} of {len(split):,} videos are not in {folder}'
         if len(missing) == len(split) or (missing and not skip_missing):
-            raise UserError(
-                f'{message}: {some(missing)}. --skip-missing leaves out some, but not all.'
-            )
+            raise UserError(f'{message}: {some(missing)}. --skip-missing leaves out a part.')
         if missing:
             print(f'{message} and are left out.')
-            if name.startswith('test'):
-                print('Figures on a part of a test split cannot be compared with those of others.')
-        located[name] = {
-            only_one(paths[video], video, folder): value
-            for video, value in split.items()
-            if paths[video]
-        }
+        if missing and name.startswith('test'):
+            print('Figures on a part of a test split cannot be compared with those of others.')
+        located[name] = {only_one(paths[v], v, folder): split[v] for v in split if paths[v]}
     return located
 
 
@@ -196,8 +181,7 @@ def write_splits(splits: dict[str, Split], out: Path) -> None:
     for name, split in splits.items():
         path = out / f'{name}.json'
         write_file(path, json.dumps(split))
-        texts = [v['captions'] if isinstance(v, dict) else v for v in split.values()]
-        total = sum(map(len, texts))
+        total = sum(len(v['captions'] if isinstance(v, dict) else v) for v in split.values())
         mean = f'{total / len(split):.1f} per video'
         print(f'{path}: {len(split):,} videos, {total:,} captions ({mean})')
 
@@ -205,18 +189,13 @@ def write_splits(splits: dict[str, Split], out: Path) -> None:
 def run(
     convert: Callable[[Path], dict[str, Split]], doc: str, out: str, publisher: str, counts: str
 ) -> None:
-    """The command line of a converter.
+    """The command line of a converter: ``convert`` makes the splits from the files in a folder.
 
-    Args:
-        convert (Callable): Makes the splits from the files in a folder.
-        doc (str): The help.
-        out (str): The folder that the configs read.
-        publisher (str): Says where the files are from.
-        counts (str): Says what the field counts.
+    ``out`` is where the configs look, ``publisher`` who has the files, ``counts`` what the field
+    counts.
     """
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=doc, formatter_class=layout)
     add = parser.add_argument
     add('source', type=Path, help='folder of these files')
     add('--out', type=Path, default=Path(out), help='folder to write to (default: %(default)s)')
@@ -233,7 +212,6 @@ def run(
             splits = locate(splits, args.videos, args.skip_missing)
     write_splits(splits, args.out)
     print(counts)
-    expected = args.out / 'videos'
-    if args.videos and expected.resolve() != args.videos.resolve():
-        target = args.videos.resolve()
-        print(f'The config looks for the videos in {expected}: make that a link to {target}.')
+    expected, videos = args.out / 'videos', args.videos and args.videos.resolve()
+    if videos and expected.resolve() != videos:
+        print(f'The config looks for the videos in {expected}: make that a link to {videos}.')

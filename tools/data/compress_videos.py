@@ -24,10 +24,9 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from pathlib import Path
 
-import portalocker
 from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
-from transcode import CODECS, CopySettings, TranscodeError, encode, end_with_parent
+from transcode import CODECS, CopySettings, encode, end_with_parent
 
 if __name__ != '__mp_main__':  # workers import this file, and the package takes seconds
     from projects.vop import fileio
@@ -35,7 +34,6 @@ if __name__ != '__mp_main__':  # workers import this file, and the package takes
 
 SETTINGS = 'compress_videos.json'
 UNREADABLE = 'unreadable.txt'
-LOCK = '.lock'
 
 
 def check_folders(src: Path, dst: Path) -> None:
@@ -79,16 +77,6 @@ def check_settings(dst: Path, settings: CopySettings) -> None:
         )
 
 
-def copy_texts(names: list[str], src: Path, dst: Path) -> None:
-    """Copy annotation files as they are."""
-    for name in names:
-        try:
-            data = (src / name).read_bytes()
-        except OSError as error:
-            raise UserError(f'{src / name} cannot be read: {error.strerror}.') from error
-        fileio.write_file(dst / name, data)
-
-
 def mtime_ns(path: Path) -> int:
     """When a file was modified; 0 if there is none."""
     return path.stat().st_mtime_ns if path.exists() else 0
@@ -102,20 +90,6 @@ def write_copy(path: Path, data: bytes, time_ns: int) -> None:
         # copy must not seem older than its source.
         time_ns = -(-time_ns // 10**7) * 10**7
         os.utime(part, ns=(time_ns, time_ns))
-
-
-def reason(error: BaseException, timeout: float) -> str:
-    """Why a video is unreadable."""
-    if isinstance(error, futures.TimeoutError):
-        return f'it takes longer than {timeout:g} s (--timeout)'
-    if isinstance(error, ProcessExpired):
-        return (
-            f'its process crashed or was killed (exit code {error.exitcode}), perhaps because '
-            'memory ran out'
-        )
-    if isinstance(error, TranscodeError):
-        return str(error)
-    return getattr(error, 'strerror', None) or f'{type(error).__name__}: {error}'
 
 
 def copy_videos(
@@ -141,13 +115,19 @@ def copy_videos(
             for future in futures.wait(running, return_when='FIRST_COMPLETED').done:
                 video, time_ns = running.pop(future)
                 error = future.exception()
-                if isinstance(error, BrokenProcessPool):
-                    raise error
-                if error:
-                    unreadable[video] = reason(error, timeout)
-                    videos[video].unlink(missing_ok=True)  # an older copy
-                else:
+                if not error:
                     write_copy(videos[video], future.result(), time_ns)
+                elif isinstance(error, BrokenProcessPool):
+                    raise error
+                else:
+                    reason = str(error)
+                    if isinstance(error, futures.TimeoutError):
+                        reason = f'it takes longer than {timeout:g} s (--timeout)'
+                    elif isinstance(error, ProcessExpired):
+                        reason = 'its process crashed or was killed (exit code '
+                        reason += f'{error.exitcode}), perhaps because memory ran out'
+                    unreadable[video] = reason
+                    videos[video].unlink(missing_ok=True)  # an older copy
                 bar.update()
     finally:
         pool.stop()
@@ -155,24 +135,14 @@ def copy_videos(
 
 
 def compress(src: Path, dst: Path, settings: CopySettings, jobs: int, timeout: float) -> int:
-    """Copy a folder.
-
-    Returns:
-        int: How many videos could not be read.
-    """
+    """Copy a folder; count the videos that cannot be read."""
     check_folders(src, dst)
     files = list_files(src)
     videos = {src / name: dst / name for name in files if fileio.is_video(name)}
     if not videos:
         raise UserError(f'There is no video ({", ".join(fileio.VIDEO_SUFFIXES)}) in {src}.')
     check_settings(dst, settings)
-    fileio.check_writable(dst / LOCK)
-    try:
-        lock = portalocker.Lock(dst / LOCK, fail_when_locked=True)
-        lock.acquire()
-    except portalocker.AlreadyLocked as error:
-        raise UserError(f'Another run writes to {dst}: wait until it has ended.') from error
-    with lock:
+    with fileio.file_lock(dst / '.lock'):
         if (dst / SETTINGS).is_file():
             for name in list_files(dst):
                 if name.endswith('.part'):  # of a run that was killed
@@ -180,7 +150,12 @@ def compress(src: Path, dst: Path, settings: CopySettings, jobs: int, timeout: f
         fileio.write_file(dst / SETTINGS, json.dumps(settings._asdict()))
         # The settings of an earlier copy are no part of a data set.
         texts = [name for name in files if name.lower().endswith('.json') and name != SETTINGS]
-        copy_texts(texts, src, dst)
+        for name in texts:
+            try:
+                text = (src / name).read_bytes()
+            except OSError as error:
+                raise UserError(f'{src / name} cannot be read: {error.strerror}.') from error
+            fileio.write_file(dst / name, text)
         todo = {a: b for a, b in videos.items() if not 0 < mtime_ns(a) <= mtime_ns(b)}
         done = len(videos) - len(todo)
         with tqdm(total=len(videos), initial=done, unit='video', disable=None) as bar:
@@ -190,66 +165,66 @@ def compress(src: Path, dst: Path, settings: CopySettings, jobs: int, timeout: f
             f'{len(unreadable):,} unreadable; {len(texts):,} .json files; '
             f'{len(files) - len(videos) - len(texts):,} other files left alone.'
         )
-        copied = {a: b for a, b in videos.items() if a not in unreadable}
-        if copied:
-            before, after = (
-                sum(path.stat().st_size for path in paths) / 1e6
-                for paths in (copied, copied.values())
-            )
+        if pairs := [pair for pair in videos.items() if pair[0] not in unreadable]:
+            before, after = (sum(path.stat().st_size for path in paths) for paths in zip(*pairs))
             print(
-                f'{src}: {before:,.1f} MB of videos, {dst}: {after:,.1f} MB ({after / before:.0%}).'
+                f'{src}: {before / 1e6:,.1f} MB of videos, {dst}: {after / 1e6:,.1f} MB '
+                f'({after / before:.0%}).'
             )
-        report = dst / UNREADABLE
-        report.unlink(missing_ok=True)
-        if unreadable:
-            # Names of files need not be text.
-            lines = ''.join(f'{video}: {unreadable[video]}\n' for video in sorted(unreadable))
-            fileio.write_file(report, os.fsencode(lines))
-            print(f'Unreadable (also in {report}):')
-            print(os.fsencode(lines).decode(errors='backslashreplace'), end='')
-            print(
-                f'Training on {dst} needs them there, readable, or '
-                'train_dataloader.dataset.skip_bad_videos=True.'
-            )
+        list_unreadable(unreadable, dst)
     return len(unreadable)
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of the description, and shows defaults."""
+def list_unreadable(unreadable: dict[Path, str], dst: Path) -> None:
+    """Write the list of unreadable videos, and print it; without one, delete that of before."""
+    path = dst / UNREADABLE
+    path.unlink(missing_ok=True)
+    if unreadable:
+        # Names of files need not be text.
+        lines = os.fsencode(
+            ''.join(f'{video}: {unreadable[video]}\n' for video in sorted(unreadable))
+        )
+        fileio.write_file(path, lines)
+        print(
+            f'Unreadable (also in {path}):\n{lines.decode(errors="backslashreplace")}'
+            f'Training on {dst} needs them there, readable, or '
+            'train_dataloader.dataset.skip_bad_videos=True.'
+        )
 
 
 def main() -> None:
     """Read the arguments, and copy."""
-    defaults, cores = CopySettings(), len(os.sched_getaffinity(0))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    defaults = CopySettings()
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument('src', type=Path, metavar='SRC', help='folder of the videos')
     parser.add_argument('dst', type=Path, metavar='DST', help='folder of the copies')
-    numbers = (
-        ('--fps', defaults.fps, 0.01, "frames per second, at most the original's"),
-        ('--short-side', defaults.short_side, 16, "pixels, at most the original's"),
-        ('--min-frames', defaults.min_frames, 1, 'of a short video, up to its own number'),
-        ('--jobs', cores, 1, 'processes'),
-        ('--timeout', 600.0, 0.1, 'seconds that copying one video may take'),
+    numbers = dict(
+        fps=(defaults.fps, 0.01, "frames per second, at most the original's"),
+        short_side=(defaults.short_side, 16, "pixels, at most the original's"),
+        min_frames=(defaults.min_frames, 1, 'of a short video, up to its own number'),
+        jobs=(len(os.sched_getaffinity(0)), 1, 'processes'),
+        timeout=(600.0, 0.1, 'seconds that copying one video may take'),
     )
-    for name, default, _, text in numbers:
-        parser.add_argument(name, type=type(default), default=default, help=text)
-    parser.add_argument(
-        '--codec', choices=list(CODECS), default=defaults.codec, help='h264 is smaller, but slower'
+    for name, (default, _, text) in numbers.items():
+        option = f'--{name.replace("_", "-")}'
+        text += ' (default: %(default)s)'
+        parser.add_argument(option, type=type(default), default=default, help=text)
+    text = 'h264 is smaller, but slower (default: %(default)s)'
+    parser.add_argument('--codec', choices=list(CODECS), default=defaults.codec, help=text)
+    ranges = (
+        f'{name}: {codec.qualities[0]} to {codec.qualities[-1]}, {codec.quality} by default'
+        for name, codec in CODECS.items()
     )
-    ranges = (f'{name}: {c.qualities[0]} to {c.qualities[-1]}' for name, c in CODECS.items())
-    qualities = {name: codec.quality for name, codec in CODECS.items()}
-    parser.add_argument(
-        '--quality', type=int, default=qualities, help=f'the lower, the better; {", ".join(ranges)}'
-    )
+    text = f'the lower, the better; {"; ".join(ranges)}'
+    parser.add_argument('--quality', type=int, default=argparse.SUPPRESS, help=text)
     args = parser.parse_args()
-    for name, _, least, _ in numbers:
-        if not least <= getattr(args, name[2:].replace('-', '_')) < math.inf:
-            parser.error(f'{name} must be a number of at least {least}')
-    if args.quality is qualities:
-        args.quality = qualities[args.codec]
-    allowed = CODECS[args.codec].qualities
-    if args.quality not in allowed:
-        parser.error(f'--quality of {args.codec} is {allowed[0]} to {allowed[-1]}')
+    for name, (_, least, _) in numbers.items():
+        if not least <= getattr(args, name) < math.inf:
+            parser.error(f'--{name.replace("_", "-")} must be a number of at least {least}')
+    vars(args).setdefault('quality', CODECS[args.codec].quality)
+    if args.quality not in CODECS[args.codec].qualities:
+        parser.error(f'--quality of {args.codec} is out of its range, which --help gives')
     settings = CopySettings(*(getattr(args, name) for name in CopySettings._fields))
     try:
         unreadable = compress(args.src, args.dst, settings, args.jobs, args.timeout)

@@ -71,10 +71,8 @@ def locate(names: dict[str, int], folder: Path) -> dict[str, str]:
         else:
             missing.append(f'{name} (line {line})')
     if missing:
-        raise UserError(
-            f'{len(missing):,} of {len(names):,} videos are not in {folder}: {some(missing)}. '
-            f'Videos are {", ".join(VIDEO_SUFFIXES)}.'
-        )
+        text = f'{len(missing):,} of {len(names):,} videos are not in {folder}: {some(missing)}.'
+        raise UserError(f'{text} Videos are {", ".join(VIDEO_SUFFIXES)}.')
     return found
 
 
@@ -101,20 +99,13 @@ def read_captions(path: Path, folder: Path) -> tuple[Split, dict[str, str]]:
             raise UserError(f'{place}: split is {split!r}; it must be train or test.')
         before, *others = first.setdefault(video, (line, split, window))
         if others != [split, window]:
-            raise UserError(
-                f'{place}: {video} has another split or window than in line {before}. '
-                'A video has one of each.'
-            )
+            raise UserError(f'{place}: {video} has another split or window than in line {before}.')
         videos.setdefault(video, dict(captions=[], **window))['captions'].append(row['caption'])
     return videos, {video: split for video, (_, split, _) in first.items()}
 
 
 def draw(videos: Split, fraction: float, seed: int) -> set[str]:
-    """Draw the videos to test on.
-
-    By a hash, so that videos that are added later hardly move others from one
-    split to the other.
-    """
+    """Draw videos to test on, by a hash, so that those added later hardly move others."""
     if not 0 < fraction < 1:
         raise UserError(f'--test-fraction is {fraction}; it must be between 0 and 1.')
     drawn = sorted(videos, key=lambda v: hashlib.sha256(f'{seed} {v}'.encode()).hexdigest())
@@ -125,16 +116,12 @@ def make_splits(args: argparse.Namespace) -> dict[str, Split]:
     """Read the csv files, and divide their videos."""
     videos, split_of = read_captions(args.captions, args.videos)
     test, test_split_of = read_captions(args.test, args.videos) if args.test else ({}, {})
-    shared = [video for video in videos if video in test]
-    if shared:
-        raise UserError(
-            f'{len(shared)} videos of {args.test} are in {args.captions} too: {some(shared)}.'
-        )
+    if shared := [video for video in videos if video in test]:
+        text = f'{len(shared)} videos of {args.test} are in {args.captions} too'
+        raise UserError(f'{text}: {some(shared)}.')
     has_column = any((*split_of.values(), *test_split_of.values()))
     if has_column + bool(test) + (args.test_fraction is not None) > 1:
-        raise UserError(
-            'Give one of --test, --test-fraction and the column split: each says what to test on.'
-        )
+        raise UserError('Give one of --test, --test-fraction and the column split, not several.')
     videos.update(test)
     if has_column:
         test = {video for video in videos if split_of[video] == 'test'}
@@ -145,39 +132,32 @@ def make_splits(args: argparse.Namespace) -> dict[str, Split]:
     for video, value in videos.items():
         split = splits['test' if video in test else 'train']
         split[video] = value if len(value) > 1 else value['captions']
-    for name, split in splits.items():
-        if not split:
-            raise UserError(f'{args.captions} leaves no video for {name}.json.')
+    if empty := [name for name, split in splits.items() if not split]:
+        raise UserError(f'{args.captions} leaves no video for {empty[0]}.json.')
     return splits
 
 
 def check_name(name: str, folder: Path, root: Path) -> Path:
     """Where the config of this name goes, if the name is free."""
     if not re.fullmatch('[A-Za-z][A-Za-z0-9_]*', name):
-        raise UserError(
-            f'NAME is {name!r}; it must begin with a letter and hold letters, digits and _ alone.'
-        )
+        text = 'it must begin with a letter and hold letters, digits and _ alone'
+        raise UserError(f'NAME is {name!r}; {text}.')
     if not (folder / '_base_/datasets/_video_text.py').is_file():
-        raise UserError(
-            f'{folder} has no _base_/datasets/_video_text.py. Run this in the folder of the '
-            'project, or set --config-dir.'
-        )
+        text = 'Run this in the folder of the project, or set --config-dir'
+        raise UserError(f'{folder} has no _base_/datasets/_video_text.py. {text}.')
     path = folder / f'_base_/datasets/{name}.py'
     if path.is_file() and path.read_text(encoding='utf-8').startswith(MARK):
         return path
     for other in (path, folder / name, folder / f'vop_{name}.py', root):
         if other.exists():
-            raise UserError(
-                f'{name} is the name of another data set: there is {other}. Choose another name.'
-            )
+            raise UserError(f'{name} is the name of another data set: there is {other}.')
     return path
 
 
 def main() -> None:
     """Make the annotation files and the config."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     add = parser.add_argument
     add('videos', type=Path, metavar='VIDEO_DIR')
     add('captions', type=Path, metavar='CAPTIONS.csv')

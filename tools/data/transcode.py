@@ -6,7 +6,9 @@ A worker imports this module alone: it needs neither torch nor the package.
 import io
 import multiprocessing
 import os
+import signal
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -42,11 +44,7 @@ CODECS = dict(
 
 
 class CopySettings(NamedTuple):
-    """What the copies in a folder have in common.
-
-    Example:
-        >>> data = encode(Path('video0.mp4'), CopySettings(fps=1.0))
-    """
+    """What the copies in a folder have in common."""
 
     fps: float = 3.0
     short_side: int = 224
@@ -68,12 +66,9 @@ def end_with_parent() -> None:
 
     def wait() -> None:
         multiprocessing.parent_process().join()
-        os._exit(1)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-# Reading
 
 
 class Timeline(NamedTuple):
@@ -88,21 +83,20 @@ class Timeline(NamedTuple):
 @contextmanager
 def open_video(path: Path) -> Iterator[tuple]:
     """Open a file, and the stream in it that decord reads, too."""
-    # A title that is not UTF-8 is no reason to refuse a video.
-    with av.open(str(path), metadata_errors='replace') as container:
-        stream = container.streams.best('video')
-        if stream is None:
-            raise TranscodeError('it has no video stream')
-        stream.codec_context.thread_count = 1  # there is one process per core
-        yield container, stream
+    try:
+        # A title that is not UTF-8 is no reason to refuse a video.
+        with av.open(str(path), metadata_errors='replace') as container:
+            stream = container.streams.best('video')
+            if stream is None:
+                raise TranscodeError('it has no video stream')
+            stream.codec_context.thread_count = 1  # there is one process per core
+            yield container, stream
+    except av.FFmpegError as error:
+        raise TranscodeError(error.strerror) from error
 
 
 def read_timeline(path: Path) -> Timeline:
-    """Read the timestamps, without decoding.
-
-    Raises:
-        TranscodeError: If there is no frame, or the file is cut off.
-    """
+    """Read the timestamps, without decoding; a file that is cut off is refused."""
     with open_video(path) as (container, stream):
         packets, end = [], 0
         for packet in container.demux():
@@ -118,10 +112,8 @@ def read_timeline(path: Path) -> Timeline:
                 packets.append((packet.pts, packet.dts, packet.duration))
         promised = Fraction(container.duration or 0, av.time_base)
         if end and end < 0.95 * promised and end < promised - 0.5:  # headers are not exact
-            raise TranscodeError(
-                f'it is cut off: it ends at {float(end):.1f} s,'
-                f' of {float(promised):.1f} s in its header'
-            )
+            times = f'{float(end):.1f} s, of {float(promised):.1f} s in its header'
+            raise TranscodeError(f'it is cut off: it ends at {times}')
         rate = stream.average_rate or stream.guessed_rate
         unit = stream.time_base
     if not packets:
@@ -133,10 +125,8 @@ def read_timeline(path: Path) -> Timeline:
     gaps = [(b - a) * unit for (a, _), (b, _) in zip(shown, shown[1:])]
     jump = len(gaps) > 1 and max(gaps) > max(10, sum(gaps) / 2)
     if len(shown) == n and decoded == sorted(decoded) and not jump:
-        last = shown[-1][1] * unit  # not every format has it
-        if not last and n > 1:
-            last = sum(gaps) / (n - 1)
-        duration = sum(gaps) + (last or 1 / Fraction(rate or 1))
+        total, last = sum(gaps), shown[-1][1] * unit  # not every format has the last one's
+        duration = total + (last or (total / (n - 1) if n > 1 else 1 / Fraction(rate or 1)))
         return Timeline(shown[0][0] * unit, duration, n, None)
     if not rate:  # which decord goes by then
         raise TranscodeError('it has neither timestamps nor a frame rate')
@@ -145,9 +135,8 @@ def read_timeline(path: Path) -> Timeline:
 
 def upright(frame: av.VideoFrame, container, stream) -> av.VideoFrame:
     """Turn a frame as decord does."""
-    if 'mov' in container.format.name:
-        degrees = frame.rotation
-    else:
+    degrees = frame.rotation
+    if 'mov' not in container.format.name:
         tags = {key.lower(): tag for key, tag in stream.metadata.items()}
         degrees = -float(tags.get('rotate', 0))
     turns = round(degrees / 90) % 4  # counterclockwise
@@ -158,11 +147,7 @@ def upright(frame: av.VideoFrame, container, stream) -> av.VideoFrame:
 
 
 def decode(path: Path, timeline: Timeline) -> Iterator[tuple[Fraction, av.VideoFrame]]:
-    """Decode all frames, each after the second at which it comes on screen.
-
-    Raises:
-        TranscodeError: If decoding fails, even in the last frame.
-    """
+    """Decode all frames, each after the second at which it comes on screen."""
     with open_video(path) as (container, stream):
         number, time = 0, timeline.start
         try:
@@ -174,10 +159,8 @@ def decode(path: Path, timeline: Timeline) -> Iterator[tuple[Fraction, av.VideoF
                 yield time, upright(frame, container, stream)
                 number += 1
         except av.FFmpegError as error:
-            raise TranscodeError(
-                f'decoding fails at {float(time - timeline.start):.1f} s of '
-                f'{float(timeline.duration):.1f} s ({error.strerror})'
-            ) from error
+            seconds = f'{float(time - timeline.start):.1f} s of {float(timeline.duration):.1f} s'
+            raise TranscodeError(f'decoding fails at {seconds} ({error.strerror})') from error
     if not number:
         raise TranscodeError('no frame of it can be decoded')
 
@@ -189,19 +172,13 @@ def pick(
 
     All ``frames`` are read, so that an error after the last second is found.
     """
-    seconds, shown = iter(seconds), None
-    second = next(seconds)
+    seconds, shown = deque(seconds), None
     for time, frame in frames:
-        while second is not None and second < time:
+        while seconds and seconds[0] < time:
+            seconds.popleft()
             yield shown or frame  # a picture that no frame precedes
-            second = next(seconds, None)
         shown = frame
-    while second is not None:
-        yield shown
-        second = next(seconds, None)
-
-
-# Writing
+    yield from [shown] * len(seconds)
 
 
 def picture_size(width: int, height: int, short_side: int) -> tuple[int, int]:
@@ -213,16 +190,7 @@ def picture_size(width: int, height: int, short_side: int) -> tuple[int, int]:
 
 
 def encode(path: Path, settings: CopySettings) -> bytes:
-    """Make a copy of a video, and read it as training will.
-
-    Raises:
-        TranscodeError: If the video cannot be read to its end, or decord
-            misreads its copy.
-        av.FFmpegError: If the video cannot be opened.
-
-    Example:
-        >>> Path('small.mp4').write_bytes(encode(Path('video0.mp4'), CopySettings()))
-    """
+    """Make a copy of a video, and read it with decord, as training will."""
     codec = CODECS[settings.codec]
     options = codec.options | dict.fromkeys(codec.quality_options, str(settings.quality))
     timeline = read_timeline(path)
@@ -242,31 +210,20 @@ def encode(path: Path, settings: CopySettings) -> bytes:
                 size = picture_size(frame.width, frame.height, settings.short_side)
                 stream.width, stream.height = size
             # The matrix and range that decord assumes; the frame knows its own.
-            frame = frame.reformat(
-                *size,
-                codec.pixels,
-                dst_colorspace=Colorspace.ITU601,
-                dst_color_range=codec.color_range,
-                interpolation='BICUBIC',
-            )
+            look = dict(dst_colorspace=Colorspace.ITU601, dst_color_range=codec.color_range)
+            frame = frame.reformat(*size, codec.pixels, interpolation='BICUBIC', **look)
             frame.pts, frame.time_base = number, 1 / rate
             frame.pict_type = 0  # not the original's
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     output.seek(0)
-    check(output, (n, size[1], size[0], 3))
-    return output.getvalue()
-
-
-def check(copy: io.BytesIO, shape: tuple[int, ...]) -> None:
-    """Read the last frame with decord, and compare frames x height x width x channels."""
     try:
-        reader = decord.VideoReader(copy, num_threads=1)
-        found = len(reader), *reader[len(reader) - 1].shape
+        reader = decord.VideoReader(output, num_threads=1)
+        found, wanted = (len(reader), *reader[len(reader) - 1].shape), (n, size[1], size[0], 3)
     except Exception as error:
         line = str(error).strip().splitlines()[-1]
         raise TranscodeError(f'decord fails on its copy ({line})') from error
-    if found != shape:
-        raise TranscodeError(
-            f'decord misreads its copy: frames x height x width x channels are {found}, not {shape}'
-        )
+    if found != wanted:
+        sizes = f'frames x height x width x channels are {found}, not {wanted}'
+        raise TranscodeError(f'decord misreads its copy: {sizes}')
+    return output.getvalue()

@@ -99,9 +99,10 @@ class VoPInferencer:
             raise UserError(f'{name} needs a vop.RetrievalRecognizer and a test_dataloader.')
         self.cfg, self.show_progress, self.timeout = cfg, show_progress, timeout
         steps = Compose(cfg.test_dataloader.dataset.pipeline).transforms
-        self.tokenizer = next((s.tokenizer for s in steps if isinstance(s, CLIPTokenize)), None)
-        if self.tokenizer is None:
+        tokenizers = [step.tokenizer for step in steps if isinstance(step, CLIPTokenize)]
+        if not tokenizers:
             raise UserError(f'The test pipeline of {name} has no vop.CLIPTokenize.')
+        self.tokenizer = tokenizers[0]
         self.pipeline = Compose([step for step in steps if not isinstance(step, CLIPTokenize)])
         device = _check_device(device or get_device())
         cfg.model.clip.update(_clip_files(cfg))  # so that cfg can be kept elsewhere
@@ -194,7 +195,7 @@ class VoPInferencer:
 
     @torch.inference_mode()
     def _encode(self, batch: list[VideoFrames]) -> EncodedVideos:
-        failed = {video.path: video.error for video in batch if video.frames is None}
+        failed = {video.path: video.error for video in batch if video.error is not None}
         batch = [video for video in batch if video.frames is not None]
         if batch:
             frames = [torch.from_numpy(video.frames) for video in batch]
@@ -278,7 +279,7 @@ class VoPInferencer:
         encoded = self.encode_videos(videos, **kwargs)
         embedded = dict(zip(encoded.paths, encoded.embeddings))
         scores = texts.new_full((len(texts), len(videos)), -torch.inf)
-        for i, path in enumerate(map(os.fspath, videos)):
+        for i, path in enumerate(os.fspath(video) for video in videos):
             if path in embedded:
                 scores[:, i] = texts @ embedded[path]
         return scores
@@ -313,9 +314,9 @@ class VoPInferencer:
         encoded = self.encode_videos(inputs, **kwargs)
         embedded = dict(zip(encoded.paths, encoded.embeddings))
         predictions = []
-        for path in map(os.fspath, inputs):
+        for path in [os.fspath(video) for video in inputs]:
             if path not in embedded:
-                prediction = dict(error=encoded.failed[path])
+                prediction: dict = dict(error=encoded.failed[path])
             elif texts is None:
                 prediction = dict(embedding=embedded[path].tolist())
             else:

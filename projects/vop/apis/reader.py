@@ -6,9 +6,9 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import TimeoutError  # Python's own from 3.11 on
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, TimeoutError  # Python's own from 3.11 on
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ def read_videos(
     num_workers: int,
     timeout: float | None = 60,
     ahead: int = 16,
-) -> Iterator[VideoFrames]:
+) -> Generator[VideoFrames, None, None]:
     """Read videos in worker processes; one that crashes or hangs its decoder fails alone.
 
     A daemonic process, such as a worker of ``multiprocessing.Pool``, may not start others. It
@@ -61,9 +61,13 @@ def read_videos(
         yield from (_read(path, pipeline) for path in paths)
         return
     # Threads of OpenMP do not survive a fork, and the workers share the cores.
-    one_thread = dict(initializer=torch.set_num_threads, initargs=(1,))
-    pool = ProcessPool(min(num_workers, len(paths)), context=_start_method(), **one_thread)
-    scheduled = deque()
+    one_thread: dict[str, Any] = dict(initializer=torch.set_num_threads, initargs=(1,))
+    # As in torch's DataLoader: a forked worker is there at once, and scripts
+    # need no `if __name__ == '__main__'`. It touches neither GPU nor model.
+    method = 'fork' if sys.platform == 'linux' else None
+    context = multiprocessing.get_context(method)
+    pool = ProcessPool(min(num_workers, len(paths)), context=context, **one_thread)
+    scheduled: deque[tuple[str, Future]] = deque()
     try:
         for path in paths:
             scheduled.append((path, pool.schedule(_read, (path, pipeline), timeout=timeout)))
@@ -76,19 +80,6 @@ def read_videos(
         pool.join()
 
 
-def _start_method():
-    # A forked worker is there at once; a new Python imports MMAction2 for seconds first. But the
-    # fork of a process that uses CUDA holds GPU memory for as long as it lives, and can deadlock
-    # in CUDA's allocator. Forks of a server that has only imported this module do neither.
-    if sys.platform == 'linux' and not torch.cuda.is_initialized():
-        return multiprocessing.get_context('fork')
-    if 'forkserver' not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context('spawn')  # Windows
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload([__name__])
-    return context
-
-
 def _read(path: str, pipeline: Callable[[dict], dict]) -> VideoFrames:
     if not os.path.isfile(path):
         return VideoFrames(path, None, 'there is no such file.')
@@ -99,7 +90,7 @@ def _read(path: str, pipeline: Callable[[dict], dict]) -> VideoFrames:
         return VideoFrames(path, None, f'{type(error).__name__}: {error}')
 
 
-def _result(path: str, future, timeout: float | None) -> VideoFrames:
+def _result(path: str, future: Future, timeout: float | None) -> VideoFrames:
     try:
         return future.result()
     except TimeoutError:

@@ -12,7 +12,7 @@ pass that.
 import itertools
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import cv2
@@ -77,7 +77,7 @@ def draw(
     picture = np.full((SIZE * scale, SIZE * scale, 3), background, np.uint8)
     x, y = (round(c * SIZE * scale) for c in center)
     r = round(radius * SIZE * scale)
-    fill = dict(color=COLORS[color], thickness=cv2.FILLED)
+    fill: dict[str, Any] = dict(color=COLORS[color], thickness=cv2.FILLED)
     # Square and cross are bars of different width.
     w = r if shape == 'square' else r // 3
     cv2.rectangle(picture, (x - r, y - w), (x + r, y + w), **fill)
@@ -143,8 +143,8 @@ def write_clip(path: Path, frames: np.ndarray) -> None:
 
 def scenes() -> list[Scene]:
     """All scenes, one of each two that are reverses."""
-    paths = itertools.combinations(PLACES, 2)
-    return [Scene(*look, *path) for *look, path in itertools.product(COLORS, SHAPES, paths)]
+    looks = itertools.product(COLORS, SHAPES, itertools.combinations(PLACES, 2))
+    return [Scene(color, shape, *places) for color, shape, places in looks]
 
 
 def both_directions(scene: Scene) -> tuple[Scene, Scene]:
@@ -157,7 +157,7 @@ def clip_name(split: str, scene: Scene) -> str:
     return f'{split}_{"_".join(scene)}.mp4'
 
 
-def write_moving_shapes(root: str, seed: int = 0) -> None:
+def write_moving_shapes(root: str | Path, seed: int = 0) -> None:
     """Write one training and one test clip of each scene and its reverse.
 
     They differ in exact places and sizes. With one training clip per caption,
@@ -171,7 +171,7 @@ def write_moving_shapes(root: str, seed: int = 0) -> None:
     already there, with the same settings, is left alone.
 
     Args:
-        root (str): Folder to write to.
+        root (str | Path): Folder to write to.
         seed (int): Seed of all that is random. Defaults to 0.
     """
     root = Path(root)

@@ -160,7 +160,8 @@ class VideoTextDataset(BaseActionDataset):
         item = self.get_data_info(idx)
         number = item['video_number']
         if self._bad[number]:
-            return self._none_if_any_left(None)
+            self._check_any_left(None)
+            return None
         try:
             # Seeded apart from __getitem__, so that the item chosen to replace
             # a bad one does not depend on how far the bad one got.
@@ -175,9 +176,10 @@ class VideoTextDataset(BaseActionDataset):
             skipped = f'{int(self._bad.sum())} of {len(self._bad)} videos skipped so far'
             # An error, as every rank shows those.
             print_log(f'{message} It is skipped; {skipped}.', 'current', logging.ERROR)
-            return self._none_if_any_left(error)
+            self._check_any_left(error)
+            return None
 
-    def _none_if_any_left(self, error: Exception | None) -> None:
+    def _check_any_left(self, error: Exception | None) -> None:
         if self._bad.all():
             raise VideoReadError(
                 f'None of the {len(self._bad)} videos of {self.ann_file} can be read; '

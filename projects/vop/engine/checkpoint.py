@@ -50,10 +50,9 @@ def load_safely(filename: str, map_location: Any = None) -> dict:
 
 def _unsafe_globals(filename: str) -> list[str]:
     """Name the functions that the pickle of a checkpoint would call (torch >= 2.6)."""
-    find = getattr(torch.serialization, 'get_unsafe_globals_in_checkpoint', lambda filename: [])
     try:
-        return find(filename)
-    except Exception:  # it is damaged, too
+        return torch.serialization.get_unsafe_globals_in_checkpoint(filename)
+    except Exception:  # it is damaged, too, or torch is older
         return []
 
 
@@ -84,7 +83,7 @@ def check_fit(model: nn.Module, filename: str) -> None:
         >>> check_fit(runner.model, 'work_dirs/vop_msrvtt/epoch_5.pth')
     """
     if is_model_wrapper(model):
-        model = model.module
+        model = model.get_submodule('module')
     checkpoint = load_safely(filename, map_location='cpu')
     if not isinstance(checkpoint, dict):
         raise UserError(f'{filename} holds no state dict but a {type(checkpoint).__name__}.')

@@ -83,7 +83,7 @@ def count_by_part(model: nn.Module) -> dict[str, ParameterCount]:
         ``visual.prompts.0`` and so on, in the order of the model. Buffers,
         such as the logit scale, are not counted.
     """
-    trained, frozen = Counter(), Counter()
+    trained, frozen = Counter[str](), Counter[str]()
     for name, parameter in model.named_parameters():
         part = _part(name)
         trained[part] += parameter.numel() * parameter.requires_grad

@@ -1,76 +1,78 @@
-"""Embeddings of a set of videos and captions as a file."""
+"""The embeddings of a data set, in a file."""
 
-import os
 import os.path as osp
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..errors import UserError
+from ..fileio import atomic_write
 from .scores import finite_rows
 
 KIND = 'embeddings of vop.RetrievalMetric'
 
 
 class Embeddings(NamedTuple):
-    """Videos and captions as a model embeds them.
+    """Embeddings of videos and their captions.
 
     Attributes:
-        video_id (list[str | None]): Names of the n videos, where they have
-            any.
+        video_id (list[str | None]): Names of the n videos; None where a video has no name.
         video (Tensor): Of shape [n x e].
         text (Tensor): Of shape [m x e].
         video_of_text (Tensor): Index of each caption's video, of shape [m].
-        model (str, optional): Fingerprint of the model's weights.
+        model_fingerprint (str, optional): Stands for the model that made them.
+
+    Example:
+        >>> video_of_text = torch.tensor([0, 0, 1])
+        >>> tested = Embeddings(['a', 'b'], torch.eye(2), torch.ones(3, 2), video_of_text)
+        >>> tested.save('embeddings.pt')
+        >>> Embeddings.load('embeddings.pt').video_id
+        ['a', 'b']
     """
 
     video_id: list[str | None]
     video: Tensor
     text: Tensor
     video_of_text: Tensor
-    model: str | None = None
+    model_fingerprint: str | None = None
 
     def save(self, path: str) -> None:
         """Write a file that ``torch.load(path, weights_only=True)`` opens.
 
-        What stood there before stays until all is written.
-
-        Args:
-            path (str): Path of the file.
+        Raises:
+            UserError: If it cannot be written. What was there before stays.
         """
-        part = f'{path}.part'
         try:
-            torch.save(dict(kind=KIND, **self._asdict()), part)
-            os.replace(part, path)
-        finally:
-            if osp.exists(part):
-                os.remove(part)
+            with atomic_write(path) as part:
+                torch.save(dict(kind=KIND, **self._asdict()), part)
+        except RuntimeError as error:  # raised by torch when the disk is full
+            raise UserError(f'{path} cannot be written: {error}') from error
 
     @classmethod
     def load(cls, path: str) -> 'Embeddings':
-        """Open such a file. Its tensors stay on the disk until they are read.
-
-        Args:
-            path (str): Path of the file.
-
-        Returns:
-            Embeddings: What it holds.
+        """Open such a file. Its tensors are read from disk when they are used.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it is no such file, or damaged.
+            UserError: If there is no such file, or if it is damaged, holds something else, or was
+                written by another version of this package.
         """
         how = '`tools/test.py --dump-embeddings FILE.pt` writes such a file.'
         if not osp.isfile(path):
-            raise FileNotFoundError(f'There is no file {path} of embeddings. {how}')
+            raise UserError(f'There is no file {path} of embeddings. {how}')
         try:
             content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
         except Exception as error:  # a damaged file can raise nearly anything
-            raise ValueError(f'{path} is damaged, or holds no embeddings. {how}') from error
-        if not isinstance(content, dict) or content.pop('kind', 0) != KIND:
-            raise ValueError(f'{path} holds no embeddings. {how}')
+            raise UserError(f'{path} is damaged, or holds no embeddings. {how}') from error
+        if not isinstance(content, dict) or content.pop('kind', None) != KIND:
+            raise UserError(f'{path} holds no embeddings. {how}')
+        if content.keys() != set(cls._fields):
+            raise UserError(
+                f'{path} was written by another version of this package: it has the fields '
+                f'{", ".join(sorted(content))}. Make it anew. {how}'
+            )
         embeddings = cls(**content)
         for what in ('video', 'text'):
             if not finite_rows(getattr(embeddings, what)).all():
-                raise ValueError(f'Embeddings of {what}s in {path} are not finite.')
+                raise UserError(f'Embeddings of {what}s in {path} are not finite.')
         return embeddings

@@ -1,138 +1,230 @@
-"""Scores corrected by how all queries score an item.
+"""Methods that correct scores by how all queries score an item.
 
-Both ways look beyond the one query and its gallery: results with them are
-not to be compared with plain ones.
+They use more than the one query and its gallery, so results with them are not to be compared with
+plain ones.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple, Union
+import logging
+from numbers import Real
+from typing import Protocol
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor
 
+from ..errors import UserError
+from ..registry import RESCORINGS
+from .embeddings import Embeddings
 from .scores import Scores, finite_rows, sweep
 
 
-class DSL(NamedTuple):
-    r"""Dual softmax, after CAMoE (`arXiv 2109.04290
-    <https://arxiv.org/abs/2109.04290>`_).
+class Rescorer(Protocol):
+    """One direction of a method: it gathers from all tiles of scores, then corrects scores.
 
-    .. math:: s'(q, i) = s(q, i) \frac{\exp(\lambda s(q, i))}
-        {\sum_{p} \exp(\lambda s(p, i))}
-
-    The sum runs over all queries p of the test set, so this looks at the
-    whole test set at once. From video to text these are the videos that have
-    captions; distractors ask nothing. It is computed in float64, in which the
-    softmax underflows where :math:`\lambda s` lies 700 below the largest.
-
-    Attributes:
-        scale (float): :math:`\lambda`. Defaults to 100, the logit scale of
-            CLIP.
+    Example:
+        >>> scores = Scores(torch.eye(2), video_of_text=torch.tensor([0, 1]))
+        >>> t2v, v2t = DSL().bind(scores)
+        >>> sweep(scores, [t2v], [v2t])
+        >>> t2v(scores.right, torch.tensor([0, 1]), scores.video_of_text)
+        tensor([1., 1.], dtype=torch.float64)
     """
 
-    scale: float = 100.0
+    def add(self, queries: slice, items: slice, tile: Tensor) -> None:
+        """Gather what is needed from a tile, of shape [queries x items]."""
+
+    def __call__(self, scores: Tensor, queries: Tensor, items: slice | Tensor) -> Tensor:
+        """Correct scores, given indices of queries and items that broadcast to them."""
+
+
+class Rescoring:
+    """A method of rescoring.
+
+    A subclass that is registered in ``RESCORINGS`` can be listed in ``rescoring`` of
+    :class:`.RetrievalMetric`. It has :meth:`bind` and two attributes, and overrides the checks that
+    concern it.
+
+    Attributes:
+        name (str): Its metrics are called ``NAME/t2v/R@1`` to ``NAME/v2t/MnR``.
+        looks_at (str): What it uses besides the query and its gallery.
+
+    Example:
+        >>> @RESCORINGS.register_module()
+        ... class Centering(Rescoring):  # subtracts the mean score of an item
+        ...     name, looks_at = 'centering', 'all queries of the test set at once'
+        ...
+        ...     def bind(self, scores):
+        ...         texts, videos = scores.shape
+        ...         return MeanRescorer(texts, videos), MeanRescorer(videos, texts)
+    """
+
+    name: str
+    looks_at: str
+
+    def bind(self, scores: Scores) -> tuple[Rescorer, Rescorer]:
+        """Prepare both directions.
+
+        Args:
+            scores (Scores): Plain scores of shape [texts x videos], with ``video_of_text``. After
+                this, one sweep for all methods adds each tile to all rescorers.
+
+        Returns:
+            tuple[Rescorer, Rescorer]: Text to video and video to text.
+        """
+        raise NotImplementedError
+
+    def check_model(self, model_fingerprint: str) -> None:
+        """Raise a UserError if the method does not fit the tested model."""
+
+    def check_width(self, width: int) -> None:
+        """Raise a UserError if the method does not fit embeddings of this width."""
+
+    def check_videos(self, video_ids: list[str | None]) -> None:
+        """Log a warning if the method has seen some of the tested videos."""
+
+
+@RESCORINGS.register_module()
+class DSL(Rescoring):
+    r"""Dual softmax, as in `CAMoE <https://arxiv.org/abs/2109.04290>`_.
+
+    .. math:: s'(q, i) = s(q, i) \frac{\exp(\lambda s(q, i))} {\sum_{p} \exp(\lambda s(p, i))}
+
+    The sum is over all queries p of the test set. From video to text these are the videos that have
+    captions; distractors are no queries. It is computed in float64, in which the softmax underflows
+    where :math:`\lambda s` is 700 below the largest.
+
+    Args:
+        scale (float): :math:`\lambda`. Defaults to 100, CLIP's logit scale.
+
+    Raises:
+        UserError: If the scale is not positive.
+
+    Example:
+        >>> similarity = torch.tensor([[0.9, 0.1, 0.1], [0.8, 0.7, 0.1], [0.8, 0.1, 0.7]])
+        >>> evaluate_similarity(similarity, rescoring=[DSL()])['dsl/t2v/R@1']
+        100.0
+    """
 
     name = 'dsl'
     looks_at = 'all queries of the test set at once'
 
+    def __init__(self, scale: float = 100.0) -> None:
+        self.scale = _positive('scale of dsl', scale)
 
-class QBNorm(NamedTuple):
-    r"""QB-Norm with the dynamic inverted softmax (`CVPR 2022, arXiv 2112.12777
-    <https://arxiv.org/abs/2112.12777>`_).
+    def bind(self, scores: Scores) -> tuple[Rescorer, Rescorer]:  # noqa: D102
+        texts, videos = scores.shape
+        is_query = torch.zeros(videos, dtype=torch.bool, device=scores.rows.device)
+        is_query[scores.video_of_text] = True
+        return (
+            _DualSoftmax(videos, is_query.new_ones(texts), self.scale),
+            _DualSoftmax(texts, is_query, self.scale),
+        )
 
-    .. math:: s'(q, i) = \frac{\exp(\beta s(q, i))}
-        {\sum_{b} \exp(\beta s(b, i))}
 
-    where the sum runs over a bank of training queries b. A query is ranked by
-    s' if its best item is in the activation set, which are the items that are
-    the best of some b; any other is ranked by s. Of items that tie for the
-    best place each is a best one. In place of s' stands
-    :math:`s(q, i) - \log \sum_b \exp(\beta s(b, i)) / \beta`, which has its
-    order and does not underflow.
+@RESCORINGS.register_module()
+class QBNorm(Rescoring):
+    r"""`QB-Norm <https://arxiv.org/abs/2112.12777>`_ with the dynamic inverted softmax.
 
-    Attributes:
-        text (Tensor): Embeddings of training captions, of shape [b x e]; for
+    .. math:: s'(q, i) = \frac{\exp(\beta s(q, i))} {\sum_{b} \exp(\beta s(b, i))}
+
+    The sum is over a bank of training queries b. A query is ranked by s' if its best item is in the
+    activation set, the items that are the best of some b; any other query is ranked by s. If items
+    tie for the best place, each of them is a best one. What is computed is
+    :math:`s(q, i) - \log \sum_b \exp(\beta s(b, i)) / \beta`, which has the order of s' and does
+    not underflow.
+
+    Args:
+        text (Tensor, optional): Embeddings of training captions, of shape [b x e]; for
             ``evaluate_similarity`` their scores, of shape [b x videos].
-        video (Tensor): Embeddings of training videos, of shape [b x e]; or
-            their scores, of shape [b x texts].
+        video (Tensor, optional): Embeddings of training videos, of shape [b x e]; or their scores,
+            of shape [b x texts].
         beta (float): :math:`\beta`. Defaults to 20.
-    """
+        bank (str, optional): In place of ``text`` and ``video``, a file of :class:`.Embeddings`, as
+            a test of the training set dumps it.
 
-    text: Tensor
-    video: Tensor
-    beta: float = 20.0
+    Raises:
+        UserError: If beta is not positive, or the file holds no such embeddings.
+
+    Example:
+        >>> method = QBNorm(bank='bank.pt', beta=10.0)
+        >>> method = QBNorm(bank_text, bank_video)
+    """
 
     name = 'qb_norm'
     looks_at = 'the training queries of the bank'
 
-
-Rescoring = Union[DSL, QBNorm]
-
-
-def rescore(
-    scores: Scores,
-    is_query: Tensor,
-    rescorings: Sequence[Rescoring],
-    galleries: tuple[Tensor | None, Tensor | None],
-) -> list[tuple['Rescored', 'Rescored']]:
-    """Gather what the formulas need, in one sweep for all of them.
-
-    Args:
-        scores (Scores): The scores, of shape [texts x videos].
-        is_query (Tensor): Whether a video has captions, of shape [videos].
-        rescorings (Sequence[DSL | QBNorm]): The formulas.
-        galleries (tuple): Embeddings of videos and of texts, for banks; None
-            if banks hold scores.
-
-    Returns:
-        list[tuple]: For each formula one for t2v and one for v2t, which give
-        ``rescored(scores, queries, items)``.
-    """
-    texts, videos = scores.shape
-    rescored = []
-    for rescoring in rescorings:
-        if isinstance(rescoring, DSL):
-            rescored.append(
-                (
-                    DualSoftmax(videos, is_query.new_ones(texts), rescoring.scale),
-                    DualSoftmax(texts, is_query, rescoring.scale),
-                )
-            )
+    def __init__(
+        self,
+        text: Tensor | None = None,
+        video: Tensor | None = None,
+        beta: float = 20.0,
+        bank: str | None = None,
+    ) -> None:
+        self.beta = _positive('beta of qb_norm', beta)
+        self.file = bank or 'of QBNorm'
+        if bank is not None and text is None and video is None:
+            self.bank = Embeddings.load(bank)
+        elif bank is None and text is not None and video is not None:
+            self.bank = Embeddings([], video, text, torch.empty(0))
         else:
-            banks = (
-                _bank('text', rescoring.text, galleries[0], videos, is_query.device),
-                _bank('video', rescoring.video, galleries[1], texts, is_query.device),
+            raise UserError('QBNorm takes either a bank, or text and video.')
+
+    def bind(self, scores: Scores) -> tuple[Rescorer, Rescorer]:  # noqa: D102
+        texts, videos = scores.shape
+        to_matrix = scores.columns is None  # then the bank holds scores, too
+        text = self._scores('text', None if to_matrix else scores.columns, videos, scores.rows)
+        video = self._scores('video', None if to_matrix else scores.rows, texts, scores.rows)
+        return _InvertedSoftmax(text, texts, self.beta), _InvertedSoftmax(video, videos, self.beta)
+
+    def _scores(self, what: str, gallery: Tensor | None, items: int, like: Tensor) -> Scores:
+        queries = getattr(self.bank, what)
+        width = items if gallery is None else gallery.shape[1]
+        if queries.dim() != 2 or 0 in queries.shape or queries.shape[1] != width:
+            raise ValueError(
+                f'The {what} queries of the bank must have the shape [queries x {width}], '
+                f'got {list(queries.shape)}.'
             )
-            rescored.append(
-                tuple(
-                    InvertedSoftmax(bank, queries, rescoring.beta)
-                    for bank, queries in zip(banks, scores.shape)
-                )
+        if not finite_rows(queries).all():
+            raise ValueError(f'The {what} queries of the bank are not finite.')
+        return Scores(queries.to(like.device), gallery)
+
+    def check_model(self, model_fingerprint: str) -> None:  # noqa: D102
+        if self.bank.model_fingerprint not in (None, model_fingerprint):
+            raise UserError(
+                f'The bank {self.file} was made with another model than the one that is tested. '
+                'Make it anew with this checkpoint.'
             )
-    sweep(scores, *zip(*rescored))
-    return rescored
+
+    def check_width(self, width: int) -> None:  # noqa: D102
+        if self.bank.video.shape[1] != width:
+            raise UserError(
+                f'The embeddings in the bank {self.file} have {self.bank.video.shape[1]} '
+                f'numbers, those of this model {width}. Make it anew with this model.'
+            )
+
+    def check_videos(self, video_ids: list[str | None]) -> None:  # noqa: D102
+        leaked = {name for name in video_ids if name is not None} & {*self.bank.video_id}
+        if leaked:
+            print_log(
+                f'{len(leaked)} test videos are in the bank {self.file}, such as '
+                f'{min(map(str, leaked))}: qb_norm/... looks at what is tested.',
+                'current',
+                logging.WARNING,
+            )
 
 
-def _bank(
-    what: str, queries: Tensor, gallery: Tensor | None, items: int, device: torch.device
-) -> Scores:
-    width = items if gallery is None else gallery.shape[1]
-    if queries.dim() != 2 or 0 in queries.shape or queries.shape[1] != width:
-        raise ValueError(
-            f'The {what} queries of the bank must have the shape '
-            f'[queries x {width}], got {list(queries.shape)}.'
-        )
-    if not finite_rows(queries).all():
-        raise ValueError(f'The {what} queries of the bank are not finite.')
-    return Scores(queries.to(device), gallery)
+def _positive(what: str, value: float) -> float:
+    # A Boolean is a number, too: True would be 1.
+    if isinstance(value, bool) or not (isinstance(value, Real) and 0 < value < float('inf')):
+        raise UserError(f'{what} must be a positive number, got {value!r}.')
+    return value
 
 
-class LogSumExp:
+class _LogSumExp:
     """Over queries, the log of the sum of exp(scale * score) of each item."""
 
     def __init__(self, items: int, is_query: Tensor, scale: float) -> None:
         self.scale = scale
-        # Added to scores: 0, or -inf for those that do not ask.
+        # Added to scores: 0, or -inf for what is no query.
         self.mask = torch.zeros(is_query.shape, dtype=torch.float64, device=is_query.device)
         self.mask[~is_query] = -torch.inf
         self.sum = torch.full((items,), -torch.inf, dtype=torch.float64, device=is_query.device)
@@ -146,35 +238,28 @@ class LogSumExp:
         return self.sum[items].float().double()
 
 
-class DualSoftmax:
+class _DualSoftmax(_LogSumExp):
     """One direction of :class:`DSL`."""
-
-    def __init__(self, items: int, is_query: Tensor, scale: float) -> None:
-        self.column = LogSumExp(items, is_query, scale)
-        self.scale = scale
-        self.add = self.column.add
 
     def __call__(self, scores: Tensor, queries: Tensor, items: slice | Tensor) -> Tensor:
         scores = scores.double()
-        softmax = (self.scale * scores - self.column.at(items)).exp_()
-        return softmax.mul_(scores)
+        return (self.scale * scores - self.at(items)).exp_().mul_(scores)
 
 
-class InvertedSoftmax:
-    """One direction of :class:`QBNorm`; ``bank``: [bank x items]."""
+class _InvertedSoftmax:
+    """One direction of :class:`QBNorm`; ``bank`` has the shape [bank x items]."""
 
     def __init__(self, bank: Scores, queries: int, beta: float) -> None:
-        size, items = bank.shape
-        device = bank.rows.device
         self.beta = beta
-        everyone = torch.ones(size, dtype=torch.bool, device=device)
-        self.column = LogSumExp(items, everyone, beta)
-        best = Best(size, everyone.new_ones(items))
-        sweep(bank, [self.column, best])
-        activated = Activated(best.score, items)
-        sweep(bank, [activated])
-        self.best = Best(queries, everyone.new_ones(items))
-        self.best_activated = Best(queries, activated.items)
+        size, items = bank.shape
+        all_items = torch.ones(items, dtype=torch.bool, device=bank.rows.device)
+        self.log_sum = _LogSumExp(items, all_items.new_ones(size), beta)
+        best = _BestScore(size, all_items)
+        sweep(bank, [self.log_sum, best])
+        activation_set = _ActivationSet(best.score, items)
+        sweep(bank, [activation_set])
+        self.best = _BestScore(queries, all_items)
+        self.best_activated = _BestScore(queries, activation_set.items)
 
     def add(self, queries: slice, items: slice, tile: Tensor) -> None:
         self.best.add(queries, items, tile)
@@ -183,10 +268,10 @@ class InvertedSoftmax:
     def __call__(self, scores: Tensor, queries: Tensor, items: slice | Tensor) -> Tensor:
         scores = scores.double()
         normalize = self.best.score[queries] == self.best_activated.score[queries]
-        return torch.where(normalize, scores - self.column.at(items) / self.beta, scores)
+        return torch.where(normalize, scores - self.log_sum.at(items) / self.beta, scores)
 
 
-class Best:
+class _BestScore:
     """The best score of each query among some items."""
 
     def __init__(self, queries: int, among: Tensor) -> None:
@@ -198,7 +283,7 @@ class Best:
         self.score[queries] = self.score[queries].maximum(best.double())
 
 
-class Activated:
+class _ActivationSet:
     """The items that are the best of some query."""
 
     def __init__(self, best: Tensor, items: int) -> None:
@@ -207,6 +292,3 @@ class Activated:
 
     def add(self, queries: slice, items: slice, tile: Tensor) -> None:
         self.items[items] |= (tile == self.best[queries, None]).any(0)
-
-
-Rescored = Union[DualSoftmax, InvertedSoftmax]

@@ -50,8 +50,8 @@ class ParallelAdapter(nn.Module):
             for _ in range(spec.layers)
         )
         for layer in self.layers:
-            nn.init.zeros_(layer[-1].weight)
-            nn.init.zeros_(layer[-1].bias)
+            for parameter in [*layer.parameters()][-2:]:  # of the up-projection
+                nn.init.zeros_(parameter)
 
     def extra_repr(self) -> str:
         return f'parallel_to={self.parallel_to}'

@@ -18,7 +18,7 @@ from open_clip.transformer import (
     TextTransformer,
     VisionTransformer,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import UserError
 
@@ -156,7 +156,7 @@ def _model_config(name: str) -> dict:
     return config
 
 
-def _make(config: dict) -> nn.Module:
+def _make(config: dict) -> open_clip.CustomTextCLIP:
     """Make a model with random weights.
 
     ``CustomTextCLIP`` holds the text tower as one module, which ``CLIP`` does
@@ -213,7 +213,7 @@ def _check_towers(towers: CLIPTowers) -> None:
     raise UserError(f'{towers.name} cannot be prompted: {reason}.')
 
 
-def _load_weights(model: nn.Module, name: str, path: str) -> None:
+def _load_weights(model: open_clip.CustomTextCLIP, name: str, path: str) -> None:
     """Load a weights file into a freshly made model."""
     jit = _is_jit_archive(path)
     gelu = model.visual.transformer.resblocks[0].mlp.gelu
@@ -246,7 +246,7 @@ def _is_jit_archive(path: str) -> bool:
         return any(item.endswith('/constants.pkl') for item in archive.namelist())
 
 
-def _download(name: str, tag: str, cache_dir: str | None) -> nn.Module:
+def _download(name: str, tag: str, cache_dir: str | None) -> open_clip.CustomTextCLIP:
     """Make a model with the weights that open_clip knows by a tag."""
     try:
         return open_clip.create_model(

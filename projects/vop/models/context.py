@@ -69,6 +69,7 @@ def make_cmm(kind: str, spec: TransformerSpec) -> tuple[nn.Module, int]:
     if kind == 'lstm':
         return nn.LSTM(d, d, batch_first=True), d
     if kind == 'transformer':
+        assert spec.num_frames is not None  # only videos have a context
         return FrameTransformer(d, spec.num_frames), d
     raise UserError(f"cmm must be 'bilstm', 'lstm' or 'transformer', got {kind!r}.")
 

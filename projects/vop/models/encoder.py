@@ -4,15 +4,17 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
+from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..compat import after_state_dict, before_load_state_dict
 from ..errors import UserError
 from ..registry import MODELS
-from .blocks import prompted_block
+from .blocks import Adapter, prompted_block
 from .spec import TransformerSpec
 from .tuning import unfreeze
 
@@ -26,7 +28,8 @@ class PromptedEncoder(nn.Module):
     frozen weights than it was trained with is refused.
 
     Args:
-        backbone (nn.Module): A tower as :func:`.clip.open_towers` gives it.
+        backbone (VisionTransformer | TextTransformer): A tower as
+            :func:`.clip.open_towers` gives it.
         clip_name (str): The CLIP that it comes from, for messages.
         spec (TransformerSpec): What prompts and adapters have to know of it.
         prompts (Sequence[dict]): Configs of prompts.
@@ -44,9 +47,13 @@ class PromptedEncoder(nn.Module):
         ['prompts.0.tokens']
     """
 
+    # Lists of modules, whose own attributes torch does not type.
+    prompts: Any
+    adapters: Any
+
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: VisionTransformer | TextTransformer,
         clip_name: str,
         spec: TransformerSpec,
         prompts: Sequence[dict],
@@ -78,7 +85,7 @@ class PromptedEncoder(nn.Module):
         block = partial(prompted_block, self.backbone.transformer.resblocks[layer - 1])
         if self.with_cp and torch.is_grad_enabled():
             block = partial(checkpoint, block, use_reentrant=False)
-        adapters = {'attn': [], 'ffn': []}
+        adapters: dict[str, list[Adapter]] = {'attn': [], 'ffn': []}
         for adapter in self.adapters:
             adapters[adapter.parallel_to].append(adapter.layers[layer - 1])
         return block(

@@ -50,6 +50,9 @@ class ModelScopeTextEncoder(TextEncoder):
                          dict(type='vop.LearnedPrompt', length=4)])
     """
 
+    words_at: Tensor
+    prompts_at: Tensor
+
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         layers = [(p.first, p.last) for p in self.prompts]

@@ -159,13 +159,17 @@ class PositionPrompt(Prompt):
 
     def __init__(self, *args, init_std: float = 0.02, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        assert self.spec.num_frames is not None  # as a per_frame prompt serves videos
         self.tokens = nn.Parameter(
             torch.empty(
                 self.last - self.first + 1, self.spec.num_frames, self.length, self.spec.width
             ).normal_(std=init_std)
         )
 
-    def forward(self, layer: int, cls: Tensor | None, num_frames: int) -> Tensor:
+    def forward(
+        self, layer: int, cls: Tensor | None = None, num_frames: int | None = None
+    ) -> Tensor:
+        assert num_frames is not None  # as a per_frame prompt serves videos
         table = self.tokens[layer - self.first]
         index = frame_index(num_frames, len(table)).to(table.device)
         return table[index][None]
@@ -203,6 +207,9 @@ class ContextPrompt(Prompt):
         self.cmm, width = make_cmm(cmm, self.spec)
         self.fc = nn.Linear(width, self.length * self.spec.width)
 
-    def forward(self, layer: int, cls: Tensor, num_frames: int | None = None) -> Tensor:
+    def forward(
+        self, layer: int, cls: Tensor | None = None, num_frames: int | None = None
+    ) -> Tensor:
+        assert cls is not None  # as a per_frame prompt serves videos
         tokens = self.fc(run_cmm(self.cmm, cls))
         return tokens.unflatten(-1, (self.length, -1))

@@ -131,6 +131,7 @@ class RetrievalRecognizer(BaseModel):
                 )
             return self.loss(video, text, self.logit_scale.exp())
         if mode == 'predict':
+            assert data_samples is not None  # MMEngine gives them
             texts = text.split(inputs['num_texts'].tolist())
             for sample, v, t in zip(data_samples, video, texts):
                 # Copies, lest each sample hold on to the whole batch.

@@ -1,15 +1,16 @@
 """Which parameters of a CLIP's tower train: the paper's baselines."""
 
-from torch import nn
+from open_clip.transformer import TextTransformer, VisionTransformer
 
 from ..errors import UserError
 
 
-def unfreeze(backbone: nn.Module, tuning: str) -> None:
+def unfreeze(backbone: VisionTransformer | TextTransformer, tuning: str) -> None:
     """Let a part of a tower train, and freeze the rest.
 
     Args:
-        backbone (nn.Module): A tower as :func:`.clip.open_towers` gives it.
+        backbone (VisionTransformer | TextTransformer): A tower as
+            :func:`.clip.open_towers` gives it.
         tuning (str): What trains (the baselines of Table 1): ``'frozen'``,
             nothing; ``'full'``, everything; ``'bias'``, all bias terms;
             ``'proj'``, the projection into the joint space; ``'partial'``,

@@ -77,16 +77,16 @@ class VideoEncoder(PromptedEncoder):
             )
         if num_frames < 1:
             raise UserError(f'num_frames must be positive, got {num_frames}.')
-        spec = TransformerSpec(
-            transformer.width, transformer.layers, transformer.layers - temporal_layers, num_frames
-        )
-        if cls_update is not None and not spec.frame_layers:
+        frame_layers = transformer.layers - temporal_layers
+        spec = TransformerSpec(transformer.width, transformer.layers, frame_layers, num_frames)
+        if cls_update is not None and not frame_layers:
             raise UserError(
                 'cls_update acts in layers that work within a '
                 f'frame, but temporal_layers={temporal_layers} '
                 'leaves none.'
             )
         super().__init__(towers.visual, towers.name, spec, prompts, adapters, tuning, with_cp)
+        self.num_frames, self.frame_layers = num_frames, frame_layers
         self.cls_update: nn.Module | None = None
         if cls_update is not None:
             self.cls_update = MODELS.build(cls_update, default_args=dict(spec=spec))
@@ -133,12 +133,12 @@ class VideoEncoder(PromptedEncoder):
             )
         b, f = frames.shape[:2]
         x = self.embed(frames.flatten(0, 1)).unflatten(0, (b, f))
+        table = self.frame_positional_embedding
         for layer in range(1, self.spec.layers + 1):
-            if layer == self.spec.frame_layers + 1:
-                table = self.frame_positional_embedding
+            if table is not None and layer == self.frame_layers + 1:
                 index = frame_index(f, len(table)).to(table.device)
                 x = x + table[index][:, None]
-            if self.cls_update is not None and layer <= self.spec.frame_layers:
+            if self.cls_update is not None and layer <= self.frame_layers:
                 cls = self.cls_update(x[:, :, 0])
                 x = torch.cat([cls[:, :, None], x[:, :, 1:]], dim=2)
             prompts = self.prompt_tokens(layer, x[:, :, 0], f)
@@ -146,7 +146,7 @@ class VideoEncoder(PromptedEncoder):
                 prompts = [clip.ln_pre(tokens) for tokens in prompts]
             # Only the [CLS] tokens are read from the last layer.
             queries = x[:, :, :1] if layer == self.spec.layers else None
-            if layer <= self.spec.frame_layers:
+            if layer <= self.frame_layers:
                 x = self.run_block(layer, x, prompts, queries=queries)
             else:
                 x = self.run_block(

@@ -76,7 +76,7 @@ class VideoBackbone(VideoEncoder):
                 f'of Recognizer3D; got {list(imgs.shape)}. FormatShape gives '
                 "the first with 'NCHW', the second with 'NCTHW'."
             )
-        f = self.spec.num_frames
+        f = self.num_frames
         if len(imgs) % f:
             raise UserError(
                 f'Recognizer2D gives {len(imgs)} frames, which are no whole '

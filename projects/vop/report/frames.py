@@ -4,8 +4,10 @@ import base64
 import io
 import logging
 import os.path as osp
+from typing import cast
 
 import torch
+from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -37,7 +39,8 @@ class ShownVideos:
     """
 
     def __init__(self, loader: DataLoader, tested: Embeddings) -> None:
-        self.dataset, self.video_of_text = loader.dataset, tested.video_of_text
+        self.dataset = cast(BaseDataset, loader.dataset)
+        self.video_of_text = tested.video_of_text
         items = [self.dataset.get_data_info(i) for i in range(len(self.dataset))]
         if None in tested.video_id:
             if len(items) != len(tested.video_id) or getattr(loader.sampler, 'shuffle', False):
@@ -45,7 +48,7 @@ class ShownVideos:
                     "What was tested is not known by 'video_id' (meta_keys of PackActionInputs), "
                     'nor by its order, which the sampler of the test set changes.'
                 )
-            self.places = range(len(items))
+            self.places = list(range(len(items)))
             self.names = [osp.basename(item['filename']) for item in items]
         else:
             place = {item.get('video_id'): i for i, item in enumerate(items)}

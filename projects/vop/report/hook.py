@@ -1,9 +1,9 @@
 """A hook that writes a test as a page to look at."""
 
 import logging
-import platform
 from datetime import datetime
 from pathlib import Path
+from platform import python_version
 
 import mmaction
 import mmengine
@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 from .. import __version__
 from ..errors import UserError
 from ..evaluation import RetrievalMetric
+from ..evaluation.embeddings import Embeddings
 from ..fileio import atomic_write, check_writable
 from ..registry import HOOKS
 from .examples import find_examples
@@ -35,8 +36,8 @@ class ReportHook(Hook):
         out_dir (str): Folder of the page, ``index.html``.
         num_queries (int): How many queries to show in either direction of the
             worst, of the best, and of all at random. Defaults to 5.
-        facts (dict[str, str], optional): What to say at the top of the page
-            besides config, checkpoint, data set etc., or in place of them.
+        facts (dict, optional): What to say at the top of the page besides
+            config, checkpoint, data set etc., or in place of them.
 
     Raises:
         UserError: If the page cannot be written, or would show no queries;
@@ -48,9 +49,7 @@ class ReportHook(Hook):
 
     priority = 'LOWEST'  # the metrics are in MMEngine's log before
 
-    def __init__(
-        self, out_dir: str, num_queries: int = 5, facts: dict[str, str] | None = None
-    ) -> None:
+    def __init__(self, out_dir: str, num_queries: int = 5, facts: dict | None = None) -> None:
         if num_queries < 1:
             raise UserError(f'num_queries of vop.ReportHook must be 1 or more, got {num_queries}.')
         self.path = Path(out_dir) / 'index.html'
@@ -83,21 +82,23 @@ class ReportHook(Hook):
         else:
             print_log(f'The report is in {self.path}.', 'current')
 
-    def _render(self, runner: Runner, metrics: dict[str, float]) -> str:
+    def _render(self, runner: Runner, metrics: dict[str, float] | None) -> str:
         import jinja2
 
         tested = self.metric.tested
+        assert tested is not None  # as a test is over
         try:
             videos = ShownVideos(runner.test_dataloader, tested)
         except UserError as error:
             print_log(f'The report shows no queries. {error}', 'current', logging.ERROR)
             videos = None
         loader = jinja2.FileSystemLoader(Path(__file__).parent)
-        layout = dict(trim_blocks=True, lstrip_blocks=True)
-        environment = jinja2.Environment(loader=loader, autoescape=True, **layout)
+        environment = jinja2.Environment(
+            loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
+        )
         return environment.get_template('report.html.jinja').render(
             config=Path(runner.cfg.filename or '').stem,
-            facts=self._facts(runner),
+            facts=self._facts(runner, tested),
             metrics=metrics,
             metric=self.metric,
             directions=find_examples(tested, self.num_queries, device=self.metric.device),
@@ -105,10 +106,9 @@ class ReportHook(Hook):
             max_frames=FRAMES,
         )
 
-    def _facts(self, runner: Runner) -> dict[str, str]:
-        dataset, tested = runner.test_dataloader.dataset, self.metric.tested
-        versions = {name: package.__version__ for name, package in PACKAGES.items()}
-        versions = dict(VoP=__version__) | versions | dict(Python=platform.python_version())
+    def _facts(self, runner: Runner, tested: Embeddings) -> dict[str, str]:
+        dataset = runner.test_dataloader.dataset
+        versions = [f'{name} {package.__version__}' for name, package in PACKAGES.items()]
         facts = {
             'Config': runner.cfg.filename,
             'Changed': None,  # a place for what only the command line knows
@@ -116,6 +116,6 @@ class ReportHook(Hook):
             'Data set': getattr(dataset, 'ann_file', type(dataset).__name__),
             'Size': f'{len(tested.video):,} videos, {len(tested.text):,} captions',
             'Date': f'{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}',
-            'Versions': ', '.join(f'{name} {version}' for name, version in versions.items()),
+            'Versions': ', '.join([f'VoP {__version__}', *versions, f'Python {python_version()}']),
         }
         return {name: value for name, value in (facts | self.facts).items() if value}

@@ -204,7 +204,7 @@ class VideoIndex:
             return self._search_exactly(queries, topk)
         scores, ids = self.ivf.search(queries, topk)
         # Where the lists that were read hold too few videos, ids are -1.
-        few = (ids < 0).any(axis=1)
+        few = ids.min(axis=1) < 0
         rows = np.searchsorted(self._ids[:-1], ids)
         if not ((self._ids[rows] == ids) | (ids < 0)).all():
             raise damaged(self.files['ivf'], 'it holds unknown videos')

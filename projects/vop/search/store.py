@@ -6,25 +6,19 @@ import json
 import logging
 import os
 import shutil
-import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import portalocker
 from mmengine.logging import print_log
-from portalocker import portalocker as lockers
 
 from ..errors import UserError
 from ..fileio import VIDEO_SUFFIXES, atomic_write, is_video, walk_files
 from .ann import ROWS_PER_BLOCK
 
 LOCK = '.lock'
-# Not portalocker's default of POSIX, flock, which worker processes would
-# inherit: they may outlive a run that was killed by some seconds.
-_lock = lockers.LockfLocker().lock if os.name == 'posix' else portalocker.lock
 
 
 class Stamp(NamedTuple):
@@ -120,40 +114,7 @@ def write_array(path: Path, blocks: list[np.ndarray], needed: int) -> None:
         np.lib.format.write_array_header_1_0(file, header)
         for block in blocks:
             for start in range(0, len(block), ROWS_PER_BLOCK):
-                file.write(np.ascontiguousarray(block[start : start + ROWS_PER_BLOCK]))
-
-
-@contextmanager
-def index_lock(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder.
-
-    Raises:
-        UserError: If another run is at work there, or nothing can be written.
-    """
-    path = folder / LOCK
-    try:
-        file = open(path, 'a+')
-    except OSError as error:
-        raise UserError(f'{path} cannot be written: {error.strerror}.') from error
-    with file:
-        try:
-            _lock(file, portalocker.LOCK_EX | portalocker.LOCK_NB)
-        except portalocker.AlreadyLocked as error:
-            file.seek(0)
-            raise UserError(
-                f'Another run is indexing into {folder} ({file.read()}). Wait until it is done.'
-            ) from error
-        except portalocker.LockException as error:
-            print_log(
-                f'The file system of {folder} has no locks ({error}): see to it that no other '
-                'run writes there.',
-                'current',
-                logging.WARNING,
-            )
-        with suppress(OSError):  # a full disk says so where it matters
-            file.truncate(0)
-            os.write(file.fileno(), f'process {os.getpid()} on {socket.gethostname()}'.encode())
-        yield
+                file.write(np.ascontiguousarray(block[start : start + ROWS_PER_BLOCK]).data)
 
 
 def write_part(

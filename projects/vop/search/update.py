@@ -20,14 +20,13 @@ from mmengine.logging import print_log
 
 from ..apis.inferencer import VoPInferencer
 from ..errors import UserError
-from ..fileio import check_writable
+from ..fileio import check_writable, file_lock
 from .ann import IVF, open_faiss
 from .read import FAILED, FILES, FORMAT, MANIFEST, OURS, PARTS, VideoIndex
 from .store import (
     LOCK,
     Stamp,
     check_room,
-    index_lock,
     read_parts,
     scan,
     write_array,
@@ -135,7 +134,7 @@ def update_index(
         def begin() -> Plan:
             update.scan()
             claim(folder)
-            stack.enter_context(index_lock(folder))
+            stack.enter_context(file_lock(folder / LOCK))
             return update.plan()
 
         plan = processes.first(begin)

@@ -1,0 +1,20 @@
+"""Benchmarks that run in this process, from where they can start others."""
+
+import importlib
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def benchmark_rows(monkeypatch, capsys):
+    """Runs a benchmark; gives the cells of its tables, and all that it prints."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
+        importlib.import_module(f'benchmarks.{name}').main()
+        printed = capsys.readouterr().out
+        lines = [line for line in printed.splitlines() if line.startswith('| ')]
+        return [line.strip('| ').split(' | ') for line in lines], printed
+
+    return run

@@ -1,0 +1,22 @@
+"""Locks on folders."""
+
+import portalocker
+import pytest
+
+from projects.vop import fileio
+from projects.vop.errors import UserError
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, logged_warnings):
+    def refuse(file, flags):
+        raise portalocker.LockException('No locks available')
+
+    monkeypatch.setattr(fileio, '_lock', refuse)
+    with fileio.file_lock(tmp_path / 'new/.lock'):
+        assert str(tmp_path / 'new') in logged_warnings[0]
+
+
+def test_a_lock_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(UserError, match='file/.lock'), fileio.file_lock(tmp_path / 'file/.lock'):
+        pass
