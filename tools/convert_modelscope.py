@@ -22,7 +22,7 @@ from torch import Tensor
 
 from projects.vop.engine import load_safely, open_config
 from projects.vop.errors import UserError, exit_on_user_error
-from projects.vop.fileio import atomic_write
+from projects.vop.fileio import check_writable, save_tensors
 from projects.vop.models import (
     LearnedPrompt,
     ModelScopeTextEncoder,
@@ -160,6 +160,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Read the file into our model, and save its state."""
     args = parse_args()
+    for path in filter(None, (args.out, args.clip_out)):
+        check_writable(path)
     cfg = open_config(args.config)
     cfg.merge_from_dict(args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmaction'))
@@ -186,12 +188,10 @@ def main() -> None:
     needs = "\nThis needs OpenAI's weights of the CLIP; --clip-out writes those in the file."
     if args.clip_out:
         clip = {k.removeprefix('clip.'): v for k, v in ours.items() if k.startswith('clip.')}
-        with atomic_write(args.clip_out) as part:
-            torch.save(clip, part)
+        save_tensors(args.clip_out, clip)
         command, needs = f'{command} --cfg-options model.clip.pretrained={args.clip_out}', ''
     meta = dict(converted_from=args.source.name)
-    with atomic_write(args.out) as part:
-        torch.save(dict(meta=meta, state_dict=model.state_dict()), part)
+    save_tensors(args.out, dict(meta=meta, state_dict=model.state_dict()))
     print(f'Test it with\n  {command}{needs}')
 
 

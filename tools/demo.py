@@ -32,7 +32,7 @@ def player(index: VideoIndex, rank: int, hit: Hit) -> str:
 
     Not ``gr.Video``: where there is an ffmpeg, that converts whatever browsers
     do not play, which takes minutes, and before Gradio 6.23 wrote the result
-    over the original or a video beside it.
+    over the original or a video next to it.
     """
     path = index.path(hit.name)
     label = f'{rank}. {hit.name} ({hit.score:.3f})'

@@ -6,7 +6,7 @@
 Each run has a folder WORK_DIR/METHOD/lr=LR/seed=SEED. What is finished there
 is kept, what was cut off is resumed, so the same command can be given again
 at any time. Runs go side by side over the GPUs of this machine, or as Slurm
-jobs. WORK_DIR then holds results.md, a table with the paper's numbers beside
+jobs. WORK_DIR then holds results.md, a table with the paper's numbers next to
 ours; results.csv, every run; and results.png, R@1 against trained parameters.
 """
 
@@ -33,7 +33,7 @@ from submitit.core.utils import UncompletedJobError, environment_variables
 from projects.vop.engine import check_data, open_config, use_amp
 from projects.vop.engine.parameters import build_without_weights, count_as_paper, count_by_part
 from projects.vop.errors import NotFiniteError, UserError, exit_on_user_error
-from projects.vop.fileio import write_file
+from projects.vop.fileio import available_cores, write_file
 from projects.vop.models.clip import check_pretrained
 from projects.vop.paper import TABLE_1
 
@@ -47,7 +47,7 @@ TRAINING = (
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the grid. Its config stands beside its folder, as FOLDER.py."""
+    """One run of the grid. Its config is next to its folder, as FOLDER.py."""
 
     name: str
     folder: Path
@@ -85,7 +85,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
             raise UserError(f'{path} has no variable {name}.')
         try:
             runs += runs_of(method, setting, cfg, args)
-        except (KeyError, TypeError, ValueError) as error:
+        except UserError as error:
             raise UserError(f'{method} {setting}: {error}') from error
     for run in runs:
         check_settings(run)
@@ -162,7 +162,7 @@ def train_and_test(folder: Path, epochs: int | None, retest: bool, call: Callabl
 
 
 def complete(folder: Path, facts: dict, epochs: int | None, retest: bool, variables: dict) -> str:
-    """Bring a run to its end, from wherever it stands; say how it went. A job executes this."""
+    """Bring a run to its end, from wherever it is; say how it went. A job executes this."""
     log, result = folder / 'log.txt', folder / 'result.json'
     environment = {**os.environ, **variables}
 
@@ -186,7 +186,8 @@ def complete(folder: Path, facts: dict, epochs: int | None, retest: bool, variab
                     tail = '\n'.join(log.read_text().splitlines()[-8:])
                     return f'failed:\n{tail}\nAll of its output is in {log}'
                 metrics = {}
-            from projects.vop.fileio import write_file  # late: it brings torch
+            # Here, as a job that is unpickled would else import torch first.
+            from projects.vop.fileio import write_file
 
             facts |= {key: value for key, value in metrics.items() if '2' in key}
             write_file(result, json.dumps(facts, indent=1))
@@ -203,7 +204,7 @@ def environments(jobs: int | None) -> list[dict[str, str]]:
         visible = os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(count)))
         gpus = visible.split(',')
         return [{'CUDA_VISIBLE_DEVICES': gpus[i % count]} for i in range(jobs)]
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, available_cores() // jobs)
     return [{'OMP_NUM_THREADS': os.environ.get('OMP_NUM_THREADS', str(threads))}] * jobs
 
 
@@ -254,7 +255,8 @@ def run_all(runs: Sequence[Run], args: argparse.Namespace) -> None:
                 print(f'{label}: {outcome} ({time.time() - start:.0f} s)', flush=True)
             time.sleep(0.5)
     except KeyboardInterrupt:
-        raise SystemExit('Interrupted; the same command resumes.') from None
+        print('Interrupted; the same command resumes.', file=sys.stderr)
+        raise SystemExit(130) from None
     finally:
         for job in [] if args.slurm else running:  # Slurm keeps its jobs
             job.cancel()
@@ -322,7 +324,8 @@ def main() -> None:
         subprocess.run([sys.executable, ROOT / 'tools/analysis/summarize_runs.py', args.work_dir])
     if failed := [run.name for run in todo if not run.finished]:
         names = ', '.join(failed)
-        raise SystemExit(f'{len(failed)} runs failed: {names}. The same command tries them again.')
+        print(f'{len(failed)} runs failed: {names}. The same command tries them again.')
+        raise SystemExit(1)
 
 
 if __name__ == '__main__':

@@ -33,7 +33,7 @@ from mmengine.logging import MMLogger
 
 from projects.vop.apis import VoPInferencer
 from projects.vop.engine import add_launcher_arguments, open_config, tool, use_gloo_without_gpu
-from projects.vop.errors import UserError, VideoReadError
+from projects.vop.errors import VideoReadError
 from projects.vop.search.read import FAILED, VideoIndex, read_json
 from projects.vop.search.update import Summary, model_files, update_index
 
@@ -143,10 +143,7 @@ def open_model(args: argparse.Namespace, show_progress: bool) -> VoPInferencer:
     if config is None:
         config, own = model_files(args.index)
         checkpoint = checkpoint or str(own)
-    try:
-        cfg = open_config(config)
-    except SyntaxError as error:
-        raise UserError(f'{config} is damaged, or no config: {error}') from error
+    cfg = open_config(config)
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     return VoPInferencer(cfg, checkpoint, args.device, show_progress)

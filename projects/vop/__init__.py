@@ -11,8 +11,8 @@ from . import compat
 
 compat.apply()
 
-# A registry imports its rooms when it is first asked for something of them, so
-# that a tool which needs none of them starts at once.
+# A registry imports its subpackages when it is first asked for something of
+# them, so that a tool which needs none of them starts at once.
 from . import registry  # noqa: E402
 
 __version__ = '0.1.0'

@@ -12,7 +12,7 @@ class UserError(ValueError):
 
     The message names it and says what to do. A tool prints it in one line
     (:func:`exit_on_user_error`); any other exception is a bug and keeps its
-    traceback.
+    traceback. ``exit_code`` is the status that the tool then exits with.
 
     Example:
         >>> raise UserError('a.json, line 3: not valid JSON.')

@@ -1,12 +1,14 @@
 """Files and folders: written whole or not at all, and searched for videos."""
 
 import errno
+import json
 import logging
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import portalocker
 from mmengine.logging import print_log
@@ -41,8 +43,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             names the file. Nothing of it stays.
 
     Example:
-        >>> with atomic_write('prompts.pth') as part:
-        ...     torch.save(state_dict, part)
+        >>> with atomic_write('captions.txt') as part:
+        ...     part.write_text(text)
     """
     path = Path(path)
     part = path.with_name(f'{path.name}.part')
@@ -83,6 +85,66 @@ def write_file(path: str | Path, data: str | bytes) -> None:
     """
     with atomic_write(path) as part:
         part.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def save_tensors(path: str | Path, content: Any) -> None:
+    """Write what ``torch.load(path, weights_only=True)`` opens; see :func:`atomic_write`.
+
+    Args:
+        path (str | Path): The file.
+        content (Any): Tensors and plain data.
+
+    Raises:
+        UserError: If it cannot be written.
+
+    Example:
+        >>> save_tensors('prompts.pth', dict(state_dict=model.state_dict()))
+    """
+    import torch  # which most that writes files does not need
+
+    try:
+        with atomic_write(path) as part:
+            torch.save(content, part)
+    except RuntimeError as error:  # raised by torch when the disk is full
+        raise UserError(f'{path} cannot be written: {error}') from error
+
+
+def read_text(path: str | Path) -> str:
+    """Read a UTF-8 file, whether or not it begins with a byte order mark.
+
+    Raises:
+        UserError: If it cannot be read, or is not UTF-8 text.
+    """
+    try:
+        return Path(path).read_text(encoding='utf-8-sig')
+    except OSError as error:
+        raise UserError(f'{path} cannot be read: {error.strerror}.') from error
+    except UnicodeDecodeError as error:
+        raise UserError(f'{path} is not UTF-8 text: {error}.') from error
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: If it cannot be read, is not UTF-8 text or not valid JSON,
+            or lists a key twice in an object, one of which would be lost.
+    """
+
+    def unique(pairs: list) -> dict:
+        values = {}
+        for key, value in pairs:
+            if key in values:
+                raise UserError(f'{path}: "{key}" is listed twice. Put all under one.')
+            values[key] = value
+        return values
+
+    try:
+        return json.loads(read_text(path), object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f'{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}).'
+        ) from error
 
 
 def check_writable(path: str | Path) -> None:
@@ -209,3 +271,15 @@ def is_video(name: str) -> bool:
         True
     """
     return name.lower().endswith(VIDEO_SUFFIXES)
+
+
+def available_cores() -> int:
+    """Count the cores that this process may use; Slurm lends a job some of a machine.
+
+    Example:
+        >>> available_cores() >= 1
+        True
+    """
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -17,9 +17,12 @@ from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import Registry
 
 
-def _child(name: str, parent: Registry, *rooms: str) -> Registry:
+def _child(name: str, parent: Registry, *subpackages: str) -> Registry:
     return Registry(
-        name, parent=parent, scope='vop', locations=[f'projects.vop.{room}' for room in rooms]
+        name,
+        parent=parent,
+        scope='vop',
+        locations=[f'projects.vop.{subpackage}' for subpackage in subpackages],
     )
 
 

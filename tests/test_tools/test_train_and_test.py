@@ -248,7 +248,7 @@ def test_two_processes_train_and_test_as_one(trained, config, tmp_path):
     assert {name: results[name] for name in plain} == plain
     assert len(results) == 3 * len(plain)
     ours, theirs = (torch.load(path, weights_only=True) for path in (dump, bank))
-    assert ours['model_fingerprint'] == theirs['model_fingerprint']
+    assert ours['weights_fingerprint'] == theirs['weights_fingerprint']
     assert ours['video_id'] == theirs['video_id']
 
 

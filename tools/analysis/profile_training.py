@@ -22,7 +22,6 @@ import gc
 import itertools
 import json
 import math
-import os
 import tempfile
 import time
 import warnings
@@ -36,7 +35,7 @@ from mmengine.dist import get_world_size, init_dist, is_distributed, is_main_pro
 
 from projects.vop import engine
 from projects.vop.errors import UserError
-from projects.vop.fileio import check_writable, write_file
+from projects.vop.fileio import available_cores, check_writable, write_file
 
 WAITING = 0.1  # a step that waits for data for a larger share of its time is limited by reading
 TRACED_STEPS = 5
@@ -145,7 +144,7 @@ def trace(cfg: Config, warmup: int, path: str) -> None:
 
 def advise(best: dict, amp: bool) -> str:
     """Two sentences: what limits the fastest setting, and what to do about it."""
-    todo = f'give more workers (of {os.cpu_count()} cores), or copies that decode faster '
+    todo = f'give more workers (of {available_cores()} cores), or copies that decode faster '
     todo += '(tools/data/compress_videos.py makes them, --data-root compares them)'
     if best['bottleneck'] == 'computing':
         todo = f'use {"" if amp else "--amp, "}a larger --batch-size, or more GPUs'

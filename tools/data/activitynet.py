@@ -16,8 +16,8 @@ from pathlib import Path
 
 from common import Split, check, check_captions, get, run, some
 
-from projects.vop.datasets.annotations import read_json
 from projects.vop.errors import UserError, exit_on_user_error
+from projects.vop.fileio import read_json
 
 PUBLISHER = 'Stanford (cs.stanford.edu/people/ranjaykrishna/densevid) publishes the files.'
 COUNTS = 'The field counts 10,009 training and 4,917 test videos (val1), each with one paragraph.'

@@ -16,9 +16,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from projects.vop.datasets.annotations import check_caption, read_text
+from projects.vop.datasets.annotations import check_caption
 from projects.vop.errors import UserError
-from projects.vop.fileio import is_video, walk_files, write_file
+from projects.vop.fileio import is_video, read_text, walk_files, write_file
 
 Split = dict[str, list[str] | dict]
 Lines = list[tuple[int, Any]]  # what a file says, with the numbers of its lines

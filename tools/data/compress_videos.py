@@ -8,7 +8,7 @@ middle of its interval. Names and folders stay:
     python tools/data/compress_videos.py data/msrvtt data/msrvtt_small
     DATA_ROOT=data/msrvtt_small python tools/train.py configs/vop_msrvtt.py
 
-SRC is a data root (.json files beside videos/), or any folder of videos. The
+SRC is a data root (.json files next to videos/), or any folder of videos. The
 same command resumes after a stop: what is done is skipped, and what is newer
 in SRC is copied again. A video that cannot be read, crashes the decoder or
 takes too long (--timeout) is listed, and the exit code is 1.
@@ -26,7 +26,7 @@ from pathlib import Path
 
 from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
-from transcode import CODECS, CopySettings, encode, end_with_parent
+from transcode import CODECS, CopySettings, TranscodeError, encode, end_with_parent
 
 if __name__ != '__mp_main__':  # workers import this file, and the package takes seconds
     from projects.vop import fileio
@@ -42,7 +42,7 @@ def check_folders(src: Path, dst: Path) -> None:
         raise UserError(f'{dst} is not a folder.')
     a, b = src.resolve(), dst.resolve()
     if a == b or a in b.parents or b in a.parents:
-        raise UserError(f'One of SRC, {a}, and DST, {b}, lies in the other: put DST beside SRC.')
+        raise UserError(f'One of SRC, {a}, and DST, {b}, is in the other: put DST next to SRC.')
 
 
 def list_files(folder: Path) -> list[str]:
@@ -120,7 +120,9 @@ def copy_videos(
                 elif isinstance(error, BrokenProcessPool):
                     raise error
                 else:
-                    reason = str(error)
+                    reason = f'{type(error).__name__}: {error}'
+                    if isinstance(error, TranscodeError):
+                        reason = str(error)
                     if isinstance(error, futures.TimeoutError):
                         reason = f'it takes longer than {timeout:g} s (--timeout)'
                     elif isinstance(error, ProcessExpired):
@@ -203,7 +205,7 @@ def main() -> None:
         fps=(defaults.fps, 0.01, "frames per second, at most the original's"),
         short_side=(defaults.short_side, 16, "pixels, at most the original's"),
         min_frames=(defaults.min_frames, 1, 'of a short video, up to its own number'),
-        jobs=(len(os.sched_getaffinity(0)), 1, 'processes'),
+        jobs=(fileio.available_cores(), 1, 'processes'),
         timeout=(600.0, 0.1, 'seconds that copying one video may take'),
     )
     for name, (default, _, text) in numbers.items():

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from common import Split, group, run
 
-from projects.vop.datasets.annotations import read_json
 from projects.vop.errors import exit_on_user_error
+from projects.vop.fileio import read_json
 
 PUBLISHER = 'Its owners (github.com/LisaAnne/LocalizingMoments) publish the files.'
 COUNTS = (

@@ -17,7 +17,7 @@ from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
 from projects.vop.datasets.moving_shapes import draw_still, still_captions, write_moving_shapes
 from projects.vop.errors import UserError, exit_on_user_error
-from projects.vop.fileio import atomic_write, write_file
+from projects.vop.fileio import save_tensors, write_file
 from projects.vop.models import open_towers
 
 MODEL = 'configs/moving_shapes/moving-shapes-clip.json'
@@ -72,8 +72,7 @@ def train_clip(path: Path, steps: int, seed: int) -> bool:
             )
     if found < 95:
         return False
-    with atomic_write(path) as part:
-        torch.save(model.state_dict(), part)
+    save_tensors(path, model.state_dict())
     return True
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from common import Split, check_unique, get, group, read_csv, run, select
 
-from projects.vop.datasets.annotations import read_json
 from projects.vop.errors import exit_on_user_error
+from projects.vop.fileio import read_json
 
 PUBLISHER = 'CLIP4Clip (github.com/ArrowLuo/CLIP4Clip) says where the field shares the files.'
 COUNTS = (

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from common import Split, check, check_captions, read_lines, run, select
 
-from projects.vop.datasets.annotations import read_json
 from projects.vop.errors import exit_on_user_error
+from projects.vop.fileio import read_json
 
 PUBLISHER = 'X-Pool (github.com/layer6ai-labs/xpool) holds the files, in data/MSVD.'
 COUNTS = (

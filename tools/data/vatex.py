@@ -17,8 +17,8 @@ from pathlib import Path
 
 from common import Split, check, check_captions, get, read_lines, run, select
 
-from projects.vop.datasets.annotations import read_json
 from projects.vop.errors import UserError, exit_on_user_error
+from projects.vop.fileio import read_json
 
 PUBLISHER = 'Its owners (eric-xw.github.io/vatex-website) publish the files.'
 COUNTS = (

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ..datasets import CLIPTokenize
 from ..engine import check_fit, load_safely, open_config
 from ..errors import UserError
-from ..fileio import is_video, walk_files
+from ..fileio import available_cores, is_video, walk_files
 from ..models import CLIPTowers, RetrievalRecognizer
 from ..models.clip import towers_of
 from ..models.encoder import weights_fingerprint
@@ -175,10 +175,12 @@ class VoPInferencer:
 
         Yields:
             EncodedVideos: Of a batch, in order.
+
+        Raises:
+            UserError: If ``batch_size`` or ``num_workers`` has no such value.
         """
-        if num_workers is None:  # Slurm lends a job some cores of a machine
-            affinity = getattr(os, 'sched_getaffinity', lambda pid: range(os.cpu_count() or 1))
-            num_workers = min(8, len(affinity(0)))
+        if num_workers is None:
+            num_workers = min(8, available_cores())
         if batch_size < 1 or num_workers < 0:
             raise UserError(f'{batch_size=} must be at least 1, and {num_workers=} at least 0.')
         paths = [os.fspath(path) for path in videos]
@@ -202,13 +204,17 @@ class VoPInferencer:
             data = self.model.data_preprocessor(dict(inputs=dict(imgs=frames)))
             embeddings = self.model.encode_video(data['inputs']['imgs']).float().cpu()
         else:
-            embeddings = self.encode_texts(['width'])[:0]
+            embeddings = torch.empty(0, self.towers.visual.output_dim)
         return EncodedVideos([video.path for video in batch], embeddings, failed)
 
     def encode_videos(
         self, videos: Sequence[str | Path], batch_size: int = 8, num_workers: int | None = None
     ) -> EncodedVideos:
-        """Embed videos at once; see :meth:`iter_videos`."""
+        """Embed videos at once; see :meth:`iter_videos`.
+
+        Raises:
+            TypeError: If ``videos`` is a path and not a list of paths.
+        """
         if isinstance(videos, (str, os.PathLike)):
             raise TypeError(f'videos must be a list of paths, got {videos}.')
         batches = list(self.iter_videos(videos, batch_size, num_workers)) or [self._encode([])]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import UserError
+from ..fileio import read_json
 
 FORMAT = (
     'expected is {"video0.mp4": ["a caption", ...], ...}, or with a window in seconds '
@@ -74,40 +75,6 @@ def _cut(value: Any) -> str:
 
 
 # For the converters, too.
-
-
-def read_text(path: str | Path) -> str:
-    """Read a UTF-8 file, whether or not it begins with a byte order mark."""
-    try:
-        return Path(path).read_text(encoding='utf-8-sig')
-    except OSError as error:
-        raise UserError(f'{path} cannot be read: {error.strerror}.') from error
-    except UnicodeDecodeError as error:
-        raise UserError(f'{path} is not UTF-8 text: {error}.') from error
-
-
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        UserError: If it cannot be read, is not UTF-8 text or not valid JSON,
-            or lists a key twice in an object, one of which would be lost.
-    """
-
-    def unique(pairs: list) -> dict:
-        values = {}
-        for key, value in pairs:
-            if key in values:
-                raise UserError(f'{path}: "{key}" is listed twice. Put all under one.')
-            values[key] = value
-        return values
-
-    try:
-        return json.loads(read_text(path), object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f'{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}).'
-        ) from error
 
 
 def check_caption(text: Any, place: str) -> str:

@@ -1,4 +1,4 @@
-"""MovingShapes: a data set that asks for the order of frames.
+"""MovingShapes: a data set in which the order of frames matters.
 
 Real mp4 clips, drawn from a seed, of one coloured shape that moves from a
 side of the picture to another; the caption says what moves from where to
@@ -54,7 +54,7 @@ class Scene(NamedTuple):
 
     @property
     def reverse(self) -> 'Scene':
-        """The same, moving the other way."""
+        """The same scene, moving in reverse."""
         return self._replace(start=self.end, end=self.start)
 
 

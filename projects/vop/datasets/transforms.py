@@ -6,7 +6,7 @@ import open_clip
 import torch
 from mmcv.transforms import BaseTransform
 
-from ..errors import UserError
+from ..errors import UserError, VideoReadError
 from ..registry import TRANSFORMS
 
 
@@ -88,7 +88,7 @@ class TimeWindow(BaseTransform):
         stop = total if end is None else min(total, math.ceil(round(end * fps, 6)))
         if first >= total:
             until = 'the end' if end is None else f'{end} s'
-            raise UserError(
+            raise VideoReadError(
                 f'{results["filename"]} lasts {total / fps:.2f} s, and its window from '
                 f'{start} s to {until} starts after that. Correct the annotation file.'
             )

@@ -167,7 +167,11 @@ class VideoTextDataset(BaseActionDataset):
             # a bad one does not depend on how far the bad one got.
             with self._randomness(idx):
                 return self.pipeline(item)
+        except (AttributeError, KeyError, NameError, TypeError):
+            raise  # a bug of a transform, no fault of the video
         except Exception as error:
+            if isinstance(error, UserError) and not isinstance(error, VideoReadError):
+                raise  # a fault of the config
             message = f'{item["filename"]} cannot be read ({type(error).__name__}: {error}).'
             if not self.skip_bad_videos:
                 hint = ' To train without such videos, set skip_bad_videos=True.'

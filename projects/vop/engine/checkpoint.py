@@ -35,6 +35,10 @@ def load_safely(filename: str, map_location: Any = None) -> dict:
         raise UserError(f'There is no checkpoint {filename}.')
     try:
         return torch.load(filename, map_location=map_location, weights_only=True)
+    except OSError as error:
+        raise UserError(f'{filename} cannot be read: {error.strerror or error}.') from error
+    except torch.cuda.OutOfMemoryError:
+        raise
     except Exception as error:  # a damaged file can raise nearly anything
         code = ', '.join(_unsafe_globals(filename))
         reason = (
@@ -69,7 +73,7 @@ def check_fit(model: nn.Module, filename: str) -> None:
     """Refuse a checkpoint that does not hold just what a model has.
 
     MMEngine loads what fits and logs the rest: a test with the wrong config
-    would go on with prompts that were never trained.
+    would run with prompts that were never trained.
 
     Args:
         model (nn.Module): The model, or its distributed wrapper.

@@ -39,13 +39,7 @@ def open_config(path: str | Path) -> Config:
     """
     file = Path(path)
     if file.is_file():
-        try:
-            return Config.fromfile(file)
-        except ValueError as error:
-            raise UserError(
-                f'{path} cannot be opened: {error}. The variables that it '
-                'takes are said at the top of its _base_ model.'
-            ) from error
+        return _read(file)
     base = next(
         (
             parent / '_base_' / 'datasets'
@@ -64,7 +58,7 @@ def open_config(path: str | Path) -> Config:
         method = file.stem.removesuffix(f'_{dataset}')
         if method != file.stem and method in methods:
             cfg = open_config(file.with_name(f'{method}_msrvtt.py'))
-            data = Config.fromfile(base / f'{dataset}.py')
+            data = _read(base / f'{dataset}.py')
             return Config(
                 cfg.to_dict() | data.to_dict(),
                 cfg_text=f'{cfg.text}\n{data.text}',
@@ -76,6 +70,16 @@ def open_config(path: str | Path) -> Config:
         f'with a METHOD of {file.parent}, which are {", ".join(methods)}, and '
         f'a DATASET of {base}, which are {", ".join(datasets)}.'
     )
+
+
+def _read(file: Path) -> Config:
+    try:
+        return Config.fromfile(file)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(
+            f'{file} cannot be opened: {error}. The variables that an ablation takes are listed at '
+            'the top of its _base_ model.'
+        ) from error
 
 
 def check_data(cfg: Config, *splits: str) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
@@ -61,13 +61,14 @@ def build_without_weights(cfg: Config) -> nn.Module:
         logger.setLevel(level)
 
 
-def _without_weights(model: dict) -> dict:
+def _without_weights(model: Any) -> Any:
     """A copy of a model's config in which no CLIP, at any depth, loads weights."""
-    parts = {
-        key: _without_weights(part) if isinstance(part, dict) else part
-        for key, part in model.items()
-    }
-    if 'clip' in parts:
+    if isinstance(model, (list, tuple)):
+        return [_without_weights(part) for part in model]
+    if not isinstance(model, dict):
+        return model
+    parts = {key: _without_weights(part) for key, part in model.items()}
+    if isinstance(parts.get('clip'), dict):
         parts['clip']['pretrained'] = None
     return parts
 

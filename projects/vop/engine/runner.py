@@ -3,6 +3,7 @@
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch import nn
 
 from ..errors import UserError
 from .parameters import build_without_weights
@@ -36,21 +37,19 @@ def build_train_runner(cfg: Config) -> Runner:
     Raises:
         UserError: If the model has nothing to train.
     """
-    refusal = UserError(
-        f'Nothing trains in {cfg.filename}: it has neither prompts nor adapters, and all of '
-        'CLIP is frozen. Test it with tools/test.py.'
-    )
     try:
         runner = build_runner(cfg)
-    except RuntimeError as error:
+    except RuntimeError:
         # DistributedDataParallel refuses a frozen model before we can ask.
-        if not _trains(build_without_weights(cfg)):
-            raise refusal from error
+        _check_trains(build_without_weights(cfg), cfg)
         raise
-    if not _trains(runner.model):
-        raise refusal
+    _check_trains(runner.model, cfg)
     return runner
 
 
-def _trains(model) -> bool:
-    return any(parameter.requires_grad for parameter in model.parameters())
+def _check_trains(model: nn.Module, cfg: Config) -> None:
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(
+            f'Nothing trains in {cfg.filename}: it has neither prompts nor adapters, and all of '
+            'CLIP is frozen. Test it with tools/test.py.'
+        )

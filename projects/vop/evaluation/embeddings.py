@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..fileio import atomic_write
+from ..fileio import save_tensors
 from .scores import finite_rows
 
 KIND = 'embeddings of vop.RetrievalMetric'
@@ -21,7 +21,7 @@ class Embeddings(NamedTuple):
         video (Tensor): Of shape [n x e].
         text (Tensor): Of shape [m x e].
         video_of_text (Tensor): Index of each caption's video, of shape [m].
-        model_fingerprint (str, optional): Stands for the model that made them.
+        weights_fingerprint (str, optional): Stands for the model that made them.
 
     Example:
         >>> video_of_text = torch.tensor([0, 0, 1])
@@ -35,7 +35,7 @@ class Embeddings(NamedTuple):
     video: Tensor
     text: Tensor
     video_of_text: Tensor
-    model_fingerprint: str | None = None
+    weights_fingerprint: str | None = None
 
     def save(self, path: str) -> None:
         """Write a file that ``torch.load(path, weights_only=True)`` opens.
@@ -43,15 +43,11 @@ class Embeddings(NamedTuple):
         Raises:
             UserError: If it cannot be written. What was there before stays.
         """
-        try:
-            with atomic_write(path) as part:
-                torch.save(dict(kind=KIND, **self._asdict()), part)
-        except RuntimeError as error:  # raised by torch when the disk is full
-            raise UserError(f'{path} cannot be written: {error}') from error
+        save_tensors(path, dict(kind=KIND, **self._asdict()))
 
     @classmethod
     def load(cls, path: str) -> 'Embeddings':
-        """Open such a file. Its tensors are read from disk when they are used.
+        """Open such a file, mapped into memory.
 
         Raises:
             UserError: If there is no such file, or if it is damaged, holds something else, or was

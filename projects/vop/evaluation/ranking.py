@@ -188,6 +188,11 @@ def evaluate_similarity(
             raise ValueError(f'The scores of video {int(fault.nonzero()[0])} are {what}.')
     texts, videos = similarity.shape
     if video_of_text is None:
+        if texts != videos:
+            raise ValueError(
+                f'{texts} texts and {videos} videos: say which video each text belongs to '
+                '(video_of_text).'
+            )
         video_of_text = range(videos)
     index = _check_video_of_text(video_of_text, texts, videos, similarity.device)
     return _evaluate(Scores(similarity, video_of_text=index), topk, rescoring)

@@ -48,13 +48,17 @@ class Rescoring:
         looks_at (str): What it uses besides the query and its gallery.
 
     Example:
+        >>> class Doubled:
+        ...     def add(self, queries, items, tile): ...  # gathers nothing
+        ...
+        ...     def __call__(self, scores, queries, items):
+        ...         return 2 * scores
         >>> @RESCORINGS.register_module()
-        ... class Centering(Rescoring):  # subtracts the mean score of an item
-        ...     name, looks_at = 'centering', 'all queries of the test set at once'
+        ... class Doubling(Rescoring):
+        ...     name, looks_at = 'doubling', 'nothing'
         ...
         ...     def bind(self, scores):
-        ...         texts, videos = scores.shape
-        ...         return MeanRescorer(texts, videos), MeanRescorer(videos, texts)
+        ...         return Doubled(), Doubled()
     """
 
     name: str
@@ -72,7 +76,7 @@ class Rescoring:
         """
         raise NotImplementedError
 
-    def check_model(self, model_fingerprint: str) -> None:
+    def check_model(self, weights_fingerprint: str) -> None:
         """Raise a UserError if the method does not fit the tested model."""
 
     def check_width(self, width: int) -> None:
@@ -187,8 +191,8 @@ class QBNorm(Rescoring):
             raise ValueError(f'The {what} queries of the bank are not finite.')
         return Scores(queries.to(like.device), gallery)
 
-    def check_model(self, model_fingerprint: str) -> None:  # noqa: D102
-        if self.bank.model_fingerprint not in (None, model_fingerprint):
+    def check_model(self, weights_fingerprint: str) -> None:  # noqa: D102
+        if self.bank.weights_fingerprint not in (None, weights_fingerprint):
             raise UserError(
                 f'The bank {self.file} was made with another model than the one that is tested. '
                 'Make it anew with this checkpoint.'

@@ -74,18 +74,18 @@ class RetrievalMetric(BaseMetric):
             raise UserError(f'A method is listed twice in rescoring: {", ".join(names)}.')
         self.dump = dump
         self.device = device
-        self.model_fingerprint: str | None = None
+        self.weights_fingerprint: str | None = None
         self.tested: Embeddings | None = None
 
-    def set_model(self, model_fingerprint: str) -> None:
+    def set_model(self, weights_fingerprint: str) -> None:
         """Say which model is tested: it is written into a dump, and methods of rescoring check it.
 
         Raises:
             UserError: If a method does not fit this model.
         """
-        self.model_fingerprint = model_fingerprint
+        self.weights_fingerprint = weights_fingerprint
         for method in self.rescoring:
-            method.check_model(model_fingerprint)
+            method.check_model(weights_fingerprint)
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """Keep the embeddings of a batch."""
@@ -118,7 +118,7 @@ class RetrievalMetric(BaseMetric):
             torch.stack([result['video'] for result in results]),
             torch.cat([result['text'] for result in results]),
             torch.arange(len(results)).repeat_interleave(captions),
-            self.model_fingerprint,
+            self.weights_fingerprint,
         )
         if self.dump:
             self._write(tested, self.dump)

@@ -1,7 +1,6 @@
 """Opening a CLIP as two towers that can be prompted."""
 
 import difflib
-import json
 import logging
 import zipfile
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from open_clip.transformer import (
 from torch import Tensor
 
 from ..errors import UserError
+from ..fileio import read_json
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def check_pretrained(clip: dict) -> None:
     Raises:
         UserError: If ``pretrained`` is neither a file nor a tag.
     """
-    name, pretrained = clip['name'], clip.get('pretrained')
+    name, pretrained = clip.get('name', 'ViT-B-32-quickgelu'), clip.get('pretrained')
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is not None and pretrained not in tags and not Path(pretrained).is_file():
         raise UserError(
@@ -138,11 +138,10 @@ def _model_config(name: str) -> dict:
     if name.endswith('.json'):
         if not Path(name).is_file():
             raise UserError(f'There is no model config {name}.')
-        try:
-            config = json.loads(Path(name).read_text())
-        except json.JSONDecodeError as error:
-            raise UserError(f'{name} is not valid JSON: {error}') from error
-        missing = {'embed_dim', 'vision_cfg', 'text_cfg'} - set(config)
+        config = read_json(name)
+        missing = {'embed_dim', 'vision_cfg', 'text_cfg'} - set(
+            config if isinstance(config, dict) else ()
+        )
         if missing:
             raise UserError(
                 f'{name} is no open_clip model config: it lacks {", ".join(sorted(missing))}.'
@@ -256,7 +255,7 @@ def _download(name: str, tag: str, cache_dir: str | None) -> open_clip.CustomTex
             force_custom_text=True,
             force_patch_dropout=0.0,
         )
-    except Exception as error:
+    except (OSError, RuntimeError) as error:
         source = open_clip.get_pretrained_cfg(name, tag)
         where = ' or '.join(
             text

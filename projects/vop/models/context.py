@@ -50,7 +50,7 @@ def make_cmm(kind: str, spec: TransformerSpec) -> tuple[nn.Module, int]:
     """Make a CMM (Sec. 3.3.2, Table 3).
 
     Args:
-        kind (str): ``'bilstm'`` (one layer, d hidden units each way),
+        kind (str): ``'bilstm'`` (one layer, d hidden units in each direction),
             ``'lstm'`` (one layer) or ``'transformer'`` (four layers and a
             learned embedding of the frame position, without which it could
             not tell the order of frames).

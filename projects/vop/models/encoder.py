@@ -24,7 +24,7 @@ class PromptedEncoder(nn.Module):
 
     The state of an encoder is what was trained. The frozen weights are left
     out of ``state_dict`` (0.5 MB instead of 600 for VoP at ViT-B/32); in
-    their place stands a fingerprint of them, and loading a state onto other
+    their place is a fingerprint of them, and loading a state onto other
     frozen weights than it was trained with is refused.
 
     Args:

@@ -30,7 +30,7 @@ class ModelScopeTextEncoder(TextEncoder):
     [EOT] of the caption as there are prompts, while only the prefix moved the
     words up. So for a short caption it is read from the zeros after it; for
     one that nearly fills its slots, at a suffix prompt; and at [EOT] only if
-    that stands in the last slot.
+    that is in the last slot.
 
     Args:
         prompts (Sequence[dict]): Configs of two prompts that serve every

@@ -134,7 +134,7 @@ class RetrievalRecognizer(BaseModel):
             assert data_samples is not None  # MMEngine gives them
             texts = text.split(inputs['num_texts'].tolist())
             for sample, v, t in zip(data_samples, video, texts):
-                # Copies, lest each sample hold on to the whole batch.
+                # Copies, or each sample would keep the whole batch in memory.
                 sample.video_feature = v.clone()
                 sample.text_feature = t.clone()
             return data_samples

@@ -17,7 +17,7 @@ def unfreeze(backbone: VisionTransformer | TextTransformer, tuning: str) -> None
             the last layer.
 
     Raises:
-        UserError: If there is no such word, or the tower has no such
+        UserError: If there is no such value, or the tower has no such
             parameters.
     """
     last = f'transformer.resblocks.{backbone.transformer.layers - 1}.'

@@ -81,7 +81,7 @@ class VideoBackbone(VideoEncoder):
             raise UserError(
                 f'Recognizer2D gives {len(imgs)} frames, which are no whole '
                 f'videos of num_frames={f}. Let the pipeline sample {f} '
-                'frames a video, or set num_frames of the backbone.'
+                'frames per video, or set num_frames of the backbone.'
             )
         frames = super().forward(imgs.unflatten(0, (-1, f)))
         return frames.flatten(0, 1)[..., None, None]

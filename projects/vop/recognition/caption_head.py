@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..compat import before_load_state_dict
 from ..errors import UserError
+from ..fileio import read_text
 from ..models.clip import CLIPTowers, towers_of
 from ..registry import MODELS
 
@@ -191,11 +192,11 @@ def read_classes(classes: str | Sequence[str]) -> list[str]:
         if not Path(classes).is_file():
             raise UserError(
                 f'There is no file {classes} of class names. It has one name '
-                "a line, in the order of the labels, as MMAction2's "
+                "per line, in the order of the labels, as MMAction2's "
                 'tools/data/kinetics/label_map_k400.txt.'
             )
         source = classes
-        names = Path(classes).read_text(encoding='utf-8').splitlines()
+        names = read_text(classes).splitlines()
     names = [name.strip() for name in names]
     if not names:
         raise UserError(f'{source} names no class.')

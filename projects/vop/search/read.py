@@ -264,12 +264,7 @@ class VideoIndex:
             UserError: If CLIP's weights are not there, or are others now; or
                 if the config or the trained weights are damaged.
         """
-        try:
-            inferencer = VoPInferencer(
-                self.config_file, str(self.state_file), device, show_progress
-            )
-        except SyntaxError as error:
-            raise damaged(self.config_file, error) from error
+        inferencer = VoPInferencer(self.config_file, str(self.state_file), device, show_progress)
         self.check_model(inferencer.model_fingerprint)
         return inferencer
 
@@ -334,12 +329,14 @@ def _read(path: Path, how: Callable[[Path], Any]) -> Any:
         return how(path)
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f'{path} cannot be read: {error.strerror}.') from error
+    except ValueError as error:
         raise damaged(path, error) from error
 
 
 def damaged(path: str | Path, reason: Any) -> UserError:
-    """What to say of a file that an index cannot do without."""
+    """Make the error for a damaged file of an index."""
     return UserError(
         f'{path} of the index is damaged: {reason}. Delete the folder {Path(path).parent} and '
         'index the videos again.'

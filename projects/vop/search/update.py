@@ -1,14 +1,13 @@
 """Making the index of a folder of videos, and bringing it up to date."""
 
-import io
 import itertools
 import logging
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from mmengine.logging import print_log
 
 from ..apis.inferencer import VoPInferencer
 from ..errors import UserError
-from ..fileio import check_writable, file_lock
+from ..fileio import check_writable, file_lock, save_tensors
 from .ann import IVF, open_faiss
 from .read import FAILED, FILES, FORMAT, MANIFEST, OURS, PARTS, VideoIndex
 from .store import (
@@ -110,7 +109,7 @@ def update_index(
             :class:`.VideoIndex`.
         batch_size (int): Videos of a batch. Defaults to 8.
         num_workers (int, optional): Processes that read videos, for each
-            process of the run; see :meth:`.VoPInferencer.preprocess`.
+            process of the run; see :meth:`.VoPInferencer.iter_videos`.
         exact_below (int): From so many videos on, search is approximate.
             Defaults to 100,000.
 
@@ -132,10 +131,11 @@ def update_index(
     with ExitStack() as stack:
 
         def begin() -> Plan:
-            update.scan()
-            claim(folder)
-            stack.enter_context(file_lock(folder / LOCK))
-            return update.plan()
+            with naming_files():
+                update.scan()
+                claim(folder)
+                stack.enter_context(file_lock(folder / LOCK))
+                return update.plan()
 
         plan = processes.first(begin)
         if not all(processes.gather(plan.run.parent == update.parts and plan.run.exists())):
@@ -149,12 +149,22 @@ def update_index(
         )
 
         def finish() -> Summary:
-            return update.finish(
-                [path for paths, _ in done for path in paths],
-                {name: reason for _, failed in done for name, reason in failed.items()},
-            )
+            with naming_files():
+                return update.finish(
+                    [path for paths, _ in done for path in paths],
+                    {name: reason for _, failed in done for name, reason in failed.items()},
+                )
 
         return processes.first(finish)
+
+
+@contextmanager
+def naming_files() -> Iterator[None]:
+    """Say of an error of the file system which file it is about."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f'{error.filename}: {error.strerror}.') from error
 
 
 def claim(folder: Path) -> None:
@@ -363,9 +373,10 @@ class _Update:
             write_bytes(path, config)
         if not self.model_files['model'].exists():
             state = self.inferencer.model.state_dict()
-            data = io.BytesIO()  # torch.save does not say that a disk is full
-            torch.save(dict(state_dict={name: value.cpu() for name, value in state.items()}), data)
-            write_bytes(self.model_files['model'], data.getvalue())
+            save_tensors(
+                self.model_files['model'],
+                dict(state_dict={name: value.cpu() for name, value in state.items()}),
+            )
 
     def _prepare_parts(self) -> None:
         self.parts.mkdir(parents=True, exist_ok=True)
