@@ -32,12 +32,14 @@ def some(names: Iterable[str]) -> str:
 
 
 @contextmanager
-def add_to_errors(text: str) -> Iterator[None]:
-    """Add a sentence to every message for the user."""
+def add_to_errors(text: str, cause: type[Exception] | None = None) -> Iterator[None]:
+    """Add a sentence to every message for the user, or to those with a cause of a type."""
     try:
         yield
     except UserError as error:
-        raise UserError(f'{error} {text}') from error
+        if cause is None or isinstance(error.__cause__, cause):
+            raise UserError(f'{error} {text}') from error
+        raise
 
 
 def check(value: Any, kind: type, place: str) -> Any:
@@ -205,7 +207,7 @@ def run(
     if args.skip_missing and args.videos is None:
         parser.error('--skip-missing needs --videos')
     with add_to_errors('Nothing was written.'):
-        with add_to_errors(publisher):
+        with add_to_errors(publisher, FileNotFoundError):
             splits = convert(args.source)
         check_splits(splits)
         if args.videos is not None:
