@@ -19,7 +19,7 @@ def test_both_forms_rank_the_same_and_all_are_measured(benchmark_rows):
     assert re.fullmatch(r'\d+\.\dx', memory)
 
 
-def test_one_size_takes_both_numbers(benchmark_rows, capsys):
+def test_one_size_takes_both_numbers(benchmark_rows, capfd):
     with pytest.raises(SystemExit) as stop:
         benchmark_rows('ranking', '--texts', 300)
-    assert stop.value.code == 2 and '--videos' in capsys.readouterr().err
+    assert stop.value.code == 2 and '--videos' in capfd.readouterr().err
