@@ -7,13 +7,13 @@ import pytest
 
 
 @pytest.fixture
-def benchmark_rows(monkeypatch, capsys):
+def benchmark_rows(monkeypatch, capfd):  # processes that it starts print, too
     """Runs a benchmark; gives the cells of its tables, and all that it prints."""
 
     def run(name, *arguments):
         monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
         importlib.import_module(f'benchmarks.{name}').main()
-        printed = capsys.readouterr().out
+        printed = capfd.readouterr().out
         lines = [line for line in printed.splitlines() if line.startswith('| ')]
         return [line.strip('| ').split(' | ') for line in lines], printed
 
