@@ -7,13 +7,15 @@ tiles. Each size has a process of its own, whose memory is measured.
 """
 
 import argparse
+import multiprocessing
 import platform
 import resource
 import statistics
+import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from common import print_row, run_in_process, timed
 from torch import Tensor
 
 from projects.vop.evaluation import DSL, QBNorm, evaluate_embeddings
@@ -22,6 +24,33 @@ from projects.vop.evaluation.scores import TILE
 PLAIN_SIZE = (20000, 1000)
 SIZES = ((60000, 3000), (100000, 100000))
 PRODUCTS = 500  # tiles to time the product alone with
+
+
+def timed(function: Callable, *args) -> float:
+    """Seconds that a call takes, on a GPU until its work is done."""
+    _synchronize()
+    start = time.perf_counter()
+    function(*args)
+    _synchronize()
+    return time.perf_counter() - start
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def run_in_process(function: Callable, *args):
+    """Call a function in a new process, whose memory is its own."""
+    with multiprocessing.get_context('spawn').Pool(1) as pool:
+        return pool.apply(function, args)
+
+
+def print_row(cells: Sequence[str], header: bool = False) -> None:
+    """Print a row of a Markdown table, with the rule below if it is the header."""
+    print('| ' + ' | '.join(cells) + ' |', flush=True)
+    if header:
+        print_row(['---'] * len(cells))
 
 
 def embeddings(count: int, dim: int, device: str) -> Tensor:

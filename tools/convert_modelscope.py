@@ -20,7 +20,7 @@ from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transformer import QuickGELU
 from torch import Tensor
 
-from projects.vop.engine import load_safely, open_config
+from projects.vop.engine import load_safely, merge_options, open_config
 from projects.vop.errors import UserError, exit_on_user_error
 from projects.vop.fileio import check_writable, save_tensors
 from projects.vop.models import (
@@ -163,7 +163,7 @@ def main() -> None:
     for path in filter(None, (args.out, args.clip_out)):
         check_writable(path)
     cfg = open_config(args.config)
-    cfg.merge_from_dict(args.cfg_options)
+    merge_options(cfg, args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmaction'))
     cfg.model.clip.pretrained = None  # the CLIP comes from the file
     MMLogger.get_current_instance().setLevel('ERROR')  # it is random only now

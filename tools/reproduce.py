@@ -30,7 +30,7 @@ from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from submitit.core.utils import UncompletedJobError, environment_variables
 
-from projects.vop.engine import check_data, open_config, use_amp
+from projects.vop.engine import check_data, merge_options, open_config, use_amp
 from projects.vop.engine.parameters import build_without_weights, count_as_paper, count_by_part
 from projects.vop.errors import NotFiniteError, UserError, exit_on_user_error
 from projects.vop.fileio import available_cores, write_file
@@ -100,7 +100,7 @@ def runs_of(method: str, setting: str, cfg: Config, args: argparse.Namespace) ->
     """The runs of one config."""
     # A grid of Full would fill a disk; the last checkpoint is enough here.
     cfg.merge_from_dict({'default_hooks.checkpoint.max_keep_ckpts': 1})
-    cfg.merge_from_dict(args.cfg_options)
+    merge_options(cfg, args.cfg_options)
     check_data(cfg, 'train', 'val', 'test')
     check_pretrained(cfg.model.clip)
     model = build_without_weights(cfg)

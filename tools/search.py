@@ -32,7 +32,13 @@ from mmengine.dist import init_dist
 from mmengine.logging import MMLogger
 
 from projects.vop.apis import VoPInferencer
-from projects.vop.engine import add_launcher_arguments, open_config, tool, use_gloo_without_gpu
+from projects.vop.engine import (
+    add_launcher_arguments,
+    merge_options,
+    open_config,
+    tool,
+    use_gloo_without_gpu,
+)
 from projects.vop.errors import VideoReadError
 from projects.vop.search.read import FAILED, VideoIndex, read_json
 from projects.vop.search.update import Summary, model_files, update_index
@@ -144,8 +150,7 @@ def open_model(args: argparse.Namespace, show_progress: bool) -> VoPInferencer:
         config, own = model_files(args.index)
         checkpoint = checkpoint or str(own)
     cfg = open_config(config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    merge_options(cfg, args.cfg_options)
     return VoPInferencer(cfg, checkpoint, args.device, show_progress)
 
 

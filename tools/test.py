@@ -13,6 +13,7 @@ from projects.vop.engine import (
     build_runner,
     check_data,
     check_fit,
+    merge_options,
     open_config,
     pin_memory,
     tool,
@@ -99,8 +100,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     cfg.model_wrapper_cfg = dict(type='vop.Unwrapped')
     cfg.load_from = args.checkpoint
     cfg.work_dir = work_dir_of(cfg, args.config, args.work_dir)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    merge_options(cfg, args.cfg_options)
     evaluators = cfg.test_evaluator
     if not isinstance(evaluators, (list, tuple)):
         evaluators = [evaluators]

@@ -9,6 +9,7 @@ from projects.vop.engine import (
     build_train_runner,
     check_amp,
     check_data,
+    merge_options,
     open_config,
     pin_memory,
     tool,
@@ -93,8 +94,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         **cfg.get('randomness', {}),
         **{key: value for key, value in given.items() if value is not None},
     }
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    merge_options(cfg, args.cfg_options)
     return cfg
 
 

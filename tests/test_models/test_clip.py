@@ -237,7 +237,7 @@ def test_unknown_names_are_said_with_those_there_are(arguments, names):
 @pytest.mark.parametrize('content', ['{"embed_dim": 8', '{"embed_dim": 8}', '[]'])
 def test_bad_configs_are_named(tmp_path, content):
     (tmp_path / 'clip.json').write_text(content)
-    with pytest.raises(UserError, match=r'clip\.json .*(JSON|lacks.* text_cfg, vision_cfg)'):
+    with pytest.raises(UserError, match=r'clip\.json.*(JSON|lacks.* text_cfg, vision_cfg)'):
         open_towers(str(tmp_path / 'clip.json'))
 
 

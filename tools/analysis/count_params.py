@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmengine.config import DictAction
 
-from projects.vop.engine import open_config
+from projects.vop.engine import merge_options, open_config
 from projects.vop.engine.parameters import (
     PAPER_CLIP,
     build_without_weights,
@@ -26,7 +26,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 def count(config: str, options: dict) -> dict:
     """Count the parameters of one config, as --json prints them."""
     cfg = open_config(config)
-    cfg.merge_from_dict(options)
+    merge_options(cfg, options)
     parts = count_by_part(build_without_weights(cfg))
     return dict(
         config=config,

@@ -50,7 +50,7 @@ COLUMNS = (
 def prepare(args: argparse.Namespace) -> Config:
     """Open and check the config, and take out what is no part of a step."""
     cfg = engine.open_config(args.config)
-    cfg.merge_from_dict(args.cfg_options)
+    engine.merge_options(cfg, args.cfg_options)
     parts = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
     if missing := [part for part in parts if not cfg.get(part)]:
         raise UserError(f'{args.config} does not train: it lacks {", ".join(missing)}.')

@@ -1,5 +1,13 @@
 from .checkpoint import check_fit, load_safely
-from .config import check_amp, check_data, open_config, pin_memory, use_amp, work_dir_of
+from .config import (
+    check_amp,
+    check_data,
+    merge_options,
+    open_config,
+    pin_memory,
+    use_amp,
+    work_dir_of,
+)
 from .distributed import add_launcher_arguments, tool, use_gloo_without_gpu
 from .runner import build_runner, build_train_runner
 
@@ -11,6 +19,7 @@ __all__ = [
     'check_data',
     'check_fit',
     'load_safely',
+    'merge_options',
     'open_config',
     'pin_memory',
     'tool',

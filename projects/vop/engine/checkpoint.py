@@ -35,8 +35,8 @@ def load_safely(filename: str, map_location: Any = None) -> dict:
         raise UserError(f'There is no checkpoint {filename}.')
     try:
         return torch.load(filename, map_location=map_location, weights_only=True)
-    except OSError as error:
-        raise UserError(f'{filename} cannot be read: {error.strerror or error}.') from error
+    except PermissionError as error:
+        raise UserError(f'{filename} cannot be read: {error.strerror}.') from error
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # a damaged file can raise nearly anything

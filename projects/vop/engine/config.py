@@ -82,6 +82,26 @@ def _read(file: Path) -> Config:
         ) from error
 
 
+def merge_options(cfg: Config, options: dict | None) -> None:
+    """Change a config by ``--cfg-options``.
+
+    Args:
+        cfg (Config): The config.
+        options (dict, optional): New values by dotted keys. Defaults to none.
+
+    Raises:
+        UserError: If the config has no place for one of them.
+
+    Example:
+        >>> merge_options(cfg, {'optim_wrapper.optimizer.lr': 1e-3})
+    """
+    for key, value in (options or {}).items():
+        try:
+            cfg.merge_from_dict({key: value})
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f'--cfg-options {key}={value}: {error.args[0]}') from error
+
+
 def check_data(cfg: Config, *splits: str) -> None:
     """Say which files of a data set are missing, and what makes them.
 
