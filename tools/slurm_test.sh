@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Test with Slurm: slurm_test.sh PARTITION JOB CONFIG [CKPT] [arguments]
-# GPUS (8 in all), GPUS_PER_NODE (8), CPUS_PER_TASK (8) and SRUN_ARGS change it.
+# GPUS (8 in total), GPUS_PER_NODE (8), CPUS_PER_TASK (8) and SRUN_ARGS change it.
 set -euo pipefail
 if [ $# -lt 3 ]; then
     echo "usage: $0 PARTITION JOB_NAME CONFIG [CHECKPOINT]" \

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train with Slurm: slurm_train.sh PARTITION JOB CONFIG [arguments of train.py]
-# GPUS (8 in all), GPUS_PER_NODE (8), CPUS_PER_TASK (8) and SRUN_ARGS change it.
+# GPUS (8 in total), GPUS_PER_NODE (8), CPUS_PER_TASK (8) and SRUN_ARGS change it.
 set -euo pipefail
 if [ $# -lt 3 ]; then
     echo "usage: $0 PARTITION JOB_NAME CONFIG [arguments of train.py]" >&2

@@ -1,5 +1,5 @@
 # The 12 directions of MovingShapes as classes, read by MMAction2's
-# VideoDataset. A model that is blind for the order of frames gets 50 % at
+# VideoDataset. A model that is blind to the order of frames gets 50 % at
 # best, as a clip and its reverse have the same frames.
 _base_ = '_kinetics400_.py'
 

@@ -1,5 +1,5 @@
 # VoP^F+P with the classes as captions, through the prompted text tower. Put
-# MMAction2's tools/data/kinetics/label_map_k400.txt beside the videos.
+# MMAction2's tools/data/kinetics/label_map_k400.txt into data/kinetics400/.
 _base_ = 'vop_recognizer_kinetics400.py'
 
 model = dict(

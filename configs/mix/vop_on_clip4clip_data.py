@@ -2,7 +2,7 @@
 # pipelines and schedule, with our model, learning rate and metric.
 #
 # Its test set has an item for each caption, and each item counts as a video:
-# right for MSR-VTT's 1k-A split with one caption a video. Where a video has
+# right for MSR-VTT's 1k-A split with one caption per video. Where a video has
 # several, test with type='vop.VideoTextDataset' and 'vop.CLIPTokenize'.
 #
 # MMAction2's CLIPTokenize needs OpenAI's package `clip`:

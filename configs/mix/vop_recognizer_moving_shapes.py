@@ -1,4 +1,4 @@
-# VoP^F+P as backbone of Recognizer3D: which way does the shape move?
+# VoP^F+P as backbone of Recognizer3D: in which direction does the shape move?
 _base_ = ['../_base_/models/vop_fp.py', '_moving_shapes_.py']
 
 model = dict(

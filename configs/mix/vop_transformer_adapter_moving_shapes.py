@@ -1,4 +1,4 @@
-# VoP, which is blind for the order of frames, with MMAction2's
+# VoP, which is blind to the order of frames, with MMAction2's
 # TransformerAdapter, which sees it.
 _base_ = '../moving_shapes/vop.py'
 

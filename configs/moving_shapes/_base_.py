@@ -6,7 +6,7 @@ clip = dict(
     name='configs/moving_shapes/moving-shapes-clip.json', pretrained='data/moving_shapes/clip.pt'
 )
 
-# 96 training clips: 3 steps an epoch, 576 in all.
+# 96 training clips: 3 steps an epoch, 576 in total.
 train_cfg = dict(max_epochs=192, val_interval=48)
 optim_wrapper = dict(optimizer=dict(lr=1e-2))
 default_hooks = dict(logger=dict(interval=3), checkpoint=dict(interval=48))

@@ -29,7 +29,7 @@ test_pipeline = [
     dict(type='PackActionInputs', collect_keys=('imgs', 'text'), meta_keys=('video_id',)),
 ]
 
-# The paper's 32 pairs a step in all, shared among the GPUs of the run (1, 2,
+# The paper's 32 pairs a step in total, shared among the GPUs of the run (1, 2,
 # 4, 8, 16 or 32 of them, started by a launcher that sets WORLD_SIZE).
 batch_size = max(1, 32 // int('{{$WORLD_SIZE:1}}'))
 

@@ -1,5 +1,5 @@
 # The paper's: AdamW, weight decay 0.2, cosine decay over 5 epochs, batch 32
-# in all. It searches the learning rate of each method in [1e-6, 1e-2].
+# in total. It searches the learning rate of each method in [1e-6, 1e-2].
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=5, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
