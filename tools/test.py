@@ -5,7 +5,6 @@ import os.path as osp
 
 from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from projects.vop.engine import (
@@ -144,12 +143,9 @@ class NameModel(Hook):
     """Tells the metric which model is tested, once it is loaded."""
 
     def before_test(self, runner: Runner) -> None:
-        model = runner.model
-        if is_model_wrapper(model):
-            model = model.module
         for metric in runner.test_evaluator.metrics:
             if isinstance(metric, RetrievalMetric):
-                metric.set_model(weights_fingerprint(model.named_parameters()))
+                metric.set_model(weights_fingerprint(runner.model.named_parameters()))
 
 
 def main() -> None:
