@@ -53,6 +53,8 @@ ELSEWHERE = {
     'bash tools/run_tests.sh': '.ci/run',
     'pip install -e': 'tools/env.sh',
 }
+# Options of other programs.
+OF_OTHERS = ('nproc_per_node', 'shm_size')
 # What makes a command light, in place of its own words.
 LIGHTER = {
     '--num-workers 4 8 16': '--num-workers 0 --steps 1 --warmup 0',
@@ -377,7 +379,7 @@ def test_paths_and_options_exist(page):
         assert path.exists() or name.endswith('.py') and open_config(path)
     for option in re.findall(r'(?<![\w-])--[a-z][\w-]+', code):
         name = option[2:].replace('-', '_')  # of which a tool may make the option
-        assert re.search(rf"'{option}'|\b{name}=\(", every_tool()) or name == 'shm_size', option
+        assert re.search(rf"'{option}'|\b{name}=\(", every_tool()) or name in OF_OTHERS, option
 
 
 @cache

@@ -199,16 +199,14 @@ def fresh_instances() -> Iterator[None]:
     managers = [ManagerMixin]
     for manager in managers:
         managers += manager.__subclasses__()
-    instances = [manager._instance_dict for manager in managers]
-    before = [dict(those) for those in instances]
-    for those in instances:
-        those.clear()
+    before = [manager._instance_dict for manager in managers]
+    for manager in managers:
+        manager._instance_dict = OrderedDict()
     try:
         yield
     finally:
         for logger in MMLogger._instance_dict.values():
             for handler in logger.handlers:
                 handler.close()
-        for those, old in zip(instances, before):
-            those.clear()
-            those.update(old)
+        for manager, instances in zip(managers, before):
+            manager._instance_dict = instances
