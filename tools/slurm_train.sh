@@ -1,19 +1,6 @@
 #!/usr/bin/env bash
 # Train with Slurm: slurm_train.sh PARTITION JOB CONFIG [arguments of train.py]
 # GPUS (8 in total), GPUS_PER_NODE (8), CPUS_PER_TASK (8) and SRUN_ARGS change it.
-set -euo pipefail
-if [ $# -lt 3 ]; then
-    echo "usage: $0 PARTITION JOB_NAME CONFIG [arguments of train.py]" >&2
-    exit 2
-fi
-ROOT="$(cd "$(dirname "$0")/.." && pwd)"
-GPUS=${GPUS:-8}
-GPUS_PER_NODE=${GPUS_PER_NODE:-$((GPUS < 8 ? GPUS : 8))}
-export MASTER_PORT=${MASTER_PORT:-$((12000 + RANDOM % 20000))}
-export WORLD_SIZE=$GPUS  # the configs share their batch among so many
-PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" \
-    srun -p "$1" --job-name="$2" --gres=gpu:"$GPUS_PER_NODE" \
-    --ntasks="$GPUS" --ntasks-per-node="$GPUS_PER_NODE" \
-    --cpus-per-task="${CPUS_PER_TASK:-8}" --kill-on-bad-exit=1 \
-    ${SRUN_ARGS:-} \
-    python -u "$ROOT/tools/train.py" "$3" --launcher slurm "${@:4}"
+. "$(dirname "$0")/launch.sh"
+[ $# -ge 3 ] || usage 'PARTITION JOB_NAME CONFIG [arguments of train.py]'
+launch_slurm "$1" "$2" train.py "${@:3}"

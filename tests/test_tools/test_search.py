@@ -213,6 +213,6 @@ def test_slurm_script(tmp_path, monkeypatch):
     arguments = ['part', 'job', 'videos', 'index', '--batch-size', '4']
     printed = run_command(ROOT / 'tools/slurm_search.sh', *arguments, GPUS='4')
     assert '-p part --job-name=job --gres=gpu:4 --ntasks=4' in printed
-    assert 'tools/search.py index videos index --launcher slurm --batch-size 4' in printed
+    assert 'tools/search.py index videos index --batch-size 4 --launcher slurm' in printed
     for script in ('dist_search.sh', 'slurm_search.sh'):
         assert run_command(ROOT / 'tools' / script, ok=False).startswith('usage:')

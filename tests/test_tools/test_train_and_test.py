@@ -360,7 +360,7 @@ def test_a_user_error_is_one_line_and_a_bug_keeps_its_traceback(tmp_path):
 @pytest.mark.parametrize(
     'script, arguments, wanted',
     [
-        ('slurm_train.sh', ['c.py', '--amp'], 'tools/train.py c.py --launcher slurm --amp'),
+        ('slurm_train.sh', ['c.py', '--amp'], 'tools/train.py c.py --amp --launcher slurm'),
         (
             'slurm_test.sh',
             ['c.py', 'k.pth', '--dump', 'd.pkl'],
