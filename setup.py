@@ -49,7 +49,7 @@ setup(
         # Not required, as faiss-gpu will do, too.
         'search': ['faiss-cpu'],
         'demo': ['faiss-cpu', 'gradio>=6'],
-        'lint': ['ruff', 'mypy', 'pre-commit'],
+        'lint': ['ruff>=0.17,<0.18', 'mypy', 'pre-commit'],
         'test': [
             'pytest',
             'pytest-xdist',
