@@ -1,5 +1,6 @@
 """Making the index of a folder of videos, and bringing it up to date."""
 
+import io
 import itertools
 import logging
 import os
@@ -19,7 +20,7 @@ from mmengine.logging import print_log
 
 from ..apis.inferencer import VoPInferencer
 from ..errors import UserError
-from ..fileio import check_writable, file_lock, save_tensors
+from ..fileio import check_writable, file_lock
 from .ann import IVF, open_faiss
 from .read import FAILED, FILES, FORMAT, MANIFEST, OURS, PARTS, VideoIndex
 from .store import (
@@ -373,10 +374,9 @@ class _Update:
             write_bytes(path, config)
         if not self.model_files['model'].exists():
             state = self.inferencer.model.state_dict()
-            save_tensors(
-                self.model_files['model'],
-                dict(state_dict={name: value.cpu() for name, value in state.items()}),
-            )
+            data = io.BytesIO()  # so that a full disk is reported as for the other files
+            torch.save(dict(state_dict={name: value.cpu() for name, value in state.items()}), data)
+            write_bytes(self.model_files['model'], data.getvalue())
 
     def _prepare_parts(self) -> None:
         self.parts.mkdir(parents=True, exist_ok=True)
