@@ -171,7 +171,7 @@ def compare_memory(method: str, args: argparse.Namespace) -> list[str]:
     memory = []
     for form in FORMS:
         # A process of its own, as freed memory does not all return to the system.
-        with ProcessPoolExecutor(1, get_context('spawn')) as pool:
+        with ProcessPoolExecutor(1, get_context('forkserver')) as pool:
             memory.append(pool.submit(peak_memory, method, form, args).result())
     ours, *others = memory
     return [method, f'{ours / 2**30:.2f}', *(f'{ours / other:.2f}x' for other in others)]

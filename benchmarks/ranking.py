@@ -42,7 +42,7 @@ def _synchronize() -> None:
 
 def run_in_process(function: Callable, *args):
     """Call a function in a new process, whose memory is its own."""
-    with multiprocessing.get_context('spawn').Pool(1) as pool:
+    with multiprocessing.get_context('forkserver').Pool(1) as pool:
         return pool.apply(function, args)
 
 
@@ -122,17 +122,18 @@ def against_plain(args: argparse.Namespace, texts: int, videos: int) -> tuple[fl
     return statistics.median(ratios), max(abs(ours[key] - theirs[key]) for key in theirs)
 
 
-def at_scale(args: argparse.Namespace, texts: int, videos: int) -> None:
-    """Print a row for each form of ranking."""
+def at_scale(args: argparse.Namespace, texts: int, videos: int) -> list[list[str]]:
+    """Measure a row for each form of ranking."""
     data = prepare(args, texts, videos)
     bank = QBNorm(*(embeddings(args.bank, args.dim, args.device) for _ in range(2)))
     before = peak(args.device)
+    rows = []
     forms = dict(raw=[], dsl=[DSL()], qb_norm=[bank], both=[DSL(), bank])
     for form in args.forms or forms:
         products = [product_seconds(*data[:2], dtype) for dtype in (torch.float64, torch.float32)]
         taken = timed(lambda form=form: evaluate_embeddings(*data, rescoring=forms[form]))
         each = taken / (texts * videos)
-        print_row(
+        rows.append(
             [
                 f'{texts:,} x {videos:,}',
                 form,
@@ -142,6 +143,7 @@ def at_scale(args: argparse.Namespace, texts: int, videos: int) -> None:
                 f'{(peak(args.device) - before) / 2**20:.0f} MiB',
             ]
         )
+    return rows
 
 
 def main() -> None:
@@ -189,7 +191,8 @@ def main() -> None:
     columns += ['time / float64 product', 'time / float32 product', 'peak memory']
     print_row(columns, header=True)
     for size in sizes:
-        run_in_process(at_scale, args, *size)
+        for row in run_in_process(at_scale, args, *size):
+            print_row(row)
 
 
 if __name__ == '__main__':

@@ -145,7 +145,7 @@ def compare(folder: Path, kinds: list[str], queries: dict[str, np.ndarray]) -> N
         ratio = statistics.median(a / b for a, b in zip(taken['exact'], taken[kind]))
         recalls = ' | '.join(f'{recall(found[kind, n], found["exact", n]):.3f}' for n in queries)
         file = folder / dict(exact='embeddings-0.npy', IVF='ivf-0.faiss', HNSW='hnsw')[kind]
-        with multiprocessing.get_context('spawn').Pool(1) as alone:  # its memory is its own
+        with multiprocessing.get_context('forkserver').Pool(1) as alone:  # its memory is its own
             opened, first, held = alone.apply(one_query, (kind, folder, queries['videos'][:1]))
         print(
             f'| {kind} | {1000 * statistics.median(taken[kind]):.2f} | {ratio:.3g}x | {recalls} | '

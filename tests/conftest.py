@@ -3,7 +3,9 @@
 import importlib.util
 import json
 import logging
+import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 import av
@@ -19,9 +21,17 @@ from torch import nn
 from projects.vop.compat import fresh_instances
 
 torch.set_num_threads(1)  # the models are tiny, and threads would wait
+# A shell that starts the tests in the background has Ctrl-C ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Real videos and annotations, where the machine has them beside the checkout.
 SHARED = ROOT.parent / 'shared' / 'data'
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first: none is left for one process alone at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker('slow'))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -12,6 +12,7 @@ import torch
 from mmaction.registry import MODELS as MMACTION_MODELS
 from mmaction.structures import ActionDataSample
 from mmengine.config import Config
+from torch.multiprocessing import start_processes
 
 from projects.vop.models import open_towers
 from projects.vop.registry import MODELS
@@ -106,6 +107,20 @@ def free_port():
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         return str(s.getsockname()[1])
+
+
+def in_two_processes(function, *args):
+    """Call a function in two processes, with the environment that torchrun gives them.
+
+    They are forked: new ones would import for seconds.
+    """
+    start_processes(_rank, (function, args, free_port()), nprocs=2, start_method='fork')
+
+
+def _rank(rank, function, args, port):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
+    function(*args)
 
 
 def run(*command, cwd=ROOT, paths=(), ok=True, **env):

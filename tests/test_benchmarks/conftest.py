@@ -1,9 +1,15 @@
 """Benchmarks that run in this process, from where they can start others."""
 
 import importlib
+import multiprocessing
 import sys
 
 import pytest
+
+# Imported once, by the server that forks the processes of all benchmarks.
+multiprocessing.set_forkserver_preload(
+    [f'benchmarks.{n}' for n in ('encoder', 'ranking', 'search')]
+)
 
 
 @pytest.fixture

@@ -1,15 +1,15 @@
 """The model as a whole: embeddings, loss, training step, parameters."""
 
-import sys
-
 import open_clip
 import pytest
 import reference
 import torch
-from helpers import ROOT, make_batch, make_model, run
+import torch.distributed as dist
+from helpers import ROOT, in_two_processes, make_batch, make_model
 from mmengine.config import Config
 from mmengine.dataset import default_collate, pseudo_collate
 from mmengine.optim import OptimWrapper
+from torch.nn.parallel import DistributedDataParallel
 
 from projects.vop.models import open_towers
 
@@ -165,41 +165,33 @@ def test_torch_compile_changes_nothing(tiny_clip, method):
             assert torch.allclose(p.grad, gradients[name], atol=1e-5)
 
 
-RANK = """
-import sys
-import torch, torch.distributed as dist
-from helpers import ROOT, make_batch, make_model, run
-clip, out, *methods = sys.argv[1:]
-torch.set_num_threads(1)
-dist.init_process_group('gloo')
-rank, size = dist.get_rank(), dist.get_world_size()
-results = {}
-for method in methods:
-    model = make_model(clip, method).double()
-    model = torch.nn.parallel.DistributedDataParallel(model)
-    inputs = model.module.data_preprocessor(make_batch(videos=6))['inputs']
-    mine = dict(imgs=inputs['imgs'][rank::size].double(), text=inputs['text'][rank::size])
-    losses = model(mine, mode='loss')
-    sum(losses.values()).backward()
-    results[method] = dict(
-        losses={k: v.detach() for k, v in losses.items()},
-        gradients={n: p.grad for n, p in model.module.named_parameters() if p.grad is not None})
-if rank == 0:
-    torch.save(results, out)
-dist.barrier()
-dist.destroy_process_group()
-"""
+def gradients_of_two(clip, methods, out):
+    """Runs in each of two processes; the first saves losses and gradients."""
+    dist.init_process_group('gloo')
+    rank, results = dist.get_rank(), {}
+    for method in methods:
+        model = DistributedDataParallel(make_model(clip, method).double())
+        inputs = model.module.data_preprocessor(make_batch(videos=6))['inputs']
+        mine = dict(imgs=inputs['imgs'][rank::2].double(), text=inputs['text'][rank::2])
+        losses = model(mine, mode='loss')
+        sum(losses.values()).backward()
+        named = model.module.named_parameters()
+        results[method] = dict(
+            losses={k: v.detach() for k, v in losses.items()},
+            gradients={n: p.grad for n, p in named if p.grad is not None},
+        )
+    if rank == 0:
+        torch.save(results, out)
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_have_the_gradient_of_one(tiny_clip, tmp_path):
     """In float64, where rounding cannot hide a difference."""
     methods = 'vop', 'vop_fc', 'full', 'adapter_attn'
-    program, out = tmp_path / 'rank.py', tmp_path / 'out.pth'
-    program.write_text(RANK)
-    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone']
-    run(*torchrun, program, tiny_clip, out, *methods, paths=[ROOT / 'tests'])
-    results = torch.load(out, weights_only=True)
+    in_two_processes(gradients_of_two, tiny_clip, methods, tmp_path / 'out.pth')
+    results = torch.load(tmp_path / 'out.pth', weights_only=True)
     for method in methods:
         model = make_model(tiny_clip, method).double()
         inputs = model.data_preprocessor(make_batch(videos=6))['inputs']

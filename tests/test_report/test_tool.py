@@ -1,17 +1,13 @@
 """``tools/test.py --report``."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import in_two_processes
 
 from projects.vop.errors import UserError
 from projects.vop.registry import MODELS
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -50,9 +46,7 @@ def test_two_processes_write_the_same_page(run_tool, config, tmp_path):
     """Five videos, in batches of 16, by one process and by two."""
     one, two = ([config, f'--report={tmp_path / n}', f'--work-dir={tmp_path}'] for n in '12')
     run_tool('tools/test.py', *one)
-    launch = ['torch.distributed.run', '--standalone', '--nproc-per-node=2', 'tools/test.py']
-    command = [sys.executable, '-m', *launch, *map(str, two), '--launcher=pytorch']
-    subprocess.run(command, cwd=ROOT, check=True)
+    in_two_processes(run_tool, 'tools/test.py', *two, '--launcher=pytorch')
     one, two = ((tmp_path / number / 'index.html').read_text() for number in '12')
     assert '<dt>Checkpoint</dt><dd dir="auto">none</dd>' in one
     assert one.split('<main')[1] == two.split('<main')[1]

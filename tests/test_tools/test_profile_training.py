@@ -3,13 +3,11 @@
 import itertools
 import json
 import multiprocessing
-import sys
 import time
 
 import pytest
 import torch
-from helpers import ROOT
-from helpers import run as run_command
+from helpers import ROOT, in_two_processes
 from mmaction.datasets.transforms import DecordInit
 
 from projects.vop.errors import UserError, VideoReadError
@@ -110,13 +108,12 @@ def test_wrong_input(profile, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_table(video_folder, tmp_path):
-    command = f'-m torch.distributed.run --standalone --nproc_per_node 2 {TOOL} {CONFIG} --launcher'
-    command += f' pytorch --steps 2 --batch-size 2 --num-workers 0 --data-root {video_folder}'
-    output = run_command(
-        sys.executable, *command.split(), '--json', tmp_path / '2.json', *CFG_OPTIONS
-    )
-    assert sum(line.startswith('|') for line in output.splitlines()) == 3
+def test_two_processes_are_one_table(run_tool, video_folder, tmp_path, monkeypatch, capfd):
+    setting = f'--steps 2 --batch-size 2 --num-workers 0 --data-root {video_folder}'.split()
+    more = ['--launcher', 'pytorch', '--json', tmp_path / '2.json', *CFG_OPTIONS]
+    monkeypatch.chdir(ROOT)
+    in_two_processes(run_tool, TOOL, CONFIG, *setting, *more)
+    assert sum(line.startswith('|') for line in capfd.readouterr().out.splitlines()) == 3
     figures = json.loads((tmp_path / '2.json').read_text())
     assert figures['processes'] == 2
     assert figures['best']['pairs_per_s'] == pytest.approx(4000 / figures['best']['step_ms'])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, free_port, run, save_clip
+from helpers import ROOT, free_port, in_two_processes, run, save_clip
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from projects.vop.errors import UserError
@@ -217,14 +217,13 @@ def test_curves_in_tensorboard(train_here, tmp_path):
     assert [event.step for event in events.Scalars('loss')] == list(range(1, STEPS + 1))
 
 
-def test_the_runner_compiles_the_model(trained, config, tmp_path):
+def test_the_runner_compiles_the_model(trained, train_here):
     options = "compile.backend='aot_eager'", 'train_cfg.max_epochs=1'
-    train(config(), tmp_path, '--no-validate', '--cfg-options', *options)
-    for step, loss in losses(tmp_path).items():
+    for step, loss in train_here('--cfg-options', *options).items():
         assert loss == pytest.approx(losses(trained)[step], rel=1e-4)
 
 
-def test_two_processes_train_and_test_as_one(trained, config, tmp_path):
+def test_two_processes_train_and_test_as_one(run_tool, trained, config, tmp_path):
     """Five test videos, which do not divide by two."""
     work_dir, batch = tmp_path / 'train', 'train_dataloader.batch_size=2'
     command = 'tools/dist_train.sh', config(), 2, '--work-dir', work_dir, '--cfg-options', batch
@@ -232,19 +231,19 @@ def test_two_processes_train_and_test_as_one(trained, config, tmp_path):
     assert losses(work_dir) == pytest.approx(losses(trained), rel=1e-4)
 
     checkpoint = trained / f'epoch_{EPOCHS}.pth'
-    bank, results = tmp_path / 'bank.pt', {}
-    for processes in (1, 2):
-        work_dir = tmp_path / f'test_{processes}'
-        command = 'tools/dist_test.sh', config(), checkpoint, processes, '--work-dir', work_dir
-        if processes == 1:
-            train_set = 'test_dataloader.dataset.ann_file=train.json'
-            run(*command, '--dump-embeddings', bank, '--cfg-options', train_set, PORT=free_port())
-        else:
-            dump = tmp_path / 'two.pt'
-            options = '--qb-norm', bank, '--dsl', '--dump-embeddings', dump
-            run(*command, *options, PORT=free_port())
-            results = results_of(work_dir)
-    plain = metrics(trained)[-1]
+    bank, dump = tmp_path / 'bank.pt', tmp_path / 'two.pt'
+    options = (
+        '--dump-embeddings',
+        bank,
+        '--cfg-options',
+        'test_dataloader.dataset.ann_file=train.json',
+    )
+    one = '--work-dir', tmp_path / 'one'
+    run_tool('tools/test.py', config(), checkpoint, *one, *options)
+    options = '--qb-norm', bank, '--dsl', '--dump-embeddings', dump
+    command = 'tools/dist_test.sh', config(), checkpoint, 2, '--work-dir', tmp_path / 'two'
+    run(*command, *options, PORT=free_port())
+    results, plain = results_of(tmp_path / 'two'), metrics(trained)[-1]
     assert {name: results[name] for name in plain} == plain
     assert len(results) == 3 * len(plain)
     ours, theirs = (torch.load(path, weights_only=True) for path in (dump, bank))
@@ -255,7 +254,8 @@ def test_two_processes_train_and_test_as_one(trained, config, tmp_path):
 def test_zero_shot_is_tested_by_one_process_and_by_two(run_tool, config, tmp_path):
     path = config('zero_shot')
     run_tool('tools/test.py', path, '--work-dir', tmp_path / 'one')
-    run('tools/dist_test.sh', path, 2, '--work-dir', tmp_path / 'two', PORT=free_port())
+    two = '--work-dir', tmp_path / 'two', '--launcher', 'pytorch'
+    in_two_processes(run_tool, 'tools/test.py', path, *two)
     assert results_of(tmp_path / 'one') == results_of(tmp_path / 'two') != {}
 
 
