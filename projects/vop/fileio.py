@@ -318,7 +318,7 @@ def same_name(path: str) -> str:
     macOS writes the é of a name as two characters, others as one.
 
     Example:
-        >>> same_name('caf\N{LATIN SMALL LETTER E}\N{COMBINING ACUTE ACCENT}.mp4')
+        >>> same_name('cafe\u0301.mp4')
         'café.mp4'
     """
     return unicodedata.normalize('NFC', path)

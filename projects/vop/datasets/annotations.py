@@ -19,7 +19,7 @@ FORMAT = (
 # of a file bytes that are no text.
 NO_CAPTION = re.compile(rf'(?![\t\n\r\u061c\u200e\u200f]){UNSEEN.pattern}')
 NO_NAME = re.compile(rf'(?![\u061c\u200e\u200f\udc80-\udcff]){UNSEEN.pattern}')
-LONGEST_NAME = 255  # bytes between two slashes, on all usual file systems
+LONGEST_PATH, LONGEST_NAME = 4096, 255  # bytes, and those between two slashes, of file systems
 MOST_SECONDS = 1e12  # whose number of frames is still exact
 
 
@@ -116,7 +116,8 @@ def check_name(name: Any, place: str) -> str:
         raise UserError(f'{place}: {_cut(name)} is no name of a video.')
     if NO_NAME.search(name):
         raise UserError(_unseen(f'{place}: the name of a video', name, NO_NAME))
-    if max(map(len, os.fsencode(name).split(b'/'))) > LONGEST_NAME:
+    encoded = os.fsencode(name)
+    if len(encoded) > LONGEST_PATH or max(map(len, encoded.split(b'/'))) > LONGEST_NAME:
         raise UserError(f'{place}: {_cut(name)} is too long for the name of a file.')
     return name
 
