@@ -1,10 +1,39 @@
 """The one exception for wrong input, and how a tool ends with it."""
 
+import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# What a line of text cannot hold, or does not show: control characters, separators of lines,
+# changes of the direction of writing, byte order marks, and parts of characters.
+UNSEEN = re.compile(
+    '[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufffe\uffff\ud800-\udfff]'
+)
+
+
+def shown(text: str, limit: int | None = None) -> str:
+    r"""A text from outside as it can be printed: on one line, whatever it is made of.
+
+    Args:
+        text (str): Such as the name of a file, whose bytes need not be text.
+        limit (int, optional): Cut it after so many characters.
+
+    Example:
+        >>> shown('a\nb.mp4')
+        'a\\nb.mp4'
+    """
+    cut = text if limit is None or len(text) <= limit else f'{text[:limit]}...'
+    return UNSEEN.sub(_escape, cut)
+
+
+def _escape(match: re.Match) -> str:
+    if '\udc80' <= match[0] <= '\udcff':  # a byte of a file name
+        return os.fsencode(match[0]).decode('utf-8', 'backslashreplace')
+    return match[0].encode('unicode_escape').decode()
 
 
 class UserError(ValueError):
@@ -45,19 +74,22 @@ class NotFiniteError(UserError):
 def exit_on_user_error() -> Iterator[None]:
     """Print a :class:`UserError` in one line, and exit with its ``exit_code``.
 
-    Every tool runs its ``main`` in it.
+    Every tool runs its ``main`` in it. Where the terminal lacks a character, such as an ASCII
+    one, what is printed has an escape in its place.
 
     Example:
         >>> with exit_on_user_error():
         ...     main()
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors='backslashreplace')
     try:
         yield
     except UserError as error:
         # A worker of a data loader puts its traceback in front of the message.
         name = f'{type(error).__module__}.{type(error).__qualname__}: '
         message = str(error).rpartition(name)[2].strip()
-        # Names of files need not be text.
-        message = os.fsencode(message).decode('utf-8', 'backslashreplace')
+        message = '\n'.join(map(shown, message.split('\n')))
         print(f'{Path(sys.argv[0]).name}: error: {message}', file=sys.stderr)
         raise SystemExit(error.exit_code) from error

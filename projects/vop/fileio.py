@@ -1,10 +1,13 @@
 """Files and folders: written whole or not at all, and searched for videos."""
 
+import codecs
 import errno
 import json
 import logging
 import os
 import socket
+import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +17,7 @@ import portalocker
 from mmengine.logging import print_log
 from portalocker import portalocker as lockers
 
-from .errors import UserError
+from .errors import UserError, shown
 
 VIDEO_SUFFIXES = (
     *('.mp4', '.avi', '.mkv', '.webm', '.mov', '.m4v', '.flv', '.mpg', '.mpeg', '.wmv'),
@@ -113,14 +116,28 @@ def read_text(path: str | Path) -> str:
     """Read a UTF-8 file, whether or not it begins with a byte order mark.
 
     Raises:
-        UserError: If it cannot be read, or is not UTF-8 text.
+        UserError: If it cannot be read, or is not UTF-8 text; the message says
+            in which line.
     """
     try:
-        return Path(path).read_text(encoding='utf-8-sig')
+        data = Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f'{path} cannot be read: {error.strerror}.') from error
+        raise UserError(f'{shown(str(path), 300)} cannot be read: {error.strerror}.') from error
+    except ValueError as error:  # of a path that no file can have
+        raise UserError(f'{shown(str(path), 300)} cannot be read: {error}.') from error
+    try:
+        text, end, reason = data.decode('utf-8-sig'), data.find(b'\0'), 'a NUL'
     except UnicodeDecodeError as error:
-        raise UserError(f'{path} is not UTF-8 text: {error}.') from error
+        text, end, reason = '', error.start, f'the byte {data[error.start]:#04x}'
+    if end < 0:
+        return text
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        reason = 'the mark of UTF-16'
+    line = data.count(b'\n', 0, end) + 1
+    column = len(data[data.rfind(b'\n', 0, end) + 1 : end].decode(errors='replace')) + 1
+    raise UserError(
+        f'{path} is not UTF-8 text: {reason} is in line {line}, column {column}. Save it as UTF-8.'
+    )
 
 
 def read_json(path: str | Path) -> Any:
@@ -128,23 +145,33 @@ def read_json(path: str | Path) -> Any:
 
     Raises:
         UserError: If it cannot be read, is not UTF-8 text or not valid JSON,
-            or lists a key twice in an object, one of which would be lost.
+            is nested too deeply, has a number that no float can hold, or lists
+            a key twice in an object, one of which would be lost.
     """
+    text = read_text(path)
 
     def unique(pairs: list) -> dict:
         values = {}
         for key, value in pairs:
             if key in values:
-                raise UserError(f'{path}: "{key}" is listed twice. Put all under one.')
+                raise UserError(f'{path}: "{shown(key, 100)}" is listed twice. Put all under one.')
             values[key] = value
         return values
 
+    def integer(digits: str) -> int:
+        if len(digits) > sys.float_info.max_10_exp:
+            message = f'a number of {len(digits):,} digits'
+            raise json.JSONDecodeError(message, text, text.index(digits))
+        return int(digits)
+
     try:
-        return json.loads(read_text(path), object_pairs_hook=unique)
+        return json.loads(text, object_pairs_hook=unique, parse_int=integer)
     except json.JSONDecodeError as error:
         raise UserError(
             f'{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}).'
         ) from error
+    except RecursionError as error:
+        raise UserError(f'{path} is nested too deeply: {shown(text, 60)}.') from error
 
 
 def check_writable(path: str | Path) -> None:
@@ -218,7 +245,8 @@ def walk_files(folder: str | Path) -> Iterator[tuple[str, os.DirEntry]]:
     """All files in a folder and below it, in order.
 
     Links to folders are followed, but not back into a folder above. What
-    begins with a dot is left out.
+    begins with a dot is left out, such as the ``._a.mp4`` that macOS puts
+    beside an ``a.mp4`` on other systems' disks.
 
     Args:
         folder (str | Path): Where to look.
@@ -233,8 +261,8 @@ def walk_files(folder: str | Path) -> Iterator[tuple[str, os.DirEntry]]:
     Example:
         >>> videos = [name for name, _ in walk_files('data') if is_video(name)]
     """
-    if not Path(folder).is_dir():
-        raise UserError(f'There is no folder {folder}.')
+    if not os.path.isdir(folder):
+        raise UserError(f'There is no folder {shown(str(folder), 300)}.')
     try:
         yield from _walk(folder, '', frozenset())
     except OSError as error:
@@ -271,6 +299,29 @@ def is_video(name: str) -> bool:
         True
     """
     return name.lower().endswith(VIDEO_SUFFIXES)
+
+
+def as_file(path: str | Path) -> str:
+    """A path that FFmpeg does not take for an address, as it does ``take:1.mp4``.
+
+    Example:
+        >>> as_file('videos/a.mp4')
+        'videos/a.mp4'
+    """
+    path = os.fspath(path)
+    return os.path.abspath(path) if ':' in path else path
+
+
+def same_name(path: str) -> str:
+    r"""A path in the one Unicode form in which names can be compared.
+
+    macOS writes the é of a name as two characters, others as one.
+
+    Example:
+        >>> same_name('cafe\u0301.mp4')
+        'café.mp4'
+    """
+    return unicodedata.normalize('NFC', path)
 
 
 def available_cores() -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from common import Split, check, check_captions, get, run, some
 
+from projects.vop.datasets.annotations import check_name
 from projects.vop.errors import UserError, exit_on_user_error
 from projects.vop.fileio import read_json
 
@@ -27,7 +28,7 @@ def read_split(path: Path, ids: Path) -> Split:
     """A paragraph for each video."""
     split = {}
     for video, record in check(read_json(path), dict, str(path)).items():
-        place = f'{path}: {video}'
+        place = f'{path}: {check_name(video, str(path))}'
         sentences = check_captions(get(record, 'sentences', list, place), place)
         # Only counted: the owners' files hold times that run backwards.
         times = get(record, 'timestamps', list, place)

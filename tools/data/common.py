@@ -16,19 +16,20 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from projects.vop.datasets.annotations import check_caption
-from projects.vop.errors import UserError
-from projects.vop.fileio import is_video, read_text, walk_files, write_file
+from projects.vop.datasets.annotations import check_caption, check_name
+from projects.vop.errors import UserError, shown
+from projects.vop.fileio import is_video, read_text, same_name, walk_files, write_file
 
 Split = dict[str, list[str] | dict]
 Lines = list[tuple[int, Any]]  # what a file says, with the numbers of its lines
+STRIPPED = ' \t\r\n'  # from the ends of a name, unlike other space, which may be damage
 KINDS = {str: 'text', list: 'list', dict: 'object'}
 
 
 def some(names: Iterable[str]) -> str:
     """The first names, for a message."""
     names = list(names)
-    return ', '.join(names[:5]) + (', ...' if len(names) > 5 else '')
+    return ', '.join(shown(name, 100) for name in names[:5]) + (', ...' if len(names) > 5 else '')
 
 
 @contextmanager
@@ -57,15 +58,21 @@ def get(record: Any, key: str, kind: type, place: str) -> Any:
 def check_captions(texts: Any, place: str) -> list[str]:
     """A list of captions, checked and stripped."""
     check(texts, list, place)
-    return [check_caption(text, f'{place}: caption {i}') for i, text in enumerate(texts, start=1)]
+    return [check_caption(text, place, number) for number, text in enumerate(texts, start=1)]
 
 
 def group(records: Any, video: str, text: str, place: str) -> dict[str, list[str]]:
     """Captions of each video; each record holds one, and the keys say where."""
     found = defaultdict(list)
     for number, record in enumerate(check(records, list, place)):
-        name = get(record, video, str, f'{place}: entry {number}')
-        caption = check_caption(record.get(text), f'{place}: entry {number}: "{text}" of {name}')
+        entry = f'{place}: entry {number}'
+        name = check_name(get(record, video, str, entry), f'{entry}: "{video}"')
+        caption = check_caption(record.get(text), f'{entry}: "{text}" of {name}')
+        if len(name.split()) > 1:  # which no data set's names do
+            raise UserError(
+                f'{entry}: "{video}" is {shown(name, 100)!r}, which is no name of a video. Are '
+                f'"{video}" and "{text}" exchanged?'
+            )
         found[name].append(caption)
     return dict(found)
 
@@ -78,27 +85,44 @@ def read_lines(path: Path) -> Lines:
     return lines
 
 
-def read_csv(path: Path, *columns: str) -> Lines:
+def read_csv(path: Path, video: str, *captions: str) -> Lines:
     """Rows of a csv file with a header, as dicts, and the lines where they end.
 
-    The values in ``columns`` are there and not empty; all are stripped.
+    The columns of the name of a video and of captions are there, checked and not empty; all are
+    stripped.
     """
-    reader, rows = csv.DictReader(io.StringIO(read_text(path), newline=''), strict=True), []
+    reader, rows = csv.reader(io.StringIO(read_text(path), newline=''), strict=True), []
+    columns, line = (video, *captions), 0
     try:
-        header = reader.fieldnames or []
+        header = [column.strip() for column in next(reader, [])]
         if missing := ', '.join(column for column in columns if column not in header):
-            raise UserError(f'{path}, line 1: no column {missing}, but {", ".join(header)}.')
-        for row in reader:
-            place = f'{path}, line {reader.line_num}'
-            if None in row.values() or None in row:
+            there = shown(', '.join(header), 100)
+            raise UserError(f'{path}, line 1: no column {missing}, but {there}.')
+        if twice := [column for column in header if header.count(column) > 1]:
+            raise UserError(f'{path}, line 1: the column {shown(twice[0], 100)} is listed twice.')
+        line, empty = reader.line_num, None
+        for values in reader:
+            line, row = reader.line_num, dict(zip(header, values))
+            place = f'{path}, line {line}'
+            if not values:
+                empty = empty or place
+                continue
+            if empty:  # but at the end
+                raise UserError(f'{empty} is empty.')
+            if len(values) != len(header):
                 raise UserError(f'{place}: {len(header)} columns expected, as in the header.')
-            row = {column: value.strip() for column, value in row.items()}
-            if not all(row[column] for column in columns):
-                raise UserError(f'{place}: an empty value.')
-            rows.append((reader.line_num, row))
+            if sorted(value.strip(STRIPPED) for value in values) == sorted(header):
+                raise UserError(f'{place} is a header again. Were files joined? Remove it.')
+            for column in columns:
+                if not row[column].strip():
+                    raise UserError(f'{place}: an empty value in the column "{column}".')
+            check_name(row[video].strip(STRIPPED), f'{place}, column "{video}"')
+            for column in captions:
+                check_caption(row[column], f'{place}, column "{column}"')
+            rows.append((line, {key: value.strip() for key, value in row.items()}))
     except csv.Error as error:
         # Of the row that begins there; its quotation mark may stay open.
-        raise UserError(f'{path}, line {reader.line_num + 1}: not valid csv ({error}).') from error
+        raise UserError(f'{path}, line {line + 1}: not valid csv ({error}).') from error
     if not rows:
         raise UserError(f'{path} names no video.')
     return rows
@@ -109,14 +133,19 @@ def check_unique(path: Path, lines: Iterable[tuple[int, str]]) -> None:
     first = {}
     for number, key in lines:
         if first.setdefault(key, number) != number:
-            raise UserError(f'{path}, line {number}: {key} is in line {first[key]} already.')
+            raise UserError(
+                f'{path}, line {number}: {shown(key, 200)} is in line {first[key]} already.'
+            )
 
 
 def select(
     path: Path, names: Lines, source: Path, found: dict[str, list[str]], suffix: str
 ) -> Split:
     """A split of the names in ``path``, with the captions found in ``source``."""
-    names = [(number, name.strip()) for number, name in names]
+    names = [
+        (number, check_name(name.strip(STRIPPED), f'{path}, line {number}'))
+        for number, name in names
+    ]
     check_unique(path, names)
     for number, name in names:
         if name not in found:
@@ -131,12 +160,17 @@ def stem(path: str) -> str:
 
 
 def find_videos(folder: Path) -> dict[str, list[str]]:
-    """Paths of the videos in a folder and below it, by :func:`stem`."""
+    """Paths of the videos in a folder and below it, by :func:`key`."""
     paths = defaultdict(list)
     for path, _ in walk_files(folder):
         if is_video(path):
-            paths[stem(path)].append(path)
+            paths[key(path)].append(path)
     return paths
+
+
+def key(path: str) -> str:
+    """What a video is looked for by: its :func:`stem`, however it is spelled."""
+    return same_name(stem(path)).strip()
 
 
 def only_one(paths: list[str], video: str, folder: Path) -> str:
@@ -152,7 +186,7 @@ def locate(splits: dict[str, Split], folder: Path, skip_missing: bool) -> dict[s
     there, located = find_videos(folder), {}
     for name, split in splits.items():
         # DiDeMo's own script saves x.avi as x.avi.mp4.
-        paths = {v: there.get(os.path.basename(v)) or there.get(stem(v)) for v in split}
+        paths = {v: there.get(os.path.basename(v)) or there.get(key(v)) for v in split}
         missing = [video for video in split if not paths[video]]
         message = f'{name}: {len(missing):,} of {len(split):,} videos are not in {folder}'
         if len(missing) == len(split) or (missing and not skip_missing):

@@ -16,26 +16,29 @@ Everything is checked before anything is written.
 
 import argparse
 import hashlib
+import os
 import posixpath
 import re
+from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
 
 from common import (
+    Lines,
     Split,
     add_to_errors,
     check_unique,
     find_videos,
+    key,
     only_one,
     read_csv,
     some,
-    stem,
     write_splits,
 )
 
 from projects.vop.datasets.annotations import check_window
-from projects.vop.errors import UserError, exit_on_user_error
-from projects.vop.fileio import VIDEO_SUFFIXES, write_file
+from projects.vop.errors import UserError, exit_on_user_error, shown
+from projects.vop.fileio import VIDEO_SUFFIXES, same_name, write_file
 
 MARK = '# Written by tools/data/custom.py, which overwrites it.\n'
 CONFIG = (
@@ -57,31 +60,65 @@ test_dataloader = val_dataloader
 )
 
 
-def locate(names: dict[str, int], folder: Path) -> dict[str, str]:
-    """Paths of videos in ``folder``; ``names`` has the line of each."""
+def in_folder(name: str, folder: Path) -> str:
+    """A path that a line names, relative to ``folder`` and spelled as paths are compared."""
+    path = posixpath.normpath(name.replace('\\', '/'))
+    for root in (os.path.abspath(folder), os.path.realpath(folder)):
+        if path.startswith(f'{Path(root).as_posix()}/'):
+            path = path[len(root) + 1 :]
+    return same_name(path)
+
+
+def locate(path: Path, rows: Lines, folder: Path) -> dict[str, str]:
+    """Paths in ``folder`` of the videos that the rows of ``path`` name."""
     there, found, missing = find_videos(folder), {}, []
-    for name, line in names.items():
-        path = posixpath.normpath(name)
-        parent = posixpath.dirname(path)
-        paths = [p for p in there.get(stem(path), ()) if parent in ('', posixpath.dirname(p))]
-        if path in paths:
-            found[name] = path
-        elif paths:
-            found[name] = only_one(paths, f'{name} (line {line})', folder)
+    first = {row['video']: (line, row) for line, row in reversed(rows)}
+    for name, (line, row) in first.items():
+        wanted = in_folder(name, folder)
+        parent = posixpath.dirname(wanted)
+        files = [
+            file
+            for file in there.get(key(name)) or there.get(key(wanted), ())
+            if file == name or parent in ('', same_name(posixpath.dirname(file)))
+        ]
+        same = [file for file in files if file == name] or [
+            file for file in files if same_name(file) == wanted
+        ]
+        if files:
+            found[name] = only_one(same or files, f'{shown(name, 100)} (line {line})', folder)
+        elif key(in_folder(row['caption'], folder)) in there:
+            raise UserError(
+                f'{path}, line {line}: the columns "video" and "caption" are exchanged: '
+                f'{shown(row["caption"], 100)!r} is a video, {shown(name, 100)!r} is none.'
+            )
         else:
-            missing.append(f'{name} (line {line})')
+            missing.append(f'{shown(name, 100)} (line {line})')
     if missing:
-        text = f'{len(missing):,} of {len(names):,} videos are not in {folder}: {some(missing)}.'
+        text = f'{len(missing):,} of {len(first):,} videos are not in {folder}: {some(missing)}.'
         raise UserError(f'{text} Videos are {", ".join(VIDEO_SUFFIXES)}.')
+    check_lines(path, rows, there)
+    if unnamed := sorted({file for files in there.values() for file in files} - {*found.values()}):
+        print(f'{len(unnamed):,} videos of {folder} are not in {path}: {some(unnamed)}.')
     return found
+
+
+def check_lines(path: Path, rows: Lines, there: Container[str]) -> None:
+    """Refuse captions that took up the next lines, as a quotation mark is missing."""
+    for line, row in rows:
+        for text in row['caption'].splitlines()[1:]:
+            if ',' in text and key(text.partition(',')[0].strip('" ')) in there:
+                raise UserError(
+                    f'{path}, line {line}, column "caption": {shown(text, 100)!r} is in it, which '
+                    'looks like a line of its own. Is a quotation mark missing before it?'
+                )
 
 
 def read_window(row: dict[str, str], place: str) -> dict[str, float]:
     """The columns ``start`` and ``end``, where they are not empty."""
-    window = {key: row[key] for key in ('start', 'end') if row.get(key)}
-    for key, text in window.items():
+    window = {column: row[column] for column in ('start', 'end') if row.get(column)}
+    for column, text in window.items():
         with suppress(ValueError):
-            window[key] = float(text)
+            window[column] = float(text)
     check_window(window, place)
     return window
 
@@ -89,14 +126,15 @@ def read_window(row: dict[str, str], place: str) -> dict[str, float]:
 def read_captions(path: Path, folder: Path) -> tuple[Split, dict[str, str]]:
     """What a csv file says of each video, and the split that it gives it."""
     rows = read_csv(path, 'video', 'caption')
-    found = locate({row['video']: line for line, row in reversed(rows)}, folder)
+    found = locate(path, rows, folder)
     check_unique(path, ((n, f'"{row["caption"]}" of {found[row["video"]]}') for n, row in rows))
     videos, first = {}, {}
     for line, row in rows:
         video, place = found[row['video']], f'{path}, line {line}'
         split, window = row.get('split'), read_window(row, place)
         if split not in (None, 'train', 'test'):
-            raise UserError(f'{place}: split is {split!r}; it must be train or test.')
+            text = f'split is {shown(split, 100)!r}; it must be train or test'
+            raise UserError(f'{place}: {text}.')
         before, *others = first.setdefault(video, (line, split, window))
         if others != [split, window]:
             raise UserError(f'{place}: {video} has another split or window than in line {before}.')
@@ -139,9 +177,9 @@ def make_splits(args: argparse.Namespace) -> dict[str, Split]:
 
 def check_name(name: str, folder: Path, root: Path) -> Path:
     """Where the config of this name goes, if the name is free."""
-    if not re.fullmatch('[A-Za-z][A-Za-z0-9_]*', name):
-        text = 'it must begin with a letter and hold letters, digits and _ alone'
-        raise UserError(f'NAME is {name!r}; {text}.')
+    if not re.fullmatch('[A-Za-z][A-Za-z0-9_]{0,99}', name):
+        text = 'it must begin with a letter and hold letters, digits and _ alone, 100 at most'
+        raise UserError(f'NAME is {name[:100]!r}; {text}.')
     if not (folder / '_base_/datasets/_video_text.py').is_file():
         text = 'Run this in the folder of the project, or set --config-dir'
         raise UserError(f'{folder} has no _base_/datasets/_video_text.py. {text}.')

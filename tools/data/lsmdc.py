@@ -18,10 +18,10 @@ from collections import defaultdict
 from functools import partial
 from pathlib import Path
 
-from common import Split, check_unique, read_lines, run
+from common import STRIPPED, Split, check_unique, read_lines, run
 
-from projects.vop.datasets.annotations import check_caption
-from projects.vop.errors import UserError, exit_on_user_error
+from projects.vop.datasets.annotations import check_caption, check_name
+from projects.vop.errors import UserError, exit_on_user_error, shown
 
 PUBLISHER = (
     'Its owners (sites.google.com/site/describingmovies) give the files to those who '
@@ -53,11 +53,13 @@ def read_split(path: Path) -> Split:
         values = line.split('\t')
         if len(values) != 6:
             raise UserError(f'{place}: {len(values)} columns; six are expected, with tabs between.')
-        clip, sentence = values[0].strip(), check_caption(values[5], f'{place}: the sentence')
+        clip = check_name(values[0].strip(STRIPPED), place)
+        sentence = check_caption(values[5], f'{place}: the sentence (column 6)')
         movie = re.fullmatch(f'(.+)_{TIME}-{TIME}', clip)
         if not movie:
             raise UserError(
-                f'{place}: {clip!r} is no clip; MOVIE_hh.mm.ss.mmm-hh.mm.ss.mmm is expected.'
+                f'{place}: {shown(clip, 100)!r} is no clip; '
+                'MOVIE_hh.mm.ss.mmm-hh.mm.ss.mmm is expected.'
             )
         keys.append((number, f'"{sentence}" of {clip}'))
         if clip in BROKEN:

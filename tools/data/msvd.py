@@ -16,6 +16,7 @@ from pathlib import Path
 
 from common import Split, check, check_captions, read_lines, run, select
 
+from projects.vop.datasets.annotations import check_name
 from projects.vop.errors import exit_on_user_error
 from projects.vop.fileio import read_json
 
@@ -30,7 +31,7 @@ def convert(source: Path) -> dict[str, Split]:
     """Make all splits; see the module."""
     data, splits = source / 'captions_msvd.json', {}
     found = {
-        clip: check_captions(texts, f'{data}: {clip}')
+        clip: check_captions(texts, f'{data}: {check_name(clip, str(data))}')
         for clip, texts in check(read_json(data), dict, str(data)).items()
     }
     for name in ('train', 'val', 'test'):

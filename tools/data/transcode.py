@@ -84,8 +84,9 @@ class Timeline(NamedTuple):
 def open_video(path: Path) -> Iterator[tuple]:
     """Open a file, and the stream in it that decord reads, too."""
     try:
-        # A title that is not UTF-8 is no reason to refuse a video.
-        with av.open(str(path), metadata_errors='replace') as container:
+        # A title that is not UTF-8 is no reason to refuse a video; and what is no whole path may
+        # begin as an address does, such as take:1.mp4.
+        with av.open(os.path.abspath(path), metadata_errors='replace') as container:
             stream = container.streams.best('video')
             if stream is None:
                 raise TranscodeError('it has no video stream')

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from common import Split, check, check_captions, get, read_lines, run, select
 
+from projects.vop.datasets.annotations import check_name
 from projects.vop.errors import UserError, exit_on_user_error
 from projects.vop.fileio import read_json
 
@@ -32,7 +33,7 @@ def read_captions(path: Path) -> dict[str, list[str]]:
     found = {}
     for number, record in enumerate(check(read_json(path), list, str(path))):
         place = f'{path}: entry {number}'
-        video = get(record, 'videoID', str, place)
+        video = check_name(get(record, 'videoID', str, place), place)
         if video in found:
             raise UserError(f'{place}: {video} is listed twice. Remove one of them.')
         found[video] = check_captions(get(record, 'enCap', list, place), f'{place}, {video}')

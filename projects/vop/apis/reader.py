@@ -15,6 +15,8 @@ import torch
 from mmengine.logging import print_log
 from pebble import ProcessExpired, ProcessPool
 
+from ..fileio import as_file
+
 
 class VideoFrames(NamedTuple):
     """The ``path`` of a video, and its frames, uint8 of shape [f x 3 x h x w], or the error.
@@ -84,7 +86,8 @@ def _read(path: str, pipeline: Callable[[dict], dict]) -> VideoFrames:
     if not os.path.isfile(path):
         return VideoFrames(path, None, 'there is no such file.')
     try:
-        data = pipeline(dict(filename=path, start_index=0, modality='RGB', text=[]))
+        file = as_file(path)
+        data = pipeline(dict(filename=file, start_index=0, modality='RGB', text=[]))
         return VideoFrames(path, data['inputs']['imgs'].numpy())
     except Exception as error:  # a damaged file can raise nearly anything
         return VideoFrames(path, None, f'{type(error).__name__}: {error}')

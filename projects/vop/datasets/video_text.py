@@ -1,21 +1,22 @@
 """Videos with captions."""
 
 import logging
+import os
 import os.path as osp
 import random
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 
 import numpy as np
 import torch
 from mmaction.datasets import BaseActionDataset
 from mmengine.logging import print_log
 
-from ..errors import UserError, VideoReadError
+from ..errors import UserError, VideoReadError, shown
+from ..fileio import as_file, same_name, walk_files
 from ..registry import DATASETS
 from .annotations import Annotation, read_annotations
+from .items import Items, Texts
 from .transforms import TimeWindow
 
 
@@ -41,6 +42,9 @@ class VideoTextDataset(BaseActionDataset):
             replace its pairs. Not possible in testing. Defaults to False.
         test_mode (bool): Whether items are videos with all captions.
             Defaults to False.
+        serialize_data (bool): Whether MMEngine pickles the items, which takes
+            more time and memory than the arrays in which workers share them by
+            default. For subclasses whose ``filter_data`` makes a long list.
 
     Raises:
         UserError: If the annotation file or a video is missing, or if the
@@ -65,6 +69,7 @@ class VideoTextDataset(BaseActionDataset):
         data_prefix: dict = dict(video=''),
         skip_bad_videos: bool = False,
         test_mode: bool = False,
+        serialize_data: bool = False,
         **kwargs,
     ) -> None:
         if skip_bad_videos and test_mode:
@@ -76,34 +81,30 @@ class VideoTextDataset(BaseActionDataset):
         # Seed and epoch, in shared memory: persistent workers see a new epoch.
         self._clock: torch.Tensor | None = None
         super().__init__(
-            ann_file, pipeline=pipeline, data_prefix=data_prefix, test_mode=test_mode, **kwargs
+            ann_file,
+            pipeline=pipeline,
+            data_prefix=data_prefix,
+            test_mode=test_mode,
+            serialize_data=serialize_data,
+            **kwargs,
         )
 
-    def load_data_list(self) -> list[dict]:
+    def load_data_list(self) -> Sequence[dict]:
         """Make the items."""
         annotations = read_annotations(self.ann_file)
         self._check_pipeline(annotations)
         folder = self.data_prefix['video']
         # DecordInit, too, reads names without an extension as mp4.
-        self._videos = [
-            osp.join(folder, video) + ('' if Path(video).suffix else '.mp4')
-            for video in annotations
-        ]
+        files = [video if osp.splitext(video)[1] else f'{video}.mp4' for video in annotations]
+        paths = [osp.join(folder, file) for file in files]
         # One flag per video, shared by all workers.
-        self._bad = torch.zeros(len(annotations), dtype=torch.bool).share_memory_()
-        if not re.match(r'[\w+]{2,}:', folder):  # not s3:// and its like
-            self._check_files(folder)
-
-        items = []
-        for number, (video, annotation) in enumerate(annotations.items()):
-            item = dict(filename=self._videos[number], video_id=video, video_number=number)
-            window = dict(start=annotation.start, end=annotation.end)
-            item.update((key, value) for key, value in window.items() if value is not None)
-            if self.test_mode:
-                items.append(dict(item, text=annotation.captions))
-            else:
-                items += [dict(item, text=text) for text in annotation.captions]
-        return items
+        self._bad = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
+        if '://' not in folder:  # which is no folder
+            self._find(folder, files, paths)
+            paths = [as_file(path) for path in paths]
+        self._videos = Texts(paths)
+        items = Items(annotations, self._videos, self.test_mode)
+        return list(items) if self.serialize_data else items
 
     def _check_pipeline(self, annotations: dict[str, Annotation]) -> None:
         if any(isinstance(transform, TimeWindow) for transform in self.pipeline.transforms):
@@ -115,16 +116,24 @@ class VideoTextDataset(BaseActionDataset):
                     "would ignore: add dict(type='vop.TimeWindow') right after DecordInit."
                 )
 
-    def _check_files(self, folder: str) -> None:
-        missing = [number for number, path in enumerate(self._videos) if not Path(path).is_file()]
+    def _find(self, folder: str, files: list[str], paths: list[str]) -> None:
+        """Look whether the videos are there; ``paths`` takes other Unicode forms of their names."""
+        there = _files_among(paths)
+        missing = [i for i, path in enumerate(paths) if path not in there and not osp.isfile(path)]
+        if not all(files[i].isascii() for i in missing) and osp.isdir(folder):
+            forms = {same_name(name): name for name, _ in walk_files(folder)}
+            for i in missing:
+                if name := forms.get(same_name(files[i])):
+                    paths[i] = osp.join(folder, name)
+            missing = [i for i in missing if not osp.isfile(paths[i])]
         if not missing:
             return
-        names = ', '.join(self._videos[number] for number in missing[:3])
+        names = ', '.join(shown(paths[i], 300) for i in missing[:3])
         message = (
-            f'{len(missing)} of the {len(self._videos)} videos of {self.ann_file} '
+            f'{len(missing)} of the {len(paths)} videos of {self.ann_file} '
             f'are missing: {names}{", ..." if len(missing) > 3 else ""}.'
         )
-        if not self.skip_bad_videos or len(missing) == len(self._videos):
+        if not self.skip_bad_videos or len(missing) == len(paths):
             hint = '' if self.test_mode else ' To train without them, set skip_bad_videos=True.'
             raise UserError(f'{message} They are looked for in {folder} (data_prefix).{hint}')
         self._bad[missing] = True
@@ -189,6 +198,19 @@ class VideoTextDataset(BaseActionDataset):
                 f'None of the {len(self._bad)} videos of {self.ann_file} can be read; '
                 'see the log for the reason of each.'
             ) from error
+
+
+def _files_among(paths: list[str]) -> set[str]:
+    """Which paths are files, by one look into each of their folders.
+
+    Over a network a look takes long. Links are left out, and must be looked at one by one.
+    """
+    there: set[str] = set()
+    for folder in {osp.dirname(path) for path in paths}:
+        with suppress(OSError, ValueError), os.scandir(folder or '.') as entries:
+            files = (entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+            there.update(osp.join(folder, name) for name in files)
+    return there
 
 
 @contextmanager
