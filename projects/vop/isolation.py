@@ -13,7 +13,9 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import pool
 from multiprocessing.connection import Connection
 from typing import Any
@@ -54,7 +56,7 @@ class ProcessFailed(Exception):
         self.exitcode = exitcode
 
 
-def check_timeout(timeout: float | None) -> float | None:
+def check_timeout(timeout: Any) -> float | None:
     """Refuse a time limit that is none.
 
     Raises:
@@ -132,6 +134,42 @@ class Isolated:
     def _own_children(self) -> list['_Child']:
         """Those of this process, not of one that it was forked from."""
         return [child for (pid, _), child in list(self._children.items()) if pid == os.getpid()]
+
+
+def map_isolated(
+    function: Callable, items: Iterable, num_workers: int, timeout: float | None, ahead: int
+) -> Generator[tuple[Any, Future], None, None]:
+    """Call a function with each item, side by side, each call :class:`Isolated`.
+
+    Args:
+        function (Callable): The function, of one item.
+        items (Iterable): The items.
+        num_workers (int): Processes.
+        timeout (float, optional): Seconds that a call may take. None is no limit.
+        ahead (int): How many items may be begun before they are asked for.
+
+    Yields:
+        tuple[Any, Future]: Each item, in order, and what gives or raises its result. Closing the
+        generator ends the processes.
+
+    Example:
+        >>> for path, future in map_isolated(read, paths, num_workers=8, timeout=60, ahead=16):
+        ...     print(path, future.result().shape)
+    """
+    call = Isolated(function, timeout)
+    threads = ThreadPoolExecutor(num_workers)  # each waits for the process that it starts
+    begun: deque[tuple[Any, Future]] = deque()
+    try:
+        for item in items:
+            begun.append((item, threads.submit(call, item)))
+            if len(begun) > ahead:
+                yield begun.popleft()
+        while begun:
+            yield begun.popleft()
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
+        call.close()
+        threads.shutdown()
 
 
 class _Child:

@@ -1,15 +1,14 @@
 """Reading videos side by side, in processes which a damaged video may crash or hang."""
 
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from ..fileio import why_no_file
-from ..isolation import FORKS, Isolated, ProcessFailed
+from ..isolation import FORKS, ProcessFailed, map_isolated
 
 
 class VideoFrames(NamedTuple):
@@ -48,21 +47,14 @@ def read_videos(
     if not num_workers and not FORKS:
         yield from (_read(pipeline, path) for path in paths)
         return
-    read = Isolated(partial(_read, pipeline), timeout)
-    # Each waits for the process that it starts.
-    threads = ThreadPoolExecutor(max(1, min(num_workers, len(paths))))
-    scheduled: deque[tuple[str, Future]] = deque()
-    try:
-        for path in paths:
-            scheduled.append((path, threads.submit(read, path)))
-            if not num_workers or len(scheduled) > ahead:
-                yield _result(*scheduled.popleft())
-        while scheduled:
-            yield _result(*scheduled.popleft())
-    finally:
-        threads.shutdown(wait=False, cancel_futures=True)
-        read.close()
-        threads.shutdown()
+    workers = max(1, min(num_workers, len(paths)))
+    ahead = ahead if num_workers else 0
+    with closing(map_isolated(partial(_read, pipeline), paths, workers, timeout, ahead)) as videos:
+        for path, future in videos:
+            try:
+                yield future.result()
+            except ProcessFailed as error:
+                yield VideoFrames(path, None, f'{error}.')
 
 
 def _read(pipeline: Callable[[dict], dict], path: str) -> VideoFrames:
@@ -73,10 +65,3 @@ def _read(pipeline: Callable[[dict], dict], path: str) -> VideoFrames:
         return VideoFrames(path, data['inputs']['imgs'].numpy())
     except Exception as error:  # a damaged file can raise nearly anything
         return VideoFrames(path, None, f'{type(error).__name__}: {error}')
-
-
-def _result(path: str, future: Future) -> VideoFrames:
-    try:
-        return future.result()
-    except ProcessFailed as error:
-        return VideoFrames(path, None, f'{error}.')
