@@ -37,7 +37,6 @@ setup(
         'tqdm',
         'opencv-python',
         'jinja2',  # the report
-        'pebble',  # pools with a time limit, which a crash does not end
         'portalocker>=4',
         'submitit>=1.5.2',  # tools/reproduce.py
     ],

@@ -324,6 +324,25 @@ def same_name(path: str) -> str:
     return unicodedata.normalize('NFC', path)
 
 
+def why_no_file(path: str | Path) -> str | None:
+    """Say why a path is not a file that can be read at once; None if it is one.
+
+    Reading a pipe, a socket or a device may wait for ever.
+
+    Args:
+        path (str | Path): The path.
+
+    Example:
+        >>> why_no_file('/dev/zero')
+        'it is not a regular file'
+    """
+    if os.path.isfile(path):
+        return None
+    if os.path.isdir(path):
+        return 'it is a folder'
+    return 'it is not a regular file' if os.path.exists(path) else 'there is no such file'
+
+
 def available_cores() -> int:
     """Count the cores that this process may use; Slurm lends a job some of a machine.
 

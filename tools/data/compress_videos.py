@@ -18,19 +18,16 @@ import argparse
 import concurrent.futures as futures
 import json
 import math
-import multiprocessing
 import os
-from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from pathlib import Path
 
-from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
-from transcode import CODECS, CopySettings, TranscodeError, encode, end_with_parent
+from transcode import CODECS, CopySettings, TranscodeError, encode
 
-if __name__ != '__mp_main__':  # workers import this file, and the package takes seconds
-    from projects.vop import fileio
-    from projects.vop.errors import UserError, exit_on_user_error
+from projects.vop import fileio
+from projects.vop.errors import UserError, exit_on_user_error
+from projects.vop.isolation import Isolated, ProcessFailed
 
 SETTINGS = 'compress_videos.json'
 UNREADABLE = 'unreadable.txt'
@@ -47,8 +44,13 @@ def check_folders(src: Path, dst: Path) -> None:
 
 def list_files(folder: Path) -> list[str]:
     """Names of the files, without pipes and sockets, whose reading would block."""
-    files = fileio.walk_files(folder)
-    return [name for name, file in files if os.path.isfile(file) or not os.path.exists(file)]
+    names = []
+    for name, file in fileio.walk_files(folder):
+        if os.path.isfile(file) or not os.path.exists(file):
+            names.append(name)
+        elif fileio.is_video(name):
+            print(f'{folder / name} is left out: {fileio.why_no_file(file)}.')
+    return names
 
 
 def check_settings(dst: Path, settings: CopySettings) -> None:
@@ -95,21 +97,21 @@ def write_copy(path: Path, data: bytes, time_ns: int) -> None:
 def copy_videos(
     videos: dict[Path, Path], settings: CopySettings, jobs: int, timeout: float, bar: tqdm
 ) -> dict[Path, str]:
-    """Copy videos, each to the path it maps to, in processes that write nothing themselves.
+    """Copy videos, each to the path it maps to, by processes that write nothing themselves.
 
     Returns:
         dict[Path, str]: Why videos are unreadable.
     """
     unreadable, running, waiting = {}, {}, iter(videos)
-    spawn = multiprocessing.get_context('spawn')
     jobs = max(1, min(jobs, len(videos)))
-    pool = ProcessPool(jobs, initializer=end_with_parent, context=spawn)
+    # Each thread waits for the process that it starts.
+    copy, threads = Isolated(encode, timeout), futures.ThreadPoolExecutor(jobs)
     try:
         while True:
             # Few at a time, as a copy stays in memory until it is written.
             for video in islice(waiting, 2 * jobs - len(running)):
                 time_ns = mtime_ns(video)
-                running[pool.schedule(encode, (video, settings), timeout=timeout)] = video, time_ns
+                running[threads.submit(copy, video, settings)] = video, time_ns
             if not running:
                 return unreadable
             for future in futures.wait(running, return_when='FIRST_COMPLETED').done:
@@ -117,23 +119,24 @@ def copy_videos(
                 error = future.exception()
                 if not error:
                     write_copy(videos[video], future.result(), time_ns)
-                elif isinstance(error, BrokenProcessPool):
+                elif isinstance(error, UserError):  # no fault of the video
                     raise error
                 else:
                     reason = f'{type(error).__name__}: {error}'
                     if isinstance(error, TranscodeError):
                         reason = str(error)
-                    if isinstance(error, futures.TimeoutError):
+                    elif isinstance(error, ProcessFailed) and error.exitcode is None:
                         reason = f'it takes longer than {timeout:g} s (--timeout)'
-                    elif isinstance(error, ProcessExpired):
+                    elif isinstance(error, ProcessFailed):
                         reason = 'its process crashed or was killed (exit code '
                         reason += f'{error.exitcode}), perhaps because memory ran out'
                     unreadable[video] = reason
                     videos[video].unlink(missing_ok=True)  # an older copy
                 bar.update()
     finally:
-        pool.stop()
-        pool.join()
+        threads.shutdown(wait=False, cancel_futures=True)
+        copy.close()
+        threads.shutdown()
 
 
 def compress(src: Path, dst: Path, settings: CopySettings, jobs: int, timeout: float) -> int:

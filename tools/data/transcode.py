@@ -1,13 +1,6 @@
-"""Decode one video, and encode a small copy of it.
-
-A worker imports this module alone: it needs neither torch nor the package.
-"""
+"""Decode one video, and encode a small copy of it."""
 
 import io
-import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -59,16 +52,6 @@ class CopySettings(NamedTuple):
 
 class TranscodeError(Exception):
     """A video cannot be copied; the message says why."""
-
-
-def end_with_parent() -> None:
-    """End this worker when its parent is gone, even where its decoder hangs."""
-
-    def wait() -> None:
-        multiprocessing.parent_process().join()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 class Timeline(NamedTuple):

@@ -25,6 +25,7 @@ from ..datasets import CLIPTokenize
 from ..engine import check_fit, load_safely, open_config
 from ..errors import UserError
 from ..fileio import available_cores, is_video, walk_files
+from ..isolation import check_timeout
 from ..models import CLIPTowers, RetrievalRecognizer
 from ..models.clip import towers_of
 from ..models.encoder import weights_fingerprint
@@ -65,7 +66,8 @@ class VoPInferencer:
         device (str, optional): Where to compute. Defaults to a GPU, where there is one.
         show_progress (bool): Show a progress bar. Defaults to True.
         towers (CLIPTowers, optional): An open CLIP in place of the config's; see :meth:`share`.
-        timeout (float, optional): Seconds that a worker may take for a video; None is no limit.
+        timeout (float | str, optional): Seconds that reading a video may take; None is no limit.
+            Defaults to ``'config'``, that of the data set in the config's test_dataloader.
 
     Attributes:
         cfg (Config): The config, with absolute paths of CLIP's files.
@@ -88,7 +90,7 @@ class VoPInferencer:
         device: str | None = None,
         show_progress: bool = True,
         towers: CLIPTowers | None = None,
-        timeout: float | None = 60,
+        timeout: float | str | None = 'config',
     ) -> None:
         cfg = copy.deepcopy(config) if isinstance(config, Config) else open_config(config)
         name = cfg.filename or 'The config'
@@ -97,7 +99,10 @@ class VoPInferencer:
         kind = MODELS.get(kind) if isinstance(kind, str) else kind
         if not issubclass(kind or object, RetrievalRecognizer) or not cfg.get('test_dataloader'):
             raise UserError(f'{name} needs a vop.RetrievalRecognizer and a test_dataloader.')
-        self.cfg, self.show_progress, self.timeout = cfg, show_progress, timeout
+        self.cfg, self.show_progress = cfg, show_progress
+        if timeout == 'config':
+            timeout = cfg.test_dataloader.dataset.get('timeout', 60)
+        self.timeout = check_timeout(timeout)
         steps = Compose(cfg.test_dataloader.dataset.pipeline).transforms
         tokenizers = [step.tokenizer for step in steps if isinstance(step, CLIPTokenize)]
         if not tokenizers:
@@ -170,8 +175,8 @@ class VoPInferencer:
         Args:
             videos (Sequence[str | Path]): Paths of videos.
             batch_size (int): Videos of a batch. Defaults to 8.
-            num_workers (int, optional): Processes that read videos; 0 reads in this one, without
-                their protection. Defaults to the cores that this process may use, 8 at most.
+            num_workers (int, optional): Processes that read videos; 0 reads none ahead. Defaults to
+                the cores that this process may use, 8 at most.
 
         Yields:
             EncodedVideos: Of a batch, in order.

@@ -4,8 +4,9 @@ import logging
 import os
 import os.path as osp
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from mmaction.datasets import BaseActionDataset
 from mmengine.logging import print_log
 
 from ..errors import UserError, VideoReadError, shown
-from ..fileio import as_file, same_name, walk_files
+from ..fileio import as_file, same_name, walk_files, why_no_file
+from ..isolation import FORKS, Isolated, ProcessFailed, check_timeout
 from ..registry import DATASETS
 from .annotations import Annotation, read_annotations
 from .items import Items, Texts
@@ -45,12 +47,18 @@ class VideoTextDataset(BaseActionDataset):
         serialize_data (bool): Whether MMEngine pickles the items, which takes
             more time and memory than the arrays in which workers share them by
             default. For subclasses whose ``filter_data`` makes a long list.
+        timeout (float, optional): Seconds that the pipeline may take for a
+            video. It runs in a process of its own, so that a video which hangs
+            or crashes its decoder is like any other that it fails on. None
+            runs it in this process, without a limit, as happens on Windows and
+            macOS. Defaults to 60.
 
     Raises:
         UserError: If the annotation file or a video is missing, or if the
             annotation file is malformed or has windows that the pipeline
-            would ignore.
-        VideoReadError: From reading an item, if its video cannot be decoded.
+            would ignore, or if ``timeout`` is no number of seconds.
+        VideoReadError: From reading an item, if its video cannot be decoded, or
+            not within ``timeout``.
 
     Example:
         >>> train_dataloader = dict(
@@ -70,6 +78,7 @@ class VideoTextDataset(BaseActionDataset):
         skip_bad_videos: bool = False,
         test_mode: bool = False,
         serialize_data: bool = False,
+        timeout: float | None = 60,
         **kwargs,
     ) -> None:
         if skip_bad_videos and test_mode:
@@ -77,7 +86,8 @@ class VideoTextDataset(BaseActionDataset):
                 'skip_bad_videos=True is for training: a test that leaves out '
                 'videos would report numbers of another test set.'
             )
-        self.skip_bad_videos = skip_bad_videos
+        self.skip_bad_videos, self.timeout = skip_bad_videos, check_timeout(timeout)
+        self._reader: Isolated | None = None
         # Seed and epoch, in shared memory: persistent workers see a new epoch.
         self._clock: torch.Tensor | None = None
         super().__init__(
@@ -97,8 +107,9 @@ class VideoTextDataset(BaseActionDataset):
         # DecordInit, too, reads names without an extension as mp4.
         files = [video if osp.splitext(video)[1] else f'{video}.mp4' for video in annotations]
         paths = [osp.join(folder, file) for file in files]
-        # One flag per video, shared by all workers.
+        # Flags of each video, shared by all workers.
         self._bad = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
+        self._reading = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
         if '://' not in folder:  # which is no folder
             self._find(folder, files, paths)
             paths = [as_file(path) for path in paths]
@@ -128,7 +139,10 @@ class VideoTextDataset(BaseActionDataset):
             missing = [i for i in missing if not osp.isfile(paths[i])]
         if not missing:
             return
-        names = ', '.join(shown(paths[i], 300) for i in missing[:3])
+        names = ', '.join(
+            shown(path, 300) + (f' ({why_no_file(path)})' if osp.exists(path) else '')
+            for path in (paths[number] for number in missing[:3])
+        )
         message = (
             f'{len(missing)} of the {len(paths)} videos of {self.ann_file} '
             f'are missing: {names}{", ..." if len(missing) > 3 else ""}.'
@@ -150,15 +164,38 @@ class VideoTextDataset(BaseActionDataset):
             self._clock = torch.zeros(2, dtype=torch.int64).share_memory_()
         self._clock[0], self._clock[1] = seed, epoch
 
+    @property
+    def videos_being_read(self) -> list[str]:
+        """Paths of the videos that this process and its workers are reading."""
+        return [self._videos[i] for i in self._reading.nonzero().flatten()]
+
     def __getitem__(self, idx: int) -> dict:
         """Read an item; see the class."""
-        with self._randomness(idx):
-            return super().__getitem__(idx)
+        data = self.prepare_data(idx)
+        if data is None:  # what replaces it does not depend on how far it got
+            with self._randomness(idx):
+                data = super().__getitem__(idx)
+        return data
+
+    def _seed(self, idx: int) -> tuple[int, ...] | None:
+        if self._clock is None or self.test_mode:
+            return None
+        return (*self._clock.tolist(), idx)
 
     def _randomness(self, idx: int):
-        if self._clock is None or self.test_mode:
-            return nullcontext()
-        return _seeded(*self._clock.tolist(), idx)
+        seed = self._seed(idx)
+        return nullcontext() if seed is None else _seeded(*seed)
+
+    def _run_pipeline(self, item: dict, idx: int) -> dict | None:
+        if self.timeout is None or not FORKS:
+            with self._randomness(idx):
+                return self.pipeline(item)
+        # The pipeline may be another now, as after a hook that switches it.
+        if self._reader is None or self._reader.function.args[0] is not self.pipeline:
+            self._reader = Isolated(partial(_run_seeded, self.pipeline), self.timeout)
+        # Without an epoch to go by, from this process, which draws other numbers than others.
+        seed = self._seed(idx) or (random.getrandbits(32), np.random.randint(2**31))
+        return self._reader(item, seed)
 
     def prepare_data(self, idx: int) -> dict | None:
         """Run the pipeline on an item.
@@ -171,17 +208,18 @@ class VideoTextDataset(BaseActionDataset):
         if self._bad[number]:
             self._check_any_left(None)
             return None
+        self._reading[number] = True
         try:
-            # Seeded apart from __getitem__, so that the item chosen to replace
-            # a bad one does not depend on how far the bad one got.
-            with self._randomness(idx):
-                return self.pipeline(item)
+            return self._run_pipeline(item, idx)
         except (AttributeError, KeyError, NameError, TypeError):
             raise  # a bug of a transform, no fault of the video
         except Exception as error:
             if isinstance(error, UserError) and not isinstance(error, VideoReadError):
                 raise  # a fault of the config
-            message = f'{item["filename"]} cannot be read ({type(error).__name__}: {error}).'
+            reason = f' ({type(error).__name__}: {error})'
+            if isinstance(error, ProcessFailed):
+                reason = f': {error}'
+            message = f'{item["filename"]} cannot be read{reason}.'
             if not self.skip_bad_videos:
                 hint = ' To train without such videos, set skip_bad_videos=True.'
                 raise VideoReadError(message + ('' if self.test_mode else hint)) from error
@@ -191,6 +229,8 @@ class VideoTextDataset(BaseActionDataset):
             print_log(f'{message} It is skipped; {skipped}.', 'current', logging.ERROR)
             self._check_any_left(error)
             return None
+        finally:
+            self._reading[number] = False
 
     def _check_any_left(self, error: Exception | None) -> None:
         if self._bad.all():
@@ -213,15 +253,27 @@ def _files_among(paths: list[str]) -> set[str]:
     return there
 
 
+def _seed_everything(numbers: tuple[int, ...]) -> None:
+    """Seed what transforms draw from."""
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+
+
+def _run_seeded(pipeline: Callable, item: dict, seed: tuple[int, ...]) -> dict | None:
+    _seed_everything(seed)
+    return pipeline(item)
+
+
 @contextmanager
 def _seeded(*numbers: int) -> Iterator[None]:
     """Seed what transforms draw from, and put it back afterwards."""
-    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
-    states = random.getstate(), np.random.get_state()
-    random.seed(seed)
-    np.random.seed(seed)
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    _seed_everything(numbers)
     try:
         yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
