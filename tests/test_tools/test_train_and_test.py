@@ -202,6 +202,26 @@ def test_another_seed_changes_the_run(trained, train_here):
     assert ours[1] != losses(trained)[1]
 
 
+@pytest.mark.parametrize('method', ['bias', 'full'])
+def test_averages_of_weights_are_saved_resumed_and_tested(run_tool, config, tmp_path, method):
+    hook = "custom_hooks = [dict(type='EMAHook', momentum=0.3)]\n"
+    path, last = config(method, hook), f'epoch_{EPOCHS}.pth'
+    options = ['--cfg-options', 'optim_wrapper.optimizer.lr=1e-3']
+    options += ['train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']
+    for name, resumed in dict(run=(), resumed=['--resume', tmp_path / 'run/epoch_1.pth']).items():
+        run_tool('tools/train.py', path, '--work-dir', tmp_path / name, *resumed, *options)
+    ours, theirs = (torch.load(tmp_path / n / last, weights_only=True) for n in ('run', 'resumed'))
+    averages, trained = ours['state_dict'], ours['ema_state_dict']
+    assert trained.keys() == {'steps', *(f'module.{name}' for name in averages)}
+    differ = {name for name in averages if not averages[name].equal(trained[f'module.{name}'])}
+    assert differ == {name for name in averages if not name.endswith('_extra_state')}
+    for state in ('state_dict', 'ema_state_dict'):
+        for name, value in ours[state].items():
+            assert value.equal(theirs[state][name]), name
+    run_tool('tools/test.py', path, tmp_path / 'run' / last, '--work-dir', tmp_path / 'test')
+    assert results_of(tmp_path / 'test') == pytest.approx(metrics(tmp_path / 'run')[-1])
+
+
 def test_learning_rate_scales_with_the_batch(train_here, tmp_path):
     train_here('--auto-scale-lr', '--cfg-options', 'train_cfg.max_epochs=1')
     first = next(r for r in records(tmp_path) if 'lr' in r)
