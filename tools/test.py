@@ -12,6 +12,7 @@ from projects.vop.engine import (
     build_runner,
     check_data,
     check_fit,
+    check_launcher,
     merge_options,
     open_config,
     pin_memory,
@@ -150,6 +151,7 @@ class NameModel(Hook):
 
 def main() -> None:
     args = parse_args()
+    check_launcher(args.launcher)
     cfg = merge_args(open_config(args.config), args)
     check_data(cfg, 'test')
     use_gloo_without_gpu(cfg)
