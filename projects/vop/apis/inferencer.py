@@ -28,7 +28,7 @@ from ..fileio import available_cores, is_video, walk_files
 from ..models import CLIPTowers, RetrievalRecognizer
 from ..models.clip import towers_of
 from ..models.encoder import weights_fingerprint
-from ..registry import INFERENCERS, MODELS
+from ..registry import INFERENCERS, MODELS, class_of
 from .reader import VideoFrames, read_videos
 
 
@@ -93,9 +93,8 @@ class VoPInferencer:
         cfg = copy.deepcopy(config) if isinstance(config, Config) else open_config(config)
         name = cfg.filename or 'The config'
         init_default_scope(cfg.get('default_scope', 'mmaction'))
-        kind = cfg.get('model', {}).get('type')
-        kind = MODELS.get(kind) if isinstance(kind, str) else kind
-        if not issubclass(kind or object, RetrievalRecognizer) or not cfg.get('test_dataloader'):
+        is_retrieval = issubclass(class_of(cfg.get('model'), MODELS), RetrievalRecognizer)
+        if not is_retrieval or not cfg.get('test_dataloader'):
             raise UserError(f'{name} needs a vop.RetrievalRecognizer and a test_dataloader.')
         self.cfg, self.show_progress, self.timeout = cfg, show_progress, timeout
         steps = Compose(cfg.test_dataloader.dataset.pipeline).transforms
