@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import logging
+import re
 import signal
 import sys
 from collections import Counter
@@ -151,6 +152,28 @@ def retrieval_config(tiny_clip, video_folder):
         return config
 
     return make
+
+
+@pytest.fixture
+def with_classes(tmp_path, monkeypatch):
+    """Writes a config in MMEngine's pure Python style, of subclasses that no registry knows."""
+    rooms = ('datasets', 'evaluation', 'models')
+
+    def write(config) -> Path:
+        ours = r"'vop\.(\w+)'"
+        names = sorted(set(re.findall(ours, config.pretty_text)))
+        code = [f'from projects.vop.{room} import *' for room in rooms]
+        code += [f'class My{name}({name}): pass' for name in names]
+        (tmp_path / 'mine.py').write_text('\n'.join(code))
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, 'mine', raising=False)
+        path = tmp_path / 'pure_python.py'
+        imports = ', '.join(f'My{name}' for name in names)
+        text = re.sub(ours, r'My\1', config.pretty_text)
+        path.write_text(f'from mine import {imports}\n{text}')
+        return path
+
+    return write
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from submitit.core.utils import UncompletedJobError, environment_variables
 
-from projects.vop.engine import check_data, merge_options, open_config, use_amp
+from projects.vop.engine import check_data, check_launcher, merge_options, open_config, use_amp
 from projects.vop.engine.parameters import build_without_weights, count_as_paper, count_by_part
 from projects.vop.errors import NotFiniteError, UserError, exit_on_user_error
 from projects.vop.fileio import available_cores, write_file
@@ -75,6 +75,7 @@ def config_path(method: str, dataset: str) -> Path:
 
 def plan(args: argparse.Namespace) -> list[Run]:
     """All runs of the grid, each checked as far as it can be before it starts."""
+    check_launcher('none')  # each run is one process
     runs = []
     for method, setting in itertools.product(args.methods, args.vary):
         path = config_path(method, args.dataset)

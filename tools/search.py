@@ -34,6 +34,7 @@ from mmengine.logging import MMLogger
 from projects.vop.apis import VoPInferencer
 from projects.vop.engine import (
     add_launcher_arguments,
+    check_launcher,
     merge_options,
     open_config,
     tool,
@@ -135,6 +136,7 @@ def shown(name: str) -> str:
 
 def init_processes(launcher: str) -> None:
     """Join the other processes of this run."""
+    check_launcher(launcher)
     if launcher == 'none':
         return
     use_gloo_without_gpu(Config(dict(launcher=launcher)))

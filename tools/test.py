@@ -12,6 +12,7 @@ from projects.vop.engine import (
     build_runner,
     check_data,
     check_fit,
+    check_launcher,
     merge_options,
     open_config,
     pin_memory,
@@ -22,7 +23,7 @@ from projects.vop.engine import (
 from projects.vop.errors import UserError
 from projects.vop.evaluation import RetrievalMetric
 from projects.vop.models.encoder import weights_fingerprint
-from projects.vop.registry import HOOKS, METRICS
+from projects.vop.registry import HOOKS, METRICS, RESCORINGS, is_kind
 
 
 def parse_args() -> argparse.Namespace:
@@ -100,11 +101,9 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     cfg.load_from = args.checkpoint
     cfg.work_dir = work_dir_of(cfg, args.config, args.work_dir)
     merge_options(cfg, args.cfg_options)
-    evaluators = cfg.test_evaluator
-    if not isinstance(evaluators, (list, tuple)):
-        evaluators = [evaluators]
+    evaluators = metrics_of(cfg)
     if {args.dsl, args.qb_norm, args.dump_embeddings, args.report} != {None}:
-        change_metric(evaluators, args)
+        change_metric(evaluators, args, cfg.get('default_scope', 'mmengine'))
     if args.report is not None:
         changed = ', '.join(f'{key}={value}' for key, value in (args.cfg_options or {}).items())
         hook = dict(
@@ -116,24 +115,40 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         HOOKS.build(dict(hook))  # what is wrong is said before CLIP is opened
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
     if args.dump:
-        cfg.test_evaluator = [*evaluators, dict(type='DumpResults', out_file_path=args.dump)]
+        evaluators.append(dict(type='DumpResults', out_file_path=args.dump))
+    if isinstance(cfg.test_evaluator, dict) and 'metrics' in cfg.test_evaluator:
+        cfg.test_evaluator.metrics = evaluators
+    else:
+        cfg.test_evaluator = evaluators
     return cfg
 
 
-def change_metric(evaluators: list[dict], args: argparse.Namespace) -> None:
+def metrics_of(cfg: Config) -> list[dict]:
+    """The metrics of a config, in whichever way it lists them."""
+    metrics = cfg.test_evaluator
+    if isinstance(metrics, dict):  # an Evaluator, or one metric
+        metrics = metrics.get('metrics', metrics)
+    return list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
+
+
+def change_metric(evaluators: list[dict], args: argparse.Namespace, scope: str | None) -> None:
     """Let the metric rescore and dump as the command line asks."""
-    ours = [e for e in evaluators if e.get('type') == 'vop.RetrievalMetric']
+    ours = [e for e in evaluators if is_kind(e, 'vop.RetrievalMetric', METRICS, scope)]
     if len(ours) != 1:
         raise UserError(
             '--dsl, --qb-norm, --dump-embeddings and --report need one vop.RetrievalMetric in '
             f'test_evaluator of the config, which has {len(ours)}.'
         )
     [metric] = ours
-    rescoring = {method['type']: method for method in metric.get('rescoring', ())}
+    rescoring = list(metric.get('rescoring', ()))
     for kind, key, value in (('vop.DSL', 'scale', args.dsl), ('vop.QBNorm', 'bank', args.qb_norm)):
         if value is not None:
-            rescoring[kind] = {**rescoring.get(kind, {}), 'type': kind, key: value}
-    metric.rescoring = list(rescoring.values())
+            same = [m for m in rescoring if is_kind(m, kind, RESCORINGS, scope)]
+            if same:
+                same[0][key] = value
+            else:
+                rescoring.append({'type': kind, key: value})
+    metric.rescoring = rescoring
     if args.dump_embeddings is not None:
         metric.dump = args.dump_embeddings
     METRICS.build(dict(metric, device='cpu'))  # what is wrong is said before CLIP is opened
@@ -150,6 +165,7 @@ class NameModel(Hook):
 
 def main() -> None:
     args = parse_args()
+    check_launcher(args.launcher)
     cfg = merge_args(open_config(args.config), args)
     check_data(cfg, 'test')
     use_gloo_without_gpu(cfg)

@@ -9,6 +9,7 @@ from projects.vop.engine import (
     build_train_runner,
     check_amp,
     check_data,
+    check_launcher,
     merge_options,
     open_config,
     pin_memory,
@@ -100,6 +101,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 
 def main() -> None:
     args = parse_args()
+    check_launcher(args.launcher)
     cfg = merge_args(open_config(args.config), args)
     check_data(cfg, 'train', *([] if args.no_validate else ['val']))
     use_gloo_without_gpu(cfg)

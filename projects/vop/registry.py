@@ -5,6 +5,9 @@ MMAction2 config can name a part of this package as ``type='vop.X'`` without
 touching MMAction2's own classes of the same name.
 """
 
+import inspect
+from typing import Any
+
 from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS
 from mmengine.registry import DATASETS as ROOT_DATASETS
 from mmengine.registry import HOOKS as ROOT_HOOKS
@@ -35,3 +38,38 @@ METRICS = _child('vop metric', ROOT_METRICS, 'evaluation')
 RESCORINGS = _child('vop rescoring', ROOT_TASK_UTILS, 'evaluation')
 HOOKS = _child('vop hook', ROOT_HOOKS, 'report')
 INFERENCERS = _child('vop inferencer', ROOT_INFERENCERS, 'apis')
+
+
+def class_of(part: Any, registry: Registry, scope: str | None = None) -> type:
+    """The class that MMEngine would build of a part of a config.
+
+    Args:
+        part (Any): A config with ``type``: a class, its name with or without a scope, or the
+            path of where it is defined.
+        registry (Registry): Where names are looked up, with its parents and children.
+        scope (str, optional): ``default_scope`` of the config, in which names without one are.
+
+    Returns:
+        type: The class; ``object`` if the part names none.
+
+    Example:
+        >>> class_of(dict(type='vop.RetrievalMetric'), METRICS)
+        <class 'projects.vop.evaluation.retrieval_metric.RetrievalMetric'>
+    """
+    kind = part.get('type') if isinstance(part, dict) else None
+    if isinstance(kind, str):
+        with registry.switch_scope_and_registry(part.get('_scope_') or scope) as scoped:
+            kind = scoped.get(kind)
+    return kind if inspect.isclass(kind) else object
+
+
+def is_kind(part: Any, name: str, registry: Registry, scope: str | None = None) -> bool:
+    """Whether a part of a config is of the class ``name`` of this package, or of a subclass.
+
+    Example:
+        >>> is_kind(dict(type='vop.VideoBackbone'), 'vop.VideoEncoder', MODELS)
+        True
+    """
+    kind = registry.get(name)
+    assert kind is not None, name
+    return issubclass(class_of(part, registry, scope), kind)

@@ -14,7 +14,7 @@ from torch import nn
 
 from projects.vop.engine import check_fit, load_safely
 from projects.vop.errors import UserError
-from projects.vop.models import VideoEncoder
+from projects.vop.models import VideoEncoder, open_towers
 from projects.vop.registry import MODELS
 
 LEARNED, POSITION, CONTEXT = (
@@ -174,16 +174,34 @@ def test_a_missing_prompt_is_not_passed_over(tiny_clip):
         model.load_state_dict(state)
 
 
-def test_an_unfrozen_weight_is_in_the_state(tiny_clip):
-    model, other = build(tiny_clip), build(tiny_clip)
-    before = set(model.state_dict())
-    for one in (model, other):
-        one.visual.backbone.ln_post.weight.requires_grad_(True)
-    model.visual.backbone.ln_post.weight.data.fill_(3.0)
-    state = model.state_dict()
-    assert set(state) - before == {'visual.backbone.ln_post.weight'}
-    other.load_state_dict(state)
-    assert other.visual.backbone.ln_post.weight.eq(3).all()
+TUNINGS = ['frozen', 'full', 'bias', 'proj', 'partial']
+
+
+@pytest.mark.parametrize('tuning', TUNINGS)
+@pytest.mark.parametrize('trains', [False, True])
+def test_requires_grad_changes_no_state(tiny_clip, tuning, trains, logged_warnings):
+    """``tuning`` decides what is frozen, once."""
+    parts = {k: dict(part, tuning=tuning) for k, part in PROMPTS.items()}
+    model = build(tiny_clip, prompts=parts)
+    state = copy.deepcopy(model.state_dict())
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert trained == {name for name in state if not name.endswith('_extra_state')}
+    logged_warnings.clear()  # of random weights
+    model.requires_grad_(trains)
+    again = model.state_dict()
+    assert again.keys() == state.keys()
+    assert all(again[name].equal(value) for name, value in state.items())
+    assert str(model.load_state_dict(state)) == '<All keys matched successfully>'
+    # A weight that someone lets train by hand would be lost.
+    assert bool(logged_warnings) == (trains and tuning != 'full')
+
+
+def test_a_model_on_the_same_towers_changes_no_state(tiny_clip):
+    towers = open_towers(tiny_clip)
+    bias = VideoEncoder(towers, tuning='bias')
+    before = bias.state_dict().keys()
+    VideoEncoder(towers)  # which freezes them
+    assert bias.state_dict().keys() == before
 
 
 def test_holds_inside_another_module(tiny_clip):

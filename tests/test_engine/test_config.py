@@ -4,9 +4,16 @@ import json
 
 import pytest
 from mmengine.config import Config
+from mmengine.dataset import ConcatDataset
+from mmengine.optim import AmpOptimWrapper, ApexOptimWrapper, OptimWrapper
 
-from projects.vop.engine import check_data, open_config, pin_memory
+from projects.vop.datasets import VideoTextDataset
+from projects.vop.engine import check_data, open_config, pin_memory, use_amp
 from projects.vop.errors import UserError
+
+
+class Mine(VideoTextDataset):
+    """A data set of somebody else, which no registry knows."""
 
 
 def test_a_file_is_opened_as_it_is():
@@ -113,3 +120,64 @@ def test_a_missing_folder_of_videos_is_named(tmp_path):
     check_data(config, 'test')
     dataset.data_prefix = dict(video='s3://bucket/videos')
     check_data(config, 'test')  # cannot be looked into
+
+
+@pytest.mark.parametrize(
+    'kind',
+    ['vop.VideoTextDataset', 'projects.vop.datasets.VideoTextDataset', VideoTextDataset, Mine],
+)
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda dataset: dataset,
+        lambda dataset: dict(type='RepeatDataset', times=2, dataset=dataset),
+        lambda dataset: dict(type=ConcatDataset, datasets=[dataset]),
+    ],
+)
+def test_missing_data_of_a_class_and_of_data_sets_in_others(tmp_path, kind, wrap):
+    dataset = dict(type=kind, ann_file='nothing.json', data_root=str(tmp_path))
+    cfg = Config(dict(test_dataloader=dict(dataset=wrap(dataset))))
+    with pytest.raises(UserError, match='nothing.json of test_dataloader'):
+        check_data(cfg, 'test')
+
+
+@pytest.mark.parametrize(
+    'scope, kind', [('vop', 'VideoTextDataset'), ('mmaction', 'VideoTextDataset')]
+)
+def test_a_name_without_a_scope_is_of_the_default_one(scope, kind):
+    """MMAction2 has a class of the same name."""
+    dataset = dict(type=kind, ann_file='nothing.json')
+    cfg = Config(dict(default_scope=scope, test_dataloader=dict(dataset=dataset)))
+    if scope == 'vop':
+        with pytest.raises(UserError, match='nothing.json'):
+            check_data(cfg, 'test')
+    else:
+        check_data(cfg, 'test')
+
+
+class MyAmp(AmpOptimWrapper):
+    """One of somebody else."""
+
+
+@pytest.mark.parametrize(
+    'wrapper, wanted',
+    [
+        (dict(), 'AmpOptimWrapper'),
+        (dict(type='mmengine.OptimWrapper'), 'AmpOptimWrapper'),
+        (dict(type=OptimWrapper), 'AmpOptimWrapper'),
+        (dict(type='AmpOptimWrapper'), 'AmpOptimWrapper'),
+        (dict(type=MyAmp), MyAmp),
+        (dict(type='ApexOptimWrapper'), None),
+        (dict(type=ApexOptimWrapper), None),
+        (dict(type='Nothing'), None),
+    ],
+)
+def test_mixed_precision_with_each_optimizer_wrapper(wrapper, wanted):
+    cfg = Config(dict(optim_wrapper=wrapper))
+    if wanted is None:
+        name = getattr(wrapper['type'], '__name__', wrapper['type'])
+        with pytest.raises(UserError, match=name):
+            use_amp(cfg)
+    else:
+        use_amp(cfg)
+        assert cfg.optim_wrapper.type == wanted

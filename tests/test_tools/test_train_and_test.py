@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import ROOT, free_port, in_two_processes, run, save_clip
+from mmengine.config import Config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from projects.vop.apis import VoPInferencer
 from projects.vop.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -202,6 +204,26 @@ def test_another_seed_changes_the_run(trained, train_here):
     assert ours[1] != losses(trained)[1]
 
 
+@pytest.mark.parametrize('method', ['bias', 'full'])
+def test_averages_of_weights_are_saved_resumed_and_tested(run_tool, config, tmp_path, method):
+    hook = "custom_hooks = [dict(type='EMAHook', momentum=0.3)]\n"
+    path, last = config(method, hook), f'epoch_{EPOCHS}.pth'
+    options = ['--cfg-options', 'optim_wrapper.optimizer.lr=1e-3']
+    options += ['train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']
+    for name, resumed in dict(run=(), resumed=['--resume', tmp_path / 'run/epoch_1.pth']).items():
+        run_tool('tools/train.py', path, '--work-dir', tmp_path / name, *resumed, *options)
+    ours, theirs = (torch.load(tmp_path / n / last, weights_only=True) for n in ('run', 'resumed'))
+    averages, trained = ours['state_dict'], ours['ema_state_dict']
+    assert trained.keys() == {'steps', *(f'module.{name}' for name in averages)}
+    differ = {name for name in averages if not averages[name].equal(trained[f'module.{name}'])}
+    assert differ == {name for name in averages if not name.endswith('_extra_state')}
+    for state in ('state_dict', 'ema_state_dict'):
+        for name, value in ours[state].items():
+            assert value.equal(theirs[state][name]), name
+    run_tool('tools/test.py', path, tmp_path / 'run' / last, '--work-dir', tmp_path / 'test')
+    assert results_of(tmp_path / 'test') == pytest.approx(metrics(tmp_path / 'run')[-1])
+
+
 def test_learning_rate_scales_with_the_batch(train_here, tmp_path):
     train_here('--auto-scale-lr', '--cfg-options', 'train_cfg.max_epochs=1')
     first = next(r for r in records(tmp_path) if 'lr' in r)
@@ -331,6 +353,40 @@ def test_lambda_of_dsl_and_dump_to_pickle_together(run_tool, config, tmp_path):
     dump = tmp_path / 'predictions.pkl'
     options = '--dsl', '30', '--dump', dump, '--work-dir', tmp_path
     run_tool('tools/test.py', config('zero_shot'), *options)
+    assert 'dsl/t2v/R@1' in results_of(tmp_path)
+    assert 'scale=30.0' in next(tmp_path.glob('*/vis_data/config.py')).read_text()
+    assert dump.stat().st_size > 0
+
+
+def test_classes_in_place_of_names(run_tool, config, with_classes, tmp_path, video_folder):
+    """MMEngine's pure Python style, with subclasses."""
+    path = with_classes(Config.fromfile(config()))
+    assert "type='vop" not in path.read_text()
+    last = tmp_path / 'run' / 'epoch_1.pth'
+    run_tool(
+        *('tools/train.py', path, '--work-dir', last.parent),
+        *('--cfg-options', 'train_cfg.max_epochs=1'),
+    )
+    options = '--dsl', '--dump-embeddings', tmp_path / 'e.pt', '--report', tmp_path / 'page'
+    run_tool('tools/test.py', path, last, '--work-dir', tmp_path / 'test', *options)
+    assert 'dsl/t2v/R@1' in results_of(tmp_path / 'test')
+    tested = torch.load(tmp_path / 'e.pt', weights_only=True)
+    assert (tmp_path / 'page/index.html').is_file()
+    inferencer = VoPInferencer(str(path), str(last), show_progress=False)
+    videos = [video_folder / name for name in tested['video_id']]
+    found = inferencer.encode_videos(videos, num_workers=0).embeddings
+    assert torch.allclose(found, tested['video'], atol=1e-5)
+
+
+@pytest.mark.parametrize('listed', [False, True])
+def test_the_metric_in_an_evaluator(run_tool, config, tmp_path, listed):
+    metric = "dict(type='vop.RetrievalMetric', rescoring=[dict(type=DSL, scale=3.0)])"
+    metric = f'[{metric}]' if listed else metric
+    extra = f'test_evaluator = dict(_delete_=True, metrics={metric})\n'
+    extra = f'from projects.vop.evaluation import DSL\n{extra}'
+    dump = tmp_path / 'predictions.pkl'
+    options = '--dsl', '30', '--dump', dump, '--work-dir', tmp_path
+    run_tool('tools/test.py', config('zero_shot', extra), *options)
     assert 'dsl/t2v/R@1' in results_of(tmp_path)
     assert 'scale=30.0' in next(tmp_path.glob('*/vis_data/config.py')).read_text()
     assert dump.stat().st_size > 0

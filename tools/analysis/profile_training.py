@@ -49,6 +49,7 @@ COLUMNS = (
 
 def prepare(args: argparse.Namespace) -> Config:
     """Open and check the config, and take out what is no part of a step."""
+    engine.check_launcher(args.launcher)
     cfg = engine.open_config(args.config)
     engine.merge_options(cfg, args.cfg_options)
     parts = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')

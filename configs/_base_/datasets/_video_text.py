@@ -30,7 +30,7 @@ test_pipeline = [
 ]
 
 # The paper's 32 pairs a step in total, shared among the GPUs of the run (1, 2,
-# 4, 8, 16 or 32 of them, started by a launcher that sets WORLD_SIZE).
+# 4, 8, 16 or 32 of them). The tools set WORLD_SIZE to what --launcher says.
 batch_size = max(1, 32 // int('{{$WORLD_SIZE:1}}'))
 
 train_dataloader = dict(

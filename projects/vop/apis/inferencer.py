@@ -29,7 +29,7 @@ from ..isolation import check_timeout
 from ..models import CLIPTowers, RetrievalRecognizer
 from ..models.clip import towers_of
 from ..models.encoder import weights_fingerprint
-from ..registry import INFERENCERS, MODELS
+from ..registry import INFERENCERS, MODELS, class_of
 from .reader import VideoFrames, read_videos
 
 
@@ -95,9 +95,8 @@ class VoPInferencer:
         cfg = copy.deepcopy(config) if isinstance(config, Config) else open_config(config)
         name = cfg.filename or 'The config'
         init_default_scope(cfg.get('default_scope', 'mmaction'))
-        kind = cfg.get('model', {}).get('type')
-        kind = MODELS.get(kind) if isinstance(kind, str) else kind
-        if not issubclass(kind or object, RetrievalRecognizer) or not cfg.get('test_dataloader'):
+        is_retrieval = issubclass(class_of(cfg.get('model'), MODELS), RetrievalRecognizer)
+        if not is_retrieval or not cfg.get('test_dataloader'):
             raise UserError(f'{name} needs a vop.RetrievalRecognizer and a test_dataloader.')
         self.cfg, self.show_progress = cfg, show_progress
         if timeout == 'config':

@@ -7,10 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..fileio import why_no_file
+from ..fileio import as_file, why_no_file
 from ..isolation import FORKS, ProcessFailed, map_isolated
-
-from ..fileio import as_file
 
 
 class VideoFrames(NamedTuple):

@@ -8,7 +8,7 @@ from .config import (
     use_amp,
     work_dir_of,
 )
-from .distributed import add_launcher_arguments, tool, use_gloo_without_gpu
+from .distributed import add_launcher_arguments, check_launcher, tool, use_gloo_without_gpu
 from .runner import build_runner, build_train_runner
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     'check_amp',
     'check_data',
     'check_fit',
+    'check_launcher',
     'load_safely',
     'merge_options',
     'open_config',

@@ -3,14 +3,20 @@
 import logging
 import os
 import os.path as osp
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.config.utils import ConfigParsingError
 from mmengine.device import get_device
 from mmengine.logging import print_log
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
 
 from ..errors import UserError
+from ..registry import DATASETS, class_of, is_kind
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 
@@ -75,7 +81,7 @@ def open_config(path: str | Path) -> Config:
 def _read(file: Path) -> Config:
     try:
         return Config.fromfile(file)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (ConfigParsingError, OSError, SyntaxError, ValueError) as error:
         raise UserError(
             f'{file} cannot be opened: {error}. The variables that an ablation takes are listed at '
             'the top of its _base_ model.'
@@ -119,38 +125,52 @@ def check_data(cfg: Config, *splits: str) -> None:
         >>> check_data(open_config('configs/vop_msrvtt.py'), 'train', 'val')
     """
     for split in splits:
-        dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset', {})
-        if dataset.get('type') != 'vop.VideoTextDataset':
-            continue
-        root = dataset.get('data_root') or ''
-        ann_file = osp.join(root, dataset.ann_file)
-        converter = f'tools/data/{Path(root).name}.py'
-        asked, by_variable = os.environ.get('DATA_ROOT'), ''
-        if asked == root:
-            by_variable = ' The environment variable DATA_ROOT says so.'
-        elif asked is not None:
-            print_log(
-                f'DATA_ROOT={asked} has no effect: {split}_dataloader reads '
-                f'{root or "no data_root"}.',
-                'current',
-                logging.WARNING,
-            )
-        if not osp.isfile(ann_file):
-            how = (
-                f'`python {converter}` makes it; --help says from what.'
-                if (CHECKOUT / converter).is_file()
-                else 'tools/data/custom.py makes such files from a folder of videos and a csv.'
-            )
-            raise UserError(
-                f'The annotation file {ann_file} of {split}_dataloader is '
-                f'missing.{by_variable or " " + how}'
-            )
-        folder = osp.join(root, dataset.get('data_prefix', {}).get('video', ''))
-        if '://' not in folder and not osp.isdir(folder):
-            raise UserError(
-                f'The folder {folder} of the videos is missing. Put or link '
-                f'the videos there, or set data_prefix.{by_variable}'
-            )
+        loader = cfg.get(f'{split}_dataloader') or {}
+        for dataset in _video_text_datasets(
+            loader.get('dataset'), cfg.get('default_scope', 'mmengine')
+        ):
+            _check_files(dataset, split)
+
+
+def _video_text_datasets(dataset: Any, scope: str | None) -> Iterator[dict]:
+    """The data sets of videos with captions in one, such as RepeatDataset and ConcatDataset."""
+    if not isinstance(dataset, dict):
+        return
+    if is_kind(dataset, 'vop.VideoTextDataset', DATASETS, scope):
+        yield dataset
+    for part in (dataset.get('dataset'), *dataset.get('datasets', ())):
+        yield from _video_text_datasets(part, scope)
+
+
+def _check_files(dataset: dict, split: str) -> None:
+    root = dataset.get('data_root') or ''
+    ann_file = osp.join(root, dataset.get('ann_file') or '')
+    converter = f'tools/data/{Path(root).name}.py'
+    asked, by_variable = os.environ.get('DATA_ROOT'), ''
+    if asked == root:
+        by_variable = ' The environment variable DATA_ROOT says so.'
+    elif asked is not None:
+        print_log(
+            f'DATA_ROOT={asked} has no effect: {split}_dataloader reads {root or "no data_root"}.',
+            'current',
+            logging.WARNING,
+        )
+    if not osp.isfile(ann_file):
+        how = (
+            f'`python {converter}` makes it; --help says from what.'
+            if (CHECKOUT / converter).is_file()
+            else 'tools/data/custom.py makes such files from a folder of videos and a csv.'
+        )
+        raise UserError(
+            f'The annotation file {ann_file} of {split}_dataloader is '
+            f'missing.{by_variable or " " + how}'
+        )
+    folder = osp.join(root, dataset.get('data_prefix', {}).get('video', ''))
+    if '://' not in folder and not osp.isdir(folder):
+        raise UserError(
+            f'The folder {folder} of the videos is missing. Put or link '
+            f'the videos there, or set data_prefix.{by_variable}'
+        )
 
 
 def pin_memory(cfg: Config) -> None:
@@ -178,12 +198,15 @@ def use_amp(cfg: Config) -> None:
     Raises:
         UserError: If its optimizer wrapper is a special one.
     """
-    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+    cfg.optim_wrapper.setdefault('type', 'OptimWrapper')
+    kind = class_of(cfg.optim_wrapper, OPTIM_WRAPPERS, cfg.get('default_scope', 'mmengine'))
+    if kind is OptimWrapper:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    elif not issubclass(kind, AmpOptimWrapper):
+        name = cfg.optim_wrapper.type if kind is object else kind.__name__
         raise UserError(
-            f'--amp cannot be combined with the optimizer wrapper {kind} of the config.'
+            f'--amp cannot be combined with the optimizer wrapper {name} of the config.'
         )
-    cfg.optim_wrapper.type = 'AmpOptimWrapper'
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 

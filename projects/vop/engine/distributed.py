@@ -51,8 +51,106 @@ def add_launcher_arguments(parser: argparse.ArgumentParser) -> None:
         default='none',
         help='how the processes of this run were started',
     )
-    os.environ.setdefault('LOCAL_RANK', '0')  # where MMEngine's Runner looks for it
     parser.add_argument('--local_rank', '--local-rank', type=int, action=_SetLocalRank)
+
+
+# How many processes a launcher started, which one this is, and which on its machine.
+_LAUNCHED = dict(
+    pytorch=('WORLD_SIZE', 'RANK', 'LOCAL_RANK'),
+    mpi=('OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_LOCAL_RANK'),
+    slurm=('SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID'),
+)
+# What else MMEngine reads, and how such processes are started.
+_NEEDED = dict(
+    pytorch=('MASTER_ADDR', 'MASTER_PORT'), mpi=('MASTER_ADDR',), slurm=('SLURM_NODELIST',)
+)
+_STARTED = dict(
+    pytorch='with `torchrun --nproc_per_node N` or tools/dist_*.sh',
+    mpi="with Open MPI's `mpirun -x MASTER_ADDR=HOST`, where HOST is the first machine",
+    slurm='with `srun` or tools/slurm_*.sh',
+)
+
+
+def check_launcher(launcher: str) -> int:
+    """Let the launcher decide how many processes a run has.
+
+    Called before a config is opened: configs share their batch by ``WORLD_SIZE``, which becomes
+    what the launcher says, as do ``RANK`` and ``LOCAL_RANK``, which MMEngine reads.
+
+    Args:
+        launcher (str): ``--launcher``: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+
+    Returns:
+        int: The number of processes; 1 for ``'none'``.
+
+    Raises:
+        UserError: If the environment disagrees: another launcher started this process as one of
+            several, this one did not start it, or a variable is left over from elsewhere.
+
+    Example:
+        >>> check_launcher('none')
+        1
+    """
+    if launcher == 'none':
+        _check_alone()
+        os.environ.setdefault('LOCAL_RANK', '0')  # where MMEngine's Runner looks for it
+        return 1
+    size, rank, local_rank = _LAUNCHED[launcher]
+    missing = [name for name in (size, rank, *_NEEDED[launcher]) if not os.environ.get(name)]
+    if missing or (launcher == 'slurm' and _in_script_of_sbatch()):
+        why = f'{missing[0]} is not set' if missing else 'srun did not start this process'
+        raise UserError(
+            f'--launcher {launcher}, but {why}: start the processes {_STARTED[launcher]}, or '
+            'leave --launcher out for one process alone.'
+        )
+    world, number = _number(size), _number(rank)
+    if not number < world:
+        raise UserError(f'{rank}={number}, but {size}={world}: ranks are 0 to {world - 1}.')
+    for other in ('WORLD_SIZE', *(['SLURM_STEP_NUM_TASKS'] if launcher == 'slurm' else [])):
+        if other in os.environ and _number(other) != world:
+            raise UserError(
+                f'--launcher {launcher} started {world} processes ({size}), but '
+                f'{other}={os.environ[other]}: `unset {other}` if it is left over from elsewhere.'
+            )
+    local = os.environ.get(local_rank) or '0'
+    os.environ.update(WORLD_SIZE=str(world), RANK=str(number), LOCAL_RANK=local)
+    return world
+
+
+def _check_alone() -> None:
+    """Refuse to run alone as one of several processes."""
+    sizes = dict(mpi='OMPI_COMM_WORLD_SIZE', pytorch='WORLD_SIZE')
+    if 'SLURM_PROCID' in os.environ and not _in_script_of_sbatch():
+        # A shell in an allocation of several tasks is a step of one.
+        step = 'SLURM_STEP_NUM_TASKS'
+        sizes = dict(slurm=step if step in os.environ else 'SLURM_NTASKS') | sizes
+    for launcher, size in (
+        *sizes.items(),
+        *(('', name) for name in ('PMI_SIZE', 'MV2_COMM_WORLD_SIZE')),  # MPICH, Intel, MVAPICH
+    ):
+        if size not in os.environ or _number(size) == 1:
+            continue
+        how = f'add --launcher {launcher}' if launcher else f'start them {_STARTED["pytorch"]}'
+        raise UserError(
+            f'{size}={os.environ[size]} says that this is one of several processes, but --launcher '
+            f'none (the default) is for one alone: {how} if they are one run, else `unset {size}`.'
+        )
+
+
+def _in_script_of_sbatch() -> bool:
+    """Whether this runs in a script of ``sbatch`` itself, where it looks like its first task."""
+    return (
+        'SLURM_JOB_ID' in os.environ
+        and 'SLURM_STEP_ID' not in os.environ
+        and os.environ.get('SLURM_PROCID') == '0'
+    )
+
+
+def _number(name: str) -> int:
+    value = os.environ[name]
+    if not value.isdecimal() or (name.endswith(('SIZE', 'TASKS')) and int(value) == 0):
+        raise UserError(f'{name}={value!r} is no number of processes: `unset {name}`?')
+    return int(value)
 
 
 def use_gloo_without_gpu(cfg: Config) -> None:

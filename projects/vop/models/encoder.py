@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -25,7 +27,9 @@ class PromptedEncoder(nn.Module):
     The state of an encoder is what was trained. The frozen weights are left
     out of ``state_dict`` (0.5 MB instead of 600 for VoP at ViT-B/32); in
     their place is a fingerprint of them, and loading a state onto other
-    frozen weights than it was trained with is refused.
+    frozen weights than it was trained with is refused. ``tuning`` decides
+    which weights those are, once: setting ``requires_grad`` later, as
+    MMEngine's ``EMAHook`` does in its copy, changes no state.
 
     Args:
         backbone (VisionTransformer | TextTransformer): A tower as
@@ -65,6 +69,9 @@ class PromptedEncoder(nn.Module):
         self.clip_name = clip_name
         self.backbone = backbone
         unfreeze(backbone, tuning)
+        self._frozen = frozenset(
+            name for name, p in backbone.named_parameters() if not p.requires_grad
+        )
         self.prompts, self.adapters = (
             nn.ModuleList(MODELS.build(cfg, default_args=dict(spec=spec)) for cfg in configs)
             for configs in (prompts, adapters)
@@ -97,7 +104,7 @@ class PromptedEncoder(nn.Module):
         return (
             (f'backbone.{name}', parameter)
             for name, parameter in self.backbone.named_parameters()
-            if not parameter.requires_grad
+            if name in self._frozen
         )
 
     def get_extra_state(self) -> Tensor:
@@ -131,6 +138,14 @@ def _leave_out_frozen(
 ) -> None:
     for name, _ in module.frozen():
         state_dict.pop(prefix + name, None)
+    trains = [prefix + name for name, parameter in module.frozen() if parameter.requires_grad]
+    if trains:
+        print_log(
+            f'{trains[0]} has requires_grad=True, but it was frozen when the encoder was made, '
+            'so it is not saved: set tuning of the encoder instead.',
+            'current',
+            logging.WARNING,
+        )
 
 
 def _put_back_frozen(module: PromptedEncoder, state_dict: dict, prefix: str, *args) -> None:
