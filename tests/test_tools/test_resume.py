@@ -1,0 +1,1 @@
+"""Runs that are cut off, moved and resumed with other settings."""
