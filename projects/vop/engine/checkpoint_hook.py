@@ -133,7 +133,7 @@ class CheckpointHook(hooks.CheckpointHook):
         for key in [key for key in known if key.startswith('best_ckpt')]:
             self._find_best(runner.message_hub, key, folder)
         step = _step(runner)
-        if known.get('validated') != step and _is_to_validate(runner, step):
+        if known.get('last_validated') != step and _is_to_validate(runner, step):
             runner.logger.info(f'The metrics of step {step} are missing: it is validated first.')
             runner.val_loop.run()
 
@@ -182,7 +182,7 @@ class CheckpointHook(hooks.CheckpointHook):
         step = runner.epoch if self.by_epoch else runner.iter
         meta = dict(epoch=runner.epoch, iter=runner.iter)
         file = self.filename_tmpl.format(step)
-        hub.update_info('validated', _step(runner))
+        hub.update_info('last_validated', _step(runner))
         improved = False
         for metric, rule in self._watched(metrics or {}):
             score_key, path_key, score, old = self._recorded(hub, metric)

@@ -59,8 +59,8 @@ def find_checkpoint(cfg: Config) -> str | None:
         named = Path(cfg.work_dir, 'last_checkpoint').read_text().strip()
     except (OSError, UnicodeDecodeError):
         named = ''
-    places = [*(osp.join(folder, osp.basename(named)) for folder in folders), named]
-    latest = [path for path in places if named and osp.exists(path)][:1]
+    here = [osp.join(folder, osp.basename(named)) for folder in folders]
+    latest = [path for path in here if named and osp.exists(path)][:1]
     if latest and osp.isdir(latest[0]):  # of DeepSpeed or FSDP
         return latest[0]
     others = [
@@ -70,7 +70,7 @@ def find_checkpoint(cfg: Config) -> str | None:
         if not path.name.startswith('best_') and str(path) not in latest
     ]
     faults: list[str] = []
-    for group in (latest, others):
+    for group in (latest, others, [named] if osp.isfile(named) else []):
         found = []
         for path in group:
             try:
@@ -86,7 +86,7 @@ def find_checkpoint(cfg: Config) -> str | None:
         if found:
             path = max(found)[-1]
             if path not in latest:
-                reason = ' '.join(faults) or f'{cfg.work_dir}/last_checkpoint names no checkpoint.'
+                reason = ' '.join(faults) or f'last_checkpoint names no file of {cfg.work_dir}.'
                 _warn(f'{reason} This run resumes from {path}, the newest that can be read.')
             return path
     if faults:
@@ -316,8 +316,8 @@ def parse_config(text: str) -> dict:
 def _changes(ours: dict, theirs: dict) -> Iterator[tuple[str, Any, Any]]:
     for root in COMPARED:
         new, old = _get(ours, root), _get(theirs, root)
-        if root.startswith('val_') and None in (new, old):
-            continue  # --no-validate
+        if root.startswith(('val_', 'default_hooks')) and None in (new, old):
+            continue  # --no-validate, or left to the default
         for change in _differences(root, new, old):
             if not IGNORED.match(change[0]):
                 yield change
