@@ -5,16 +5,20 @@ import argparse
 from mmengine.config import Config, DictAction
 
 from projects.vop.engine import (
+    ResumeHook,
     add_launcher_arguments,
     build_train_runner,
     check_amp,
     check_data,
     check_launcher,
+    lock_work_dir,
     merge_options,
     open_config,
     pin_memory,
+    prepare_resume,
     tool,
     use_amp,
+    use_checkpoint_hook,
     use_gloo_without_gpu,
     work_dir_of,
 )
@@ -72,13 +76,10 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         # Without validation there is no metric to choose a checkpoint by.
         checkpoint = cfg.get('default_hooks', {}).get('checkpoint')
         if checkpoint is not None:
-            checkpoint.save_best = None
+            checkpoint.save_best = checkpoint.rule = None
     if args.amp:
         check_amp()
         use_amp(cfg)
-    if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
     if args.auto_scale_lr:
         if 'auto_scale_lr' not in cfg:
             raise UserError(
@@ -106,7 +107,13 @@ def main() -> None:
     check_data(cfg, 'train', *([] if args.no_validate else ['val']))
     use_gloo_without_gpu(cfg)
     pin_memory(cfg)
-    build_train_runner(cfg).train()
+    use_checkpoint_hook(cfg)
+    with lock_work_dir(cfg):
+        checkpoint = prepare_resume(cfg, args.resume)
+        runner = build_train_runner(cfg)
+        if checkpoint:
+            runner.register_hook(ResumeHook(checkpoint))
+        runner.train()
 
 
 if __name__ == '__main__':

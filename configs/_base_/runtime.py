@@ -9,10 +9,9 @@ default_hooks = dict(
     # `published_keys` also leaves copies of the best and the last checkpoint
     # that hold the weights alone: half a megabyte for VoP at ViT-B/32.
     checkpoint=dict(
-        type='CheckpointHook',
+        type='vop.CheckpointHook',
         interval=1,
         save_best='t2v/R@1',
-        rule='greater',
         published_keys=['meta', 'state_dict'],
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),

@@ -13,4 +13,4 @@ custom_imports = dict(imports=['projects.vop'], allow_failed_imports=False)
 
 val_evaluator = dict(type='vop.RetrievalMetric')
 test_evaluator = val_evaluator
-default_hooks = dict(checkpoint=dict(save_best='t2v/R@1', rule='greater'))
+default_hooks = dict(checkpoint=dict(type='vop.CheckpointHook', save_best='t2v/R@1'))

@@ -18,12 +18,14 @@ import numpy as np
 from mmengine import utils
 from mmengine.config import config
 from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.fileio import file_client
+from mmengine.fileio import LocalBackend, file_client
 from mmengine.hub import hub
 from mmengine.logging import HistoryBuffer, MessageHub, MMLogger
 from mmengine.runner import CheckpointLoader
 from mmengine.utils import ManagerMixin, package_utils
 from torch import nn
+
+from .fileio import write_file
 
 # Logs are smoothed over some 20 steps; keeping all would make a checkpoint of
 # half a megabyte grow by megabytes in a long training. An average over the
@@ -37,6 +39,7 @@ def apply() -> None:
     find_packages_without_pkg_resources()
     keep_message_hub_plain()
     open_checkpoints_safely()
+    write_files_whole()
     silence_warnings_without_a_fault()
 
 
@@ -154,6 +157,25 @@ def open_checkpoints_safely() -> None:
 
     # MMEngine logs the part of the function's name after 'load_from_'.
     CheckpointLoader.register_scheme('', load_from_local, force=True)
+
+
+def write_files_whole() -> None:
+    """Let MMEngine write local files, such as checkpoints, whole or not at all.
+
+    It writes in place, and a checkpoint twice where the best one improves: a
+    run that is killed meanwhile leaves half a checkpoint in place of a whole
+    one, and a full disk is an ``OSError`` that names no file.
+    """
+    if LocalBackend.put.__module__ != LocalBackend.__module__:
+        return
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        write_file(filepath, obj)
+
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
+        write_file(filepath, obj.encode(encoding))
+
+    LocalBackend.put, LocalBackend.put_text = put, put_text
 
 
 def silence_warnings_without_a_fault() -> None:

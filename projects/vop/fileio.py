@@ -52,6 +52,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     part = path.with_name(f'{path.name}.part')
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            yield path  # a device or a pipe, which no file is to replace
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield part

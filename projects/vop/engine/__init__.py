@@ -1,4 +1,5 @@
 from .checkpoint import check_fit, load_safely
+from .checkpoint_hook import CheckpointHook, use_checkpoint_hook
 from .config import (
     check_amp,
     check_data,
@@ -8,10 +9,19 @@ from .config import (
     use_amp,
     work_dir_of,
 )
-from .distributed import add_launcher_arguments, check_launcher, tool, use_gloo_without_gpu
+from .distributed import (
+    add_launcher_arguments,
+    check_launcher,
+    lock_work_dir,
+    tool,
+    use_gloo_without_gpu,
+)
+from .resume import ResumeHook, find_checkpoint, prepare_resume
 from .runner import build_runner, build_train_runner
 
 __all__ = [
+    'CheckpointHook',
+    'ResumeHook',
     'add_launcher_arguments',
     'build_runner',
     'build_train_runner',
@@ -19,12 +29,16 @@ __all__ = [
     'check_data',
     'check_fit',
     'check_launcher',
+    'find_checkpoint',
     'load_safely',
+    'lock_work_dir',
     'merge_options',
     'open_config',
     'pin_memory',
+    'prepare_resume',
     'tool',
     'use_amp',
+    'use_checkpoint_hook',
     'use_gloo_without_gpu',
     'work_dir_of',
 ]

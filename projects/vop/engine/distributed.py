@@ -1,9 +1,11 @@
 """What all tools share that can run as several processes."""
 
 import argparse
+import errno
 import os
+import os.path as osp
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch.distributed as dist
@@ -12,6 +14,7 @@ from mmengine.device import get_device
 from torch import nn
 
 from ..errors import UserError, exit_on_user_error
+from ..fileio import file_lock
 from ..registry import MODEL_WRAPPERS
 
 
@@ -181,6 +184,38 @@ def use_gloo_without_gpu(cfg: Config) -> None:
         'model_wrapper_cfg',
         {'type': 'MMDistributedDataParallel', 'device_ids': None, 'broadcast_buffers': False},
     )
+
+
+@contextmanager
+def lock_work_dir(cfg: Config) -> Iterator[None]:
+    """Keep other trainings out of the work dir, and say that the disk is full.
+
+    The main process of a run holds the lock. A process that is killed holds none.
+
+    Args:
+        cfg (Config): Config of the run, with ``launcher`` and ``work_dir`` set.
+
+    Raises:
+        UserError: If another run has the lock, if the folder cannot be
+            written, or if the disk gets full.
+
+    Example:
+        >>> with lock_work_dir(cfg):
+        ...     build_train_runner(cfg).train()
+    """
+    names = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+    rank = os.environ.get(names.get(cfg.get('launcher', 'none'), ''), '0')
+    lock = file_lock(osp.join(cfg.work_dir, '.lock')) if rank == '0' else nullcontext()
+    with lock:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise UserError(
+                f'{error.filename or cfg.work_dir} cannot be written: {error.strerror}. Make '
+                'room; --resume resumes from the last checkpoint.'
+            ) from error
 
 
 @MODEL_WRAPPERS.register_module()
