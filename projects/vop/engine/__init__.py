@@ -2,6 +2,7 @@ from .checkpoint import check_fit, load_safely
 from .config import (
     check_amp,
     check_data,
+    fit_tokenizers,
     merge_options,
     open_config,
     pin_memory,
@@ -18,6 +19,7 @@ __all__ = [
     'check_amp',
     'check_data',
     'check_fit',
+    'fit_tokenizers',
     'load_safely',
     'merge_options',
     'open_config',
