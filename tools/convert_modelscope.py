@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from mmengine.config import DictAction
-from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transformer import QuickGELU
@@ -165,8 +164,7 @@ def main() -> None:
     cfg = open_config(args.config)
     merge_options(cfg, args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmaction'))
-    cfg.model.clip.pretrained = None  # the CLIP comes from the file
-    MMLogger.get_current_instance().setLevel('ERROR')  # it is random only now
+    cfg.model.clip.load_weights = False  # they come from the file
     model = MODELS.build(cfg.model)
     check_config(model, args.config)
     ours = layout(model)

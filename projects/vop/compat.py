@@ -10,6 +10,9 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,6 +39,7 @@ HISTORY_KEPT = 1000
 def apply() -> None:
     """Apply every repair that this installation needs."""
     supply_missing_drn()
+    leave_out_broken_vindlu()
     find_packages_without_pkg_resources()
     keep_message_hub_plain()
     open_checkpoints_safely()
@@ -73,6 +77,50 @@ def supply_missing_drn() -> None:
     vars(package).update(__path__=[], drn=module)
     vars(module).update(DRN=DRN)
     sys.modules[name], sys.modules[f'{name}.drn'] = package, module
+
+
+def leave_out_broken_vindlu() -> None:
+    """Let ``mmaction.models`` be imported with a transformers that VindLU cannot use.
+
+    MMAction2 1.2.0 imports VindLU where transformers is installed, and VindLU
+    needs names that transformers 4.56 removed: nothing in ``mmaction.models``
+    could be imported, nor with a transformers that is itself damaged. Where
+    the import fails, building a VindLU says why. Where it does not, or without
+    transformers, nothing changes.
+    """
+    if any(isinstance(finder, _VindLUFinder) for finder in sys.meta_path):
+        return
+    sys.meta_path.insert(0, _VindLUFinder())
+
+
+class _VindLUFinder(MetaPathFinder):
+    def find_spec(
+        self, name: str, path: Any, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != 'mmaction.models.multimodal.vindlu':
+            return None
+        spec = PathFinder.find_spec(name, path)
+        if spec is not None and spec.loader is not None:
+            vars(spec.loader).update(exec_module=partial(_try_vindlu, spec.loader.exec_module))
+        return spec
+
+
+def _try_vindlu(execute: Callable[[ModuleType], None], module: ModuleType) -> None:
+    try:
+        execute(module)
+    except Exception as error:  # whatever a transformers raises
+        from mmaction.registry import MODELS
+
+        reason = f'{type(error).__name__}: {error}'
+
+        def say_why(*args, **kwargs) -> None:
+            raise ImportError(
+                f'VindLU cannot be used with the transformers installed here ({reason}). '
+                "pip install 'transformers<4.56' is what it was made for."
+            )
+
+        for name in ('VindLURetrieval', 'VindLURetrievalMC', 'VindLUVQA'):
+            MODELS.register_module(name=name, module=say_why, force=True)
 
 
 def find_packages_without_pkg_resources() -> None:

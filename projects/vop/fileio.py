@@ -115,6 +115,21 @@ def save_tensors(path: str | Path, content: Any) -> None:
         raise UserError(f'{path} cannot be written: {error}') from error
 
 
+def unsafe_globals(path: str | Path) -> list[str]:
+    """Name the functions that a file of torch would call if it were loaded unsafely.
+
+    Example:
+        >>> unsafe_globals('whole_model.pt')
+        ['open_clip.model.CLIP', ...]
+    """
+    import torch
+
+    try:
+        return torch.serialization.get_unsafe_globals_in_checkpoint(path)  # torch >= 2.6
+    except Exception:  # it is damaged, too, or torch is older
+        return []
+
+
 def read_text(path: str | Path) -> str:
     """Read a UTF-8 file, whether or not it begins with a byte order mark.
 

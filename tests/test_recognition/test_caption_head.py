@@ -183,16 +183,15 @@ def test_other_embeddings_are_refused(towers, shape, message):
         make(towers)(torch.rand(shape))
 
 
-def test_it_is_a_head_of_mmaction2(towers, monkeypatch, tmp_path):
-    """With classes in a file, and another tokenizer."""
-    asked = []
-    monkeypatch.setattr(
-        open_clip, 'get_tokenizer', lambda name: asked.append(name) or open_clip.tokenize
-    )
+def test_it_is_a_head_of_mmaction2(towers, tmp_path):
+    """With classes in a file, and a tokenizer by name."""
     loss = dict(type='CrossEntropyLoss', loss_weight=2.0)
     (tmp_path / 'classes.txt').write_text('\n'.join(NAMES) + '\n')
     classes = str(tmp_path / 'classes.txt')
-    head = make(towers, classes=classes, loss_cls=loss, topk=(1, 2), tokenizer='another')
+    head = make(towers, classes=classes, loss_cls=loss, topk=(1, 2), tokenizer='ViT-B-16')
     assert head.num_classes == 3 and torch.equal(head.tokens, make(towers).tokens)
     assert isinstance(head.loss_cls, nn.Module) and head.topk == (1, 2)
-    assert head.in_channels == 32 and asked[0] == 'another'
+    assert head.in_channels == 32
+    for tokenizer, message in (('another', "no model 'another'"), ('PE-Core-B-16', 'not that of')):
+        with pytest.raises(UserError, match=message):
+            make(towers, tokenizer=tokenizer)

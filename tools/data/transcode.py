@@ -1,6 +1,7 @@
 """Decode one video, and encode a small copy of it."""
 
 import io
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

@@ -21,8 +21,9 @@ from mmengine.registry import init_default_scope
 from torch import Tensor
 from tqdm import tqdm
 
+from ..clip_config import absolute_name
 from ..datasets import CLIPTokenize
-from ..engine import check_fit, load_safely, open_config
+from ..engine import check_fit, fit_tokenizers, load_safely, open_config
 from ..errors import UserError
 from ..fileio import available_cores, is_video, walk_files
 from ..isolation import check_timeout
@@ -102,14 +103,16 @@ class VoPInferencer:
         if timeout == 'config':
             timeout = cfg.test_dataloader.dataset.get('timeout', 60)
         self.timeout = check_timeout(timeout)
-        steps = Compose(cfg.test_dataloader.dataset.pipeline).transforms
+        cfg.model.clip.update(_clip_files(cfg))  # so that cfg can be kept elsewhere
+        steps = copy.deepcopy(cfg.test_dataloader.dataset.pipeline)
+        fit_tokenizers(steps, towers.tokenizer if towers else cfg.model.clip)
+        steps = Compose(steps).transforms
         tokenizers = [step.tokenizer for step in steps if isinstance(step, CLIPTokenize)]
         if not tokenizers:
             raise UserError(f'The test pipeline of {name} has no vop.CLIPTokenize.')
         self.tokenizer = tokenizers[0]
         self.pipeline = Compose([step for step in steps if not isinstance(step, CLIPTokenize)])
         device = _check_device(device or get_device())
-        cfg.model.clip.update(_clip_files(cfg))  # so that cfg can be kept elsewhere
         self.towers = towers or towers_of(dict(cfg.model.clip))
         self.model = MODELS.build(dict(cfg.model, clip=self.towers)).to(device).eval()
         if checkpoint is not None:
@@ -352,6 +355,6 @@ def _check_device(device: str) -> str:
 def _clip_files(cfg: Config) -> dict:
     """The arguments of a CLIP, with files as absolute paths."""
     return {
-        key: osp.abspath(value) if isinstance(value, str) and osp.isfile(value) else value
+        key: absolute_name(value) if isinstance(value, str) else value
         for key, value in cfg.model.clip.items()
     }

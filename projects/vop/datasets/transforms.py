@@ -2,10 +2,10 @@
 
 import math
 
-import open_clip
 import torch
 from mmcv.transforms import BaseTransform
 
+from ..clip_config import PAPER_CLIP, open_tokenizer
 from ..errors import UserError, VideoReadError
 from ..registry import TRANSFORMS
 
@@ -20,9 +20,14 @@ class CLIPTokenize(BaseTransform):
     int64 token ids of shape [t] or [n x t].
 
     Args:
-        name (str): The open_clip model whose tokenizer to use. Defaults to
-            ``'ViT-B-32-quickgelu'``, whose byte-pair encoding all of OpenAI's
-            and nearly all of LAION's CLIPs share.
+        name (str): The CLIP whose tokenizer to use, as ``clip.name`` of the
+            model. Defaults to ``'ViT-B-32-quickgelu'``, whose byte-pair
+            encoding all of OpenAI's and nearly all of LAION's CLIPs share.
+            The tools set that of the model where it is another.
+        cache_dir (str, optional): Where downloads are kept.
+
+    Raises:
+        UserError: If there is no such CLIP, or its tokenizer cannot be opened.
 
     Example:
         >>> train_pipeline = [
@@ -31,8 +36,8 @@ class CLIPTokenize(BaseTransform):
         ...     dict(type='PackActionInputs', collect_keys=('imgs', 'text'))]
     """
 
-    def __init__(self, name: str = 'ViT-B-32-quickgelu') -> None:
-        self.tokenizer = open_clip.get_tokenizer(name)
+    def __init__(self, name: str = PAPER_CLIP, cache_dir: str | None = None) -> None:
+        self.tokenizer = open_tokenizer(name, cache_dir)
         self.name = name
 
     def transform(self, results: dict) -> dict:

@@ -3,6 +3,7 @@ from .checkpoint_hook import CheckpointHook, use_checkpoint_hook
 from .config import (
     check_amp,
     check_data,
+    fit_tokenizers,
     merge_options,
     open_config,
     pin_memory,
@@ -30,6 +31,7 @@ __all__ = [
     'check_fit',
     'check_launcher',
     'find_checkpoint',
+    'fit_tokenizers',
     'load_safely',
     'lock_work_dir',
     'merge_options',

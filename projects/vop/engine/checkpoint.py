@@ -8,6 +8,7 @@ from mmengine.model import is_model_wrapper
 from torch import nn
 
 from ..errors import UserError
+from ..fileio import unsafe_globals
 
 
 def load_safely(filename: str, map_location: Any = None) -> dict:
@@ -40,7 +41,7 @@ def load_safely(filename: str, map_location: Any = None) -> dict:
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # a damaged file can raise nearly anything
-        code = ', '.join(_unsafe_globals(filename))
+        code = ', '.join(unsafe_globals(filename))
         reason = (
             f'it would call {code}, and only tensors and plain data are loaded'
             if code
@@ -50,14 +51,6 @@ def load_safely(filename: str, map_location: Any = None) -> dict:
         raise UserError(
             f'{filename} is not a checkpoint that can be opened safely: {reason}.'
         ) from error
-
-
-def _unsafe_globals(filename: str) -> list[str]:
-    """Name the functions that the pickle of a checkpoint would call (torch >= 2.6)."""
-    try:
-        return torch.serialization.get_unsafe_globals_in_checkpoint(filename)
-    except Exception:  # it is damaged, too, or torch is older
-        return []
 
 
 def _shapes(state_dict: dict) -> dict:

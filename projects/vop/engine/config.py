@@ -15,8 +15,9 @@ from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 
+from ..clip_config import PAPER_CLIP, tokenizer_serves
 from ..errors import UserError
-from ..registry import DATASETS, class_of, is_kind
+from ..registry import DATASETS, TRANSFORMS, class_of, is_kind
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 
@@ -171,6 +172,46 @@ def _check_files(dataset: dict, split: str) -> None:
             f'The folder {folder} of the videos is missing. Put or link '
             f'the videos there, or set data_prefix.{by_variable}'
         )
+
+
+def fit_tokenizers(part: Any, clip: dict) -> None:
+    """Let ``vop.CLIPTokenize`` in a part of a config tokenise for a CLIP.
+
+    Where the default tokenizer is that of the CLIP, nothing changes.
+
+    Args:
+        part (Any): A part of a config, such as a data loader; it is changed.
+        clip (dict): ``name`` and ``cache_dir`` of the CLIP; others are not read.
+
+    Raises:
+        UserError: If the transform names the tokenizer of another CLIP.
+
+    Example:
+        >>> fit_tokenizers(cfg.train_dataloader, cfg.model.clip)
+    """
+    if isinstance(part, (list, tuple)):
+        for item in part:
+            fit_tokenizers(item, clip)
+    if not isinstance(part, dict):
+        return
+    for value in part.values():
+        fit_tokenizers(value, clip)
+    kind = part.get('type')
+    if isinstance(kind, str) and kind.startswith('vop.'):
+        kind = TRANSFORMS.get(kind)
+    ours = isinstance(kind, type) and issubclass(kind, TRANSFORMS.get('vop.CLIPTokenize'))
+    if not ours and kind not in ('CLIPTokenize', 'mmaction.CLIPTokenize'):
+        return
+    name, cache_dir = clip.get('name', PAPER_CLIP), clip.get('cache_dir')
+    given = part.get('name', PAPER_CLIP)
+    if tokenizer_serves(given, name, cache_dir):
+        return
+    if 'name' in part or not ours:
+        raise UserError(
+            f'The tokenizer of the CLIP {name} is not that of {given}, which a pipeline uses. '
+            "Use dict(type='vop.CLIPTokenize') without `name`, which takes the CLIP's."
+        )
+    part.update(name=name, cache_dir=cache_dir)
 
 
 def pin_memory(cfg: Config) -> None:

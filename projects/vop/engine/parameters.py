@@ -1,12 +1,10 @@
 """Counting trained and frozen parameters."""
 
-import logging
 from collections import Counter
 from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from torch import nn
 
@@ -50,15 +48,9 @@ def build_without_weights(cfg: Config) -> nn.Module:
     Example:
         >>> model = build_without_weights(open_config('configs/vop_msrvtt.py'))
     """
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # CLIP warns of random weights, which are intended here
     scope = cfg.get('default_scope', 'mmaction')
-    try:
-        with torch.device('meta'), DefaultScope.overwrite_default_scope(scope):
-            return MODELS.build(_without_weights(cfg.model))
-    finally:
-        logger.setLevel(level)
+    with torch.device('meta'), DefaultScope.overwrite_default_scope(scope):
+        return MODELS.build(_without_weights(cfg.model))
 
 
 def _without_weights(model: Any) -> Any:
@@ -69,7 +61,7 @@ def _without_weights(model: Any) -> Any:
         return model
     parts = {key: _without_weights(part) for key, part in model.items()}
     if isinstance(parts.get('clip'), dict):
-        parts['clip']['pretrained'] = None
+        parts['clip']['load_weights'] = False
     return parts
 
 

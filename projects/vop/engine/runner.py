@@ -6,11 +6,12 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..errors import UserError
+from .config import fit_tokenizers
 from .parameters import build_without_weights
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner of a config.
+    """Build the runner of a config, whose captions are tokenised for its CLIP.
 
     Args:
         cfg (Config): The config; ``runner_type`` may name another runner.
@@ -18,10 +19,17 @@ def build_runner(cfg: Config) -> Runner:
     Returns:
         Runner: Its runner.
 
+    Raises:
+        UserError: If a pipeline names the tokenizer of another CLIP.
+
     Example:
         >>> runner = build_runner(open_config('configs/zero_shot_msrvtt.py'))
         >>> runner.test()
     """
+    clip = cfg.get('model', {}).get('clip')
+    if isinstance(clip, dict):
+        for split in ('train', 'val', 'test'):
+            fit_tokenizers(cfg.get(f'{split}_dataloader'), clip)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 

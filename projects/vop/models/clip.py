@@ -1,26 +1,23 @@
 """Opening a CLIP as two towers that can be prompted."""
 
-import difflib
 import logging
-import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import open_clip
-import torch
 from mmengine.logging import print_log
-from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from open_clip.model import convert_to_custom_text_state_dict
+from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, factory
 from open_clip.transformer import (
-    QuickGELU,
     ResidualAttentionBlock,
     TextTransformer,
     VisionTransformer,
 )
 from torch import Tensor
 
+from ..clip_config import PAPER_CLIP, own_weights, read_clip_config, short_reason
 from ..errors import UserError
-from ..fileio import read_json
+from .clip_weights import read_weights
 
 
 @dataclass(frozen=True)
@@ -37,6 +34,8 @@ class CLIPTowers:
             with, of pixels in [0, 1]. OpenAI's where open_clip knows no
             other.
         std (tuple[float, ...]): Standard deviation likewise.
+        tokenizer (dict): The arguments of :func:`..clip_config.open_tokenizer`
+            for its captions.
 
     Example:
         >>> towers = open_towers('ViT-B-32-quickgelu', 'openai')
@@ -49,25 +48,32 @@ class CLIPTowers:
     name: str
     mean: tuple[float, ...] = OPENAI_DATASET_MEAN
     std: tuple[float, ...] = OPENAI_DATASET_STD
+    tokenizer: dict = field(default_factory=lambda: dict(name=PAPER_CLIP, cache_dir=None))
 
 
 def open_towers(
-    name: str = 'ViT-B-32-quickgelu',
+    name: str = PAPER_CLIP,
     pretrained: str | None = None,
     cache_dir: str | None = None,
+    load_weights: bool = True,
 ) -> CLIPTowers:
     """Open a CLIP of open_clip.
 
     Args:
-        name (str): An open_clip model name, or the path of a model config in
-            open_clip's JSON format. Defaults to ``'ViT-B-32-quickgelu'``,
-            the paper's.
+        name (str): An open_clip model name; or the path of a model config in
+            open_clip's JSON format; or, in open_clip's words, what has
+            weights of its own: ``'local-dir:FOLDER'`` with
+            ``open_clip_config.json`` and a file of weights, or
+            ``'hf-hub:ORG/NAME'`` for such a repository of the Hugging Face
+            Hub. Defaults to ``'ViT-B-32-quickgelu'``, the paper's.
         pretrained (str, optional): A tag of open_clip's weights such as
-            ``'openai'``, or the path of a weights file: a state dict of
-            open_clip (``.pt``, ``.bin``, ``.safetensors``) or OpenAI's own
-            JIT archive (``ViT-B-32.pt``). Defaults to random weights.
+            ``'openai'``, or a file of weights; see
+            :func:`.clip_weights.read_weights`. Defaults to the weights that
+            ``name`` has of its own, and to random ones if it has none.
         cache_dir (str, optional): Where open_clip keeps its downloads.
             Defaults to open_clip's own choice.
+        load_weights (bool): False leaves the weights random, and opens and
+            downloads none. Defaults to True.
 
     Returns:
         CLIPTowers: Both towers in float32.
@@ -82,25 +88,27 @@ def open_towers(
         >>> towers.visual.output_dim
         512
     """
-    config = _model_config(name)
+    config, mean, std = read_clip_config(name, pretrained, cache_dir)
     _refuse_unpromptable(name, config)
-    check_pretrained(dict(name=name, pretrained=pretrained))
-    if pretrained is None:
-        print_log(f'CLIP {name} has random weights (pretrained=None).', 'current', logging.WARNING)
-        model = _make(config)
-    elif Path(pretrained).is_file():
-        model = _make(config)
-        _load_weights(model, name, pretrained)
-    else:
-        model = _download(name, pretrained, cache_dir)
-    trained_with = open_clip.get_pretrained_cfg(name, pretrained or '')
+    source = 'random weights'
+    file = None
+    if load_weights:
+        file = _weights_file(name, pretrained, cache_dir)
+        source = pretrained or file or source
+        if file is None:
+            message = f'CLIP {name} has random weights (pretrained=None).'
+            print_log(message, 'current', logging.WARNING)
+    model = _make(config, name)
+    if file is not None:
+        _load_weights(model, config, name, pretrained, file)
     towers = CLIPTowers(
         model.visual,
         model.text,
         model.logit_scale.detach(),
-        f'{name} ({pretrained or "random weights"})',
-        trained_with.get('mean') or OPENAI_DATASET_MEAN,
-        trained_with.get('std') or OPENAI_DATASET_STD,
+        f'{name} ({source})',
+        mean,
+        std,
+        dict(name=name, cache_dir=cache_dir),
     )
     _check_towers(towers)
     return towers
@@ -123,47 +131,52 @@ def check_pretrained(clip: dict) -> None:
     Raises:
         UserError: If ``pretrained`` is neither a file nor a tag.
     """
-    name, pretrained = clip.get('name', 'ViT-B-32-quickgelu'), clip.get('pretrained')
+    name, pretrained = clip.get('name', PAPER_CLIP), clip.get('pretrained')
+    if pretrained is None:
+        own_weights(name, clip.get('cache_dir'))
+        return
     tags = open_clip.list_pretrained_tags_by_model(name)
-    if pretrained is not None and pretrained not in tags and not Path(pretrained).is_file():
-        raise UserError(
-            f"pretrained='{pretrained}' is neither a file nor a tag of "
-            f'{name}. Let model.clip.pretrained name a file, or one of its '
-            f'tags: {", ".join(tags) or "(none)"}.'
-        )
+    if pretrained in tags or Path(pretrained).is_file():
+        return
+    hint = f'one of its tags: {", ".join(tags) or "(none)"}'
+    if ':' in name:
+        hint = 'None to take the weights of its own'
+    elif Path(pretrained).is_dir():
+        hint = f"set clip.name='local-dir:{pretrained}' if it is a folder that open_clip saved"
+    raise UserError(
+        f"pretrained='{pretrained}' is neither a file nor a tag of {name}. Let "
+        f'model.clip.pretrained name a file, or {hint}.'
+    )
 
 
-def _model_config(name: str) -> dict:
-    """Read the config of an open_clip model or JSON file."""
-    if name.endswith('.json'):
-        if not Path(name).is_file():
-            raise UserError(f'There is no model config {name}.')
-        config = read_json(name)
-        missing = {'embed_dim', 'vision_cfg', 'text_cfg'} - set(
-            config if isinstance(config, dict) else ()
-        )
-        if missing:
-            raise UserError(
-                f'{name} is no open_clip model config: it lacks {", ".join(sorted(missing))}.'
-            )
-        return config
-    config = open_clip.get_model_config(name)
-    if config is None:
-        close = difflib.get_close_matches(name, open_clip.list_models(), 3)
-        hint = f' Did you mean {" or ".join(close)}?' if close else ''
-        raise UserError(f"open_clip has no model '{name}'.{hint}")
-    return config
+def _weights_file(name: str, pretrained: str | None, cache_dir: str | None) -> str | None:
+    """Find or download the file of a CLIP's weights; None are to be random."""
+    if pretrained is None:
+        return own_weights(name, cache_dir)
+    check_pretrained(dict(name=name, pretrained=pretrained))
+    return pretrained if Path(pretrained).is_file() else _download(name, pretrained, cache_dir)
 
 
-def _make(config: dict) -> open_clip.CustomTextCLIP:
+def _make(config: dict, name: str) -> open_clip.CustomTextCLIP:
     """Make a model with random weights.
 
     ``CustomTextCLIP`` holds the text tower as one module, which ``CLIP`` does
     not; else they are the same.
     """
     config = dict(config, vision_cfg=dict(config['vision_cfg'], patch_dropout=0.0))
-    config.pop('custom_text', None)
-    return open_clip.CustomTextCLIP(**config)
+    # The last two are of SigLIP's loss.
+    for key in ('custom_text', 'nonscalar_logit_scale', 'init_logit_bias'):
+        config.pop(key, None)
+    try:
+        return open_clip.CustomTextCLIP(**config)
+    except MemoryError:
+        raise
+    except Exception as error:  # what a config says can be wrong in many ways
+        if name in open_clip.list_models():
+            raise
+        raise UserError(
+            f'open_clip cannot make a model of the config of {name}: {short_reason(error)}'
+        ) from error
 
 
 def _refuse_unpromptable(name: str, config: dict) -> None:
@@ -212,51 +225,50 @@ def _check_towers(towers: CLIPTowers) -> None:
     raise UserError(f'{towers.name} cannot be prompted: {reason}.')
 
 
-def _load_weights(model: open_clip.CustomTextCLIP, name: str, path: str) -> None:
-    """Load a weights file into a freshly made model."""
-    jit = _is_jit_archive(path)
-    gelu = model.visual.transformer.resblocks[0].mlp.gelu
-    if jit and not isinstance(gelu, QuickGELU):
-        fix = (
-            f'Set "quick_gelu": true in {name}.'
-            if name.endswith('.json')
-            else f"Set name='{name}-quickgelu'."
+def _load_weights(
+    model: open_clip.CustomTextCLIP, config: dict, name: str, pretrained: str | None, file: str
+) -> None:
+    """Load a file of weights, if they were not trained with another activation."""
+    weights = read_weights(file, model.state_dict(), name)
+    has_quick = bool(config.get('quick_gelu'))
+    ours, other = ('QuickGELU', 'GELU') if has_quick else ('GELU', 'QuickGELU')
+    in_file = name not in open_clip.list_models()
+    if in_file:
+        where = name if name.endswith('.json') else f'the open_clip_config.json of {name}'
+        fix = f'set "quick_gelu": {str(not has_quick).lower()} in {where}'
+    else:
+        twin = name.removesuffix('-quickgelu') if has_quick else f'{name}-quickgelu'
+        fix = f"set clip.name='{twin}'"
+        if twin not in open_clip.list_models():
+            fix = f'give its config as a JSON file with "quick_gelu": {str(not has_quick).lower()}'
+    is_tag = pretrained not in (None, file)
+    tag = open_clip.get_pretrained_cfg(name, pretrained) if is_tag else {}
+    if not has_quick and (weights.openai or tag.get('quick_gelu')):
+        what = f"The weights '{pretrained}'" if is_tag else f"{file} is OpenAI's, whose models"
+        raise UserError(f'{what} were trained with QuickGELU, but {name} has GELU: {fix}.')
+    if pretrained == file and not weights.openai:
+        level = logging.INFO if in_file and 'quick_gelu' in config else logging.WARNING
+        _say_once(
+            f'{file} does not tell its activation: {ours} is assumed, as of {name}. If it was '
+            f'trained with {other}, {fix}.',
+            level,
         )
-        raise UserError(
-            f"{path} is an archive of OpenAI's, whose models were trained "
-            f'with QuickGELU, but {name} has GELU. {fix}'
-        )
+    model.load_state_dict(weights.state)
+
+
+@cache
+def _say_once(message: str, level: int) -> None:
+    print_log(message, 'current', level)
+
+
+def _download(name: str, tag: str, cache_dir: str | None) -> str:
+    """Download the file of weights that open_clip knows by a tag."""
+    source = open_clip.get_pretrained_cfg(name, tag)
     try:
-        if jit:
-            # Weights in half precision, and three integers.
-            state = torch.jit.load(path, map_location='cpu').state_dict()
-            state = {k: v for k, v in state.items() if v.dim() or k == 'logit_scale'}
-            model.load_state_dict(convert_to_custom_text_state_dict(state))
-        else:
-            open_clip.load_checkpoint(model, path)
-    except Exception as error:
-        raise UserError(f'{path} does not hold weights of {name}: {error}') from error
-
-
-def _is_jit_archive(path: str) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(item.endswith('/constants.pkl') for item in archive.namelist())
-
-
-def _download(name: str, tag: str, cache_dir: str | None) -> open_clip.CustomTextCLIP:
-    """Make a model with the weights that open_clip knows by a tag."""
-    try:
-        return open_clip.create_model(
-            name,
-            pretrained=tag,
-            cache_dir=cache_dir,
-            force_custom_text=True,
-            force_patch_dropout=0.0,
-        )
-    except (OSError, RuntimeError) as error:
-        source = open_clip.get_pretrained_cfg(name, tag)
+        if file := factory.download_pretrained(source, cache_dir=cache_dir):
+            return file
+        raise OSError('open_clip knows no address')
+    except Exception as error:  # of the network, the hub or its package
         where = ' or '.join(
             text
             for text in (
@@ -266,7 +278,7 @@ def _download(name: str, tag: str, cache_dir: str | None) -> open_clip.CustomTex
             if text
         )
         raise UserError(
-            f"The weights '{tag}' of {name} could not be downloaded ({error})."
+            f"The weights '{tag}' of {name} could not be downloaded ({short_reason(error)})."
             f' Fetch them where there is a network, from {where}, put the '
             'file anywhere on this machine, and name it: --cfg-options '
             'model.clip.pretrained=FILE, or in the config.'

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from mmaction.models.heads import BaseHead
 from torch import Tensor
 
+from ..clip_config import open_tokenizer, tokenizer_serves
 from ..compat import before_load_state_dict
 from ..errors import UserError
 from ..fileio import read_text
@@ -44,15 +44,15 @@ class CaptionHead(BaseHead):
             named by ``type``).
         templates (Sequence[str]): Captions with ``{}`` for the name.
             Defaults to the name alone.
-        tokenizer (str): The open_clip model whose tokenizer to use. Defaults
-            to ``'ViT-B-32-quickgelu'``; see ``CLIPTokenize``.
+        tokenizer (str, optional): The CLIP whose tokenizer to use. Defaults
+            to the one of ``clip``.
         average_clips (str, optional): How to average several views of a
             video; see MMAction2's ``BaseHead``. Defaults to ``'prob'``.
         kwargs: Other arguments of ``BaseHead``, such as ``loss_cls``.
 
     Raises:
-        UserError: If there is no file of classes, or a name or a template
-            cannot be used.
+        UserError: If there is no file of classes, a name or a template
+            cannot be used, or the tokenizer is that of another CLIP.
 
     Example:
         In a config::
@@ -70,7 +70,7 @@ class CaptionHead(BaseHead):
         clip: dict | CLIPTowers,
         text: dict = dict(),
         templates: Sequence[str] = ('{}',),
-        tokenizer: str = 'ViT-B-32-quickgelu',
+        tokenizer: str | None = None,
         average_clips: str | None = 'prob',
         **kwargs,
     ) -> None:
@@ -92,7 +92,10 @@ class CaptionHead(BaseHead):
             **kwargs,
         )
         self.text = MODELS.build(dict(type='vop.TextEncoder', clip=towers) | dict(text))
-        tokenize = open_clip.get_tokenizer(tokenizer)
+        tokenizer = tokenizer or towers.tokenizer['name']
+        if not tokenizer_serves(tokenizer, **towers.tokenizer):
+            raise UserError(f'tokenizer={tokenizer!r} is not that of {towers.name}. Leave it out.')
+        tokenize = open_tokenizer(tokenizer, towers.tokenizer['cache_dir'])
         self.register_buffer(
             'tokens',  # [templates x classes x t]
             torch.stack(
