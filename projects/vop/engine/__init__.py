@@ -9,6 +9,7 @@ from .config import (
     work_dir_of,
 )
 from .distributed import add_launcher_arguments, tool, use_gloo_without_gpu
+from .plain_config import plain_config
 from .runner import build_runner, build_train_runner
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     'merge_options',
     'open_config',
     'pin_memory',
+    'plain_config',
     'tool',
     'use_amp',
     'use_gloo_without_gpu',

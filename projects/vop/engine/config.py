@@ -11,6 +11,7 @@ from mmengine.device import get_device
 from mmengine.logging import print_log
 
 from ..errors import UserError
+from .plain_config import read_plain_config
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 
@@ -23,7 +24,8 @@ def open_config(path: str | Path) -> Config:
     ``configs/_base_/datasets/didemo.py``.
 
     Args:
-        path (str | Path): Path of the config.
+        path (str | Path): Path of the config; a ``.json`` file is that of an index, see
+            :func:`.read_plain_config`.
 
     Returns:
         Config: The config.
@@ -73,6 +75,8 @@ def open_config(path: str | Path) -> Config:
 
 
 def _read(file: Path) -> Config:
+    if file.suffix == '.json':  # an index's, which may be someone else's
+        return read_plain_config(file)
     try:
         return Config.fromfile(file)
     except (OSError, SyntaxError, ValueError) as error:
