@@ -78,6 +78,8 @@ CODE_IN_A_CONFIG = [
     (['pipeline', 0], dict(type=f'{MODULE}.Transform')),
     (['pipeline', 0], dict(type='mmengine.RandomApply', transforms=[dict(type='os.getcwd')])),
     (['pipeline', 0], dict(OPENED, sys_path=os.curdir)),
+    (['model', 'clip', 'pretrained'], 'index/mc.py'),
+    (['model', 'clip', 'name'], 'local-dir:index'),
     (['pipeline', 0], dict(type='mmengine.LoadImageFromFile', backend_args=dict(backend='x'))),
 ]
 
@@ -222,6 +224,14 @@ def test_a_pickle_in_any_file_does_not_run(index, tmp_path, save):
         (index / 'index.json').write_bytes(manifest)
     assert not (tmp_path / 'ran').exists()
     use(index)
+
+
+def test_a_clip_that_came_along_is_not_opened(index):
+    """TorchScript, which OpenAI's weights are, is code."""
+    path = next(index.glob('config-*.json'))
+    edit(path, ['model', 'clip', 'pretrained'], str(path))
+    with pytest.raises(UserError, match='came with'):
+        use(index)
 
 
 def test_what_is_no_file_is_refused(index):

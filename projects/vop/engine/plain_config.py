@@ -1,5 +1,6 @@
 """What makes an embedding, as JSON: it can be opened without running anything of it."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,17 @@ def _registered(registry: Registry) -> dict[str, Any]:
     return found
 
 
+def _came_along(clip: Any, path: str | Path) -> bool:
+    """Whether a CLIP is in the folder of an index, or wherever one works: ours are absolute."""
+    if not isinstance(clip, str):
+        return False
+    name = clip.removeprefix('local-dir:')
+    if not (os.path.isfile(name) or (name != clip and os.path.isdir(name))):
+        return False
+    folder = Path(path).resolve().parent
+    return not os.path.isabs(name) or Path(name).resolve().is_relative_to(folder)
+
+
 def _plain(value: Any, registered: dict[str, Any], scopes: tuple[str, ...]) -> Any:
     if isinstance(value, dict):
         value = {key: _plain(each, registered, scopes) for key, each in value.items()}
@@ -132,6 +144,8 @@ def _resolve(
             raise refuse('keys that begin with _ have no meaning here', key)
         if key in LOCAL_ONLY and each not in LOCAL_ONLY[key]:
             raise refuse('only local files are read here', key)
+        if key in ('name', 'pretrained') and _came_along(each, path):
+            raise refuse('CLIP is not opened from a file that came with the index', key)
     value = {key: _resolve(each, registered, path, (*place, key)) for key, each in value.items()}
     if 'type' in value:
         kind = value['type']
