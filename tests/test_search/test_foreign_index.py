@@ -251,6 +251,7 @@ ABSURD = [
     (['model', 'type'], 'mmengine.bilinear'),
     (['pipeline', 0], 5),
     (['pipeline', 1], dict(type='mmaction.UniformSample', nothing=1)),
+    (['model', 'visual', 'prompts'], json.loads('[' * 600 + ']' * 600)),
 ]
 
 
