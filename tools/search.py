@@ -41,7 +41,8 @@ from projects.vop.engine import (
     use_gloo_without_gpu,
 )
 from projects.vop.errors import VideoReadError
-from projects.vop.search.read import FAILED, VideoIndex, read_json
+from projects.vop.fileio import read_json
+from projects.vop.search.read import FAILED, VideoIndex, check_fields, open_index_model
 from projects.vop.search.update import Summary, model_files, update_index
 
 
@@ -147,13 +148,13 @@ def init_processes(launcher: str) -> None:
 
 def open_model(args: argparse.Namespace, show_progress: bool) -> VoPInferencer:
     """The model of the command line, or else of the index."""
-    config, checkpoint = args.config, args.checkpoint
-    if config is None:
+    if args.config is None:
         config, own = model_files(args.index)
-        checkpoint = checkpoint or str(own)
-    cfg = open_config(config)
+        checkpoint = args.checkpoint or str(own)
+        return open_index_model(config, checkpoint, args.device, show_progress, args.cfg_options)
+    cfg = open_config(args.config)
     merge_options(cfg, args.cfg_options)
-    return VoPInferencer(cfg, checkpoint, args.device, show_progress)
+    return VoPInferencer(cfg, args.checkpoint, args.device, show_progress)
 
 
 def index(args: argparse.Namespace) -> None:
@@ -248,9 +249,10 @@ def info(args: argparse.Namespace) -> None:
     )
     failed = args.index / FAILED
     if failed.is_file():
-        number = len(read_json(failed))
-        if number:
-            print(f'{number:,} videos could not be read ({failed}).')
+        unreadable = read_json(failed)
+        check_fields(failed, unreadable)
+        if unreadable:
+            print(f'{len(unreadable):,} videos could not be read ({failed}).')
 
 
 def main() -> None:

@@ -105,7 +105,7 @@ def test_what_is_given_says_what_is_found(printed, index, video_folder):
 def test_faults_are_named(run_tool, capsys, retrieval_config, index, model, video_folder, tmp_path):
     (tmp_path / 'broken.mp4').write_bytes(b'no video')
     damaged, new = shutil.copytree(index, tmp_path / 'damaged'), tmp_path / 'new'
-    next(damaged.glob('config-*.py')).write_text('model = (')
+    next(damaged.glob('config-*.json')).write_text('model = (')
     other = tmp_path / 'other.pth'
     torch.save(dict(state_dict=MODELS.build(retrieval_config().model).state_dict()), other)
     for at_fault, *arguments in (
@@ -186,16 +186,15 @@ def test_two_processes_killed_and_started_again(model, video_folder, tmp_path):
         shutil.copy(video_folder / f'{number % 5}.mp4', videos / f'{number:02}.mp4')
     largest = sorted(sorted(videos.iterdir()), key=lambda path: -path.stat().st_size)
     more = dict(LOG=str(log), PORT=free_port(), paths=[tmp_path])
-    command = [ROOT / 'tools/dist_search.sh', videos, index, '2']
-    command += ['--batch-size', '1', '--num-workers', '0']
-    hooked = [*command, '--config', tmp_path / 'hooked.py', *model[2:]]
+    hooked = [ROOT / 'tools/dist_search.sh', videos, index, '2', '--batch-size', '1']
+    hooked += ['--num-workers', '0', '--config', tmp_path / 'hooked.py', *model[2:]]
     run_command(*hooked, KILL_ON=largest[7].name, ok=False, **more)
     parts = [np.load(path)['names'].tobytes() for path in index.glob('parts/*/*.npz')]
     saved = {name for names in parts for name in json.loads(names)}
     # Also what the process had finished that was killed.
     assert {largest[place].name for place in (1, 3, 5)} <= saved and len(saved) < 12
     log.unlink()
-    run_command(*command, **more)
+    run_command(*hooked, **more)  # an index does not import a transform that is not registered
     assert sorted(log.read_text().split()) == sorted({path.name for path in largest} - saved)
     inferencer = VoPInferencer(model[1], model[3], 'cpu', show_progress=False)
     update_index(inferencer, videos, tmp_path / 'alone', num_workers=0)

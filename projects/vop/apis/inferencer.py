@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ..clip_config import absolute_name
 from ..datasets import CLIPTokenize
-from ..engine import check_fit, fit_tokenizers, load_safely, open_config
+from ..engine import check_fit, fit_tokenizers, load_safely, open_config, plain_config
 from ..errors import UserError
 from ..fileio import available_cores, is_video, walk_files
 from ..isolation import check_timeout
@@ -133,15 +133,15 @@ class VoPInferencer:
         test pipeline, but not for where files are. Embeddings of the same may be compared.
         """
         named = itertools.chain(self.model.named_parameters(), self.model.named_buffers())
-        settings = self.cfg.model.to_dict()
-        settings = {key: settings[key] for key in settings.keys() - {'clip', 'loss'}}
+        plain = plain_config(self.cfg)
+        settings = {key: plain['model'][key] for key in plain['model'].keys() - {'clip', 'loss'}}
         # The same weights are of ViT-B-32 and of ViT-B-32-quickgelu.
         settings['blocks'] = [
             (type(block.mlp.gelu).__name__, block.attn.num_heads)
             for tower in (self.towers.visual, self.towers.text)
             for block in tower.transformer.resblocks[:1]
         ]
-        settings['pipeline'] = self.cfg.test_dataloader.dataset.to_dict()['pipeline']
+        settings['pipeline'] = plain['pipeline']
         text = weights_fingerprint(named) + json.dumps(settings, sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

@@ -17,6 +17,7 @@ from .distributed import (
     tool,
     use_gloo_without_gpu,
 )
+from .plain_config import plain_config
 from .resume import ResumeHook, find_checkpoint, prepare_resume
 from .runner import build_runner, build_train_runner
 
@@ -38,6 +39,7 @@ __all__ = [
     'open_config',
     'pin_memory',
     'prepare_resume',
+    'plain_config',
     'tool',
     'use_amp',
     'use_checkpoint_hook',

@@ -18,6 +18,7 @@ from mmengine.registry import OPTIM_WRAPPERS
 from ..clip_config import PAPER_CLIP, tokenizer_serves
 from ..errors import UserError
 from ..registry import DATASETS, TRANSFORMS, class_of, is_kind
+from .plain_config import read_plain_config
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 
@@ -30,7 +31,8 @@ def open_config(path: str | Path) -> Config:
     ``configs/_base_/datasets/didemo.py``.
 
     Args:
-        path (str | Path): Path of the config.
+        path (str | Path): Path of the config; a ``.json`` file is that of an index, see
+            :func:`.read_plain_config`.
 
     Returns:
         Config: The config.
@@ -80,6 +82,8 @@ def open_config(path: str | Path) -> Config:
 
 
 def _read(file: Path) -> Config:
+    if file.suffix == '.json':  # an index's, which may be someone else's
+        return read_plain_config(file)
     try:
         return Config.fromfile(file)
     except (ConfigParsingError, OSError, SyntaxError, ValueError) as error:

@@ -1,28 +1,29 @@
 """Searching the videos of a folder."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..apis.inferencer import VoPInferencer
+from ..engine import merge_options, open_config
 from ..errors import UserError
+from ..fileio import read_json
 from .ann import IVF, ROWS_PER_BLOCK, IVFSettings, search_exactly
 from .store import read_parts
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = 'index.json'
 FAILED = 'failed.json'
 PARTS = 'parts'
-KEYS = {'files', 'generation', 'model_fingerprint', 'video_dir', 'videos', 'width'}
 # The other files of an index. Each belongs to a generation or to a model,
 # whose number or fingerprint is in its name.
 FILES = dict(
-    config='config-{}.py',
+    config='config-{}.json',
     model='model-{}.pth',
     embeddings='embeddings-{}.npy',
     names='names-{}.json',
@@ -34,6 +35,11 @@ OURS = re.compile(
         '|'.join(re.escape(name.format('@')).replace('@', '[0-9a-f]+') for name in FILES.values())
     )
 )
+
+
+FIELDS = dict(generation=int, model_fingerprint=str, video_dir=str, videos=int, width=int)
+FIELDS |= dict(next_id=int, files=dict)
+OUTSIDE = re.compile(r'(?:^|\0)(?:/|(?:[^\0]*/)?\.\.(?:[/\0]|$))')
 
 
 class Hit(NamedTuple):
@@ -91,28 +97,32 @@ class VideoIndex:
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder, self.manifest = folder, manifest
-        self.files: dict[str, Path] = {}
-        for what, (name, size) in manifest['files'].items():
-            path = self.files[what] = folder / name
-            found = path.stat().st_size
-            if size not in (None, found):
-                raise damaged(path, f'it has {found:,} bytes, not {size:,}')
         self.video_dir = Path(manifest['video_dir'])
         self.model_fingerprint: str = manifest['model_fingerprint']
         self.generation: int = manifest['generation']
+        sizes, short = manifest['files'], self.model_fingerprint[:12]
+        self.files = {what: folder / FILES[what].format(self.generation) for what in sizes}
+        for what in ('config', 'model'):
+            self.files[what] = folder / FILES[what].format(short)
+        for what, path in self.files.items():
+            if not path.is_file():
+                raise damaged(path, 'it is missing')
+            found = path.stat().st_size
+            if found != sizes.get(what, found):
+                raise damaged(path, f'it has {found:,} bytes, not {sizes[what]:,}')
         self.config_file = self.files['config']
         self.state_file = self.files['model']
-        self.names: list[str] = read_json(self.files['names'])
+        self.names = _read(self.files['names'], _names)
         self.embeddings = _read(self.files['embeddings'], _mapped)
         self.stamps = _read(self.files['stamps'], _mapped)
         count, width = manifest['videos'], manifest['width']
-        for what, shape, wanted in (
-            ('names', (len(self.names),), (count,)),
-            ('embeddings', self.embeddings.shape, (count, width)),
-            ('stamps', self.stamps.shape, (count, 3)),
+        for what, array, kind, shape in (
+            ('names', np.empty(len(self.names)), float, (count,)),
+            ('embeddings', self.embeddings, np.float32, (count, width)),
+            ('stamps', self.stamps, np.int64, (count, 3)),
         ):
-            if shape != wanted:
-                raise damaged(self.files[what], f'it is of shape {shape}, not {wanted}')
+            if (array.dtype, array.shape) != (kind, shape) or not count:
+                raise damaged(self.files[what], f'it is {array.dtype} of shape {array.shape}')
         self.ivf = None
         if 'ivf' in self.files:
             self.ivf = self.open_ivf(mapped=True)
@@ -139,24 +149,22 @@ class VideoIndex:
             manifest = read_manifest(path)
             try:
                 return cls(path, manifest)
-            except (FileNotFoundError, UserError) as error:
+            except UserError:
                 # An update may just have deleted what was to be opened.
-                if read_manifest(path) != manifest:
-                    continue
-                if isinstance(error, UserError):
+                if read_manifest(path) == manifest:
                     raise
-                raise damaged(error.filename, 'it is missing') from error
 
     def open_ivf(self, mapped: bool) -> IVF:
         """Open the lists of an approximate search; see :class:`.IVF`."""
-        path = self.files['ivf']
-        try:
-            ivf = IVF.open(path, IVFSettings(**self.manifest['ivf']), mapped)
-        except RuntimeError as error:
-            raise damaged(path, f'FAISS cannot open it ({error})') from error
-        held = ivf.index.ntotal, ivf.index.d
-        if held != self.embeddings.shape:
-            raise damaged(path, f'it is of shape {held}, not {self.embeddings.shape}')
+        path, settings = self.files['ivf'], IVFSettings(**self.manifest['ivf'])
+
+        def open_it(path: Path) -> tuple[IVF, tuple[int, ...]]:
+            ivf = IVF.open(path, settings, mapped)
+            return ivf, (ivf.index.ntotal, ivf.index.d, ivf.index.nlist)
+
+        ivf, held = _read(path, open_it)
+        if held != (*self.embeddings.shape, settings.nlist):
+            raise damaged(path, f'it holds [{held[0]:,} x {held[1]:,}] in {held[2]:,} lists')
         return ivf
 
     def __len__(self) -> int:
@@ -264,9 +272,38 @@ class VideoIndex:
             UserError: If CLIP's weights are not there, or are others now; or
                 if the config or the trained weights are damaged.
         """
-        inferencer = VoPInferencer(self.config_file, str(self.state_file), device, show_progress)
+        inferencer = open_index_model(self.config_file, str(self.state_file), device, show_progress)
         self.check_model(inferencer.model_fingerprint)
         return inferencer
+
+
+def open_index_model(
+    config: Path,
+    checkpoint: str,
+    device: str | None = None,
+    show_progress: bool = True,
+    options: dict[str, Any] | None = None,
+) -> VoPInferencer:
+    """Open the model of an index, which may be someone else's.
+
+    Args:
+        config (Path): Its ``config-*.json``.
+        checkpoint (str): The trained weights.
+        device (str, optional): See :class:`.VoPInferencer`.
+        show_progress (bool): Show progress bars. Defaults to True.
+        options (dict, optional): Changes of the config by dotted keys.
+
+    Raises:
+        UserError: If config or weights are damaged, or CLIP's weights are not there.
+    """
+    cfg = open_config(config)
+    merge_options(cfg, options)
+    try:
+        return VoPInferencer(cfg, checkpoint, device, show_progress)
+    except (UserError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:  # a damaged config can raise nearly anything
+        raise damaged(config, f'{type(error).__name__}: {str(error)[:200]}') from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -285,20 +322,41 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f'{path} is not of an index of videos. Give the folder of an index, or a new one.'
         )
     if manifest['format'] != FORMAT:
+        videos = str(manifest.get('video_dir', 'VIDEO_DIR'))[:4096]
         raise UserError(
-            f'{path} is of version {manifest["format"]} of the format, and this program reads '
-            f'version {FORMAT}. Use the program that wrote it, or make the index anew in another '
-            f'folder: `python tools/search.py index {manifest.get("video_dir", "VIDEO_DIR")} '
-            'ANOTHER_FOLDER --config CONFIG --checkpoint CHECKPOINT`.'
+            f'{path} is of version {str(manifest["format"])[:20]} of the format, and this program '
+            f'reads version {FORMAT}. Use the program that wrote it, or make the index anew in '
+            f'another folder: `python tools/search.py index {videos} ANOTHER_FOLDER --config '
+            'CONFIG --checkpoint CHECKPOINT`.'
         )
-    missing = KEYS - manifest.keys()
-    if missing:
-        raise damaged(path, f'it lacks {", ".join(sorted(missing))}')
+    check_fields(path, manifest, **FIELDS)
+    if not re.fullmatch('[0-9a-f]{32}', manifest['model_fingerprint']):
+        raise damaged(path, 'its "model_fingerprint" is none')
+    needed = ['names', 'stamps', 'embeddings', *['ivf'] * ('ivf' in manifest)]
+    check_fields(path, manifest['files'], **dict.fromkeys(needed, int))
+    if len(manifest['files']) != len(needed):
+        raise damaged(path, f'its "files" are not {", ".join(needed)}')
+    if 'ivf' in manifest:
+        ivf = manifest['ivf']
+        check_fields(path, ivf, nlist=int, nprobe=int, recall=dict, trained_for=int)
+        check_fields(path, ivf['recall'], **dict.fromkeys(ivf['recall'], float))
+        if len(ivf) != 4 or not ivf['nprobe']:
+            raise damaged(path, 'its "ivf" is none')
     return manifest
 
 
+def check_fields(path: Path, value: Any, **kinds: type) -> None:
+    """Refuse what is not an object with such fields, in a file of JSON."""
+    if not isinstance(value, dict):
+        raise damaged(path, f'it holds a {type(value).__name__} in place of an object')
+    for key, kind in kinds.items():
+        field = value.get(key)
+        if type(field) is not kind or (isinstance(field, int) and not 0 <= field < 1 << 63):
+            raise damaged(path, f'its "{key[:80]}" is no {kind.__name__} that can be')
+
+
 def _why_missing(folder: Path) -> str:
-    runs = list(folder.glob(f'{PARTS}/*/run-*.json'))
+    runs = [path for path in folder.glob(f'{PARTS}/*/run-*.json') if path.is_file()]
     if not runs:
         return (
             f'There is no index in {folder}: it has no {MANIFEST}. '
@@ -306,6 +364,7 @@ def _why_missing(folder: Path) -> str:
         )
     run = max(runs, key=lambda path: path.stat().st_mtime)
     about = read_json(run)
+    check_fields(run, about, video_dir=str, videos=int)
     done = {name for name, *_ in read_parts(run.parent.glob('*.npz'))}
     return (
         f'The first indexing of {about["video_dir"]} into {folder} is not finished: {len(done):,} '
@@ -315,24 +374,29 @@ def _why_missing(folder: Path) -> str:
     )
 
 
-def read_json(path: Path) -> Any:
-    """Read a file of an index that holds JSON."""
-    return _read(path, lambda path: json.loads(path.read_text()))
+def _names(path: Path) -> list[str]:
+    names = read_json(path)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise damaged(path, 'it is not a list of names')
+    together = '\0'.join(names)
+    if together.count('\0') != len(names) - 1 or OUTSIDE.search(together):
+        raise damaged(path, 'a name leads out of the folder of the videos')
+    return names
 
 
 def _mapped(path: Path) -> np.ndarray:
-    return np.load(path, mmap_mode='r', allow_pickle=False)
+    return np.lib.format.open_memmap(path, mode='r')  # np.load opens other kinds, too
 
 
 def _read(path: Path, how: Callable[[Path], Any]) -> Any:
     try:
         return how(path)
-    except FileNotFoundError:
+    except UserError:
         raise
     except OSError as error:
         raise UserError(f'{path} cannot be read: {error.strerror}.') from error
-    except ValueError as error:
-        raise damaged(path, error) from error
+    except Exception as error:  # a damaged file can raise nearly anything
+        raise damaged(path, f'{type(error).__name__}: {str(error)[:200]}') from error
 
 
 def damaged(path: str | Path, reason: Any) -> UserError:

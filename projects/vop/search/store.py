@@ -148,6 +148,10 @@ def read_parts(paths: Iterable[Path]) -> Iterator[tuple[str, Stamp, np.ndarray]]
                 names = json.loads(part['names'].tobytes())
                 stamps = [Stamp(*stamp) for stamp in part['stamps'].tolist()]
                 embeddings = part['embeddings']
+            if set(map(type, names)) != {str} or embeddings.dtype != np.float32:
+                raise ValueError('it holds other values')
+            if embeddings.ndim != 2 or not len(names) == len(stamps) == len(embeddings):
+                raise ValueError('it holds other values')
         except Exception as error:  # a damaged file can raise nearly anything
             print_log(
                 f'{path} is damaged and left out ({error}): its videos are encoded again.',

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import logging
 import os
 import shutil
@@ -19,6 +20,7 @@ import torch.distributed as dist
 from mmengine.logging import print_log
 
 from ..apis.inferencer import VoPInferencer
+from ..engine import plain_config
 from ..errors import UserError
 from ..fileio import check_writable, file_lock
 from .ann import IVF, open_faiss
@@ -191,19 +193,19 @@ def model_files(index_dir: str | Path) -> tuple[Path, Path]:
     if (folder / MANIFEST).exists():
         index = VideoIndex.open(folder)
         return index.config_file, index.state_file
-    states = list(folder.glob(FILES['model'].format('*')))
-    if len(states) > 1:
+    configs = list(folder.glob(FILES['config'].format('*')))
+    if len(configs) > 1:
         raise UserError(
             f'Indexing into {folder} was begun with several models: say with --config and '
             '--checkpoint which one to resume with.'
         )
-    if not states:
+    if not configs:
         raise UserError(
             f'There is no index in {folder} yet: say with --config and --checkpoint which model '
             'is to make it.'
         )
-    short = states[0].stem.split('-')[1]
-    return folder / FILES['config'].format(short), states[0]
+    short = configs[0].stem.split('-')[1]
+    return configs[0], folder / FILES['model'].format(short)
 
 
 def _encode(
@@ -368,7 +370,7 @@ class _Update:
     def _keep_model(self) -> None:
         """Write the config and the weights that were trained."""
         path = self.model_files['config']
-        config = self.inferencer.cfg.pretty_text.encode()
+        config = json.dumps(plain_config(self.inferencer.cfg), indent=1).encode()
         # CLIP's weights, which it names, may have moved.
         if not path.exists() or path.read_bytes() != config:
             write_bytes(path, config)
@@ -408,8 +410,7 @@ class _Update:
                 f'{name}: {reason} {self.folder / FAILED} lists them. An index that was there '
                 'stays as it was.'
             )
-        files = self._commit(rows, names, embeddings)
-        self._tidy({name for name, _ in files.values()})
+        self._tidy(self._commit(rows, names, embeddings))
         known = set(self.old.names) if self.old else set()
         return Summary(
             added=len(set(names) - known),
@@ -440,20 +441,17 @@ class _Update:
             )
         return names, embeddings
 
-    def _commit(
-        self, rows: list[int], names: list[str], embeddings: np.ndarray | None
-    ) -> dict[str, tuple[str, int | None]]:
+    def _commit(self, rows: list[int], names: list[str], embeddings: np.ndarray | None) -> set[str]:
         """Write the files of the next generation, ``index.json`` last.
 
         It is of ``rows`` of the old one, and of ``names`` with ``embeddings``,
-        which were encoded. Gives the files; those that never change with their
-        sizes.
+        which were encoded. Gives the names of the files.
         """
         old, count = self.old, len(rows) + len(names)
         approximate = count >= self.exact_below
         if old and not names and len(rows) == len(old) and approximate == (old.ivf is not None):
             write_json(self.folder / MANIFEST, dict(old.manifest, video_dir=str(self.video_dir)))
-            return old.manifest['files']
+            return {path.name for path in old.files.values()}
         next_id = old.manifest['next_id'] if rows else 0
         stamps = np.array(
             [(i, *self.videos[name]) for i, name in enumerate(names, next_id)], np.int64
@@ -490,16 +488,12 @@ class _Update:
                 with writing(paths['ivf'], needed) as part:
                     ivf.write(part)
                 manifest['ivf'] = ivf.settings._asdict()
-            manifest['files'] = {
-                what: (path.name, path.stat().st_size) for what, path in paths.items()
-            }
-            for what, path in self.model_files.items():
-                manifest['files'][what] = path.name, None
+            manifest['files'] = {what: path.stat().st_size for what, path in paths.items()}
             write_json(self.folder / MANIFEST, manifest)
         except UserError:  # make room again
             _remove(paths.values())
             raise
-        return manifest['files']
+        return {path.name for path in (*paths.values(), *self.model_files.values())}
 
     def _make_ivf(self, path: Path, ids: np.ndarray, rows: list[int]) -> IVF:
         """Make or update the lists of an approximate search."""
@@ -520,7 +514,7 @@ class _Update:
         ivf.choose_nprobe(embeddings, ids, self.inferencer.encode_texts(texts).numpy())
         return ivf
 
-    def _tidy(self, files: set) -> None:
+    def _tidy(self, files: set[str]) -> None:
         """Remove what the new ``index.json`` does not name."""
         for path in self.folder.iterdir():
             if OURS.fullmatch(path.name) and path.name not in files:

@@ -1,0 +1,155 @@
+"""What makes an embedding, as JSON: it can be opened without running anything of it."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import Registry
+
+from ..errors import UserError
+from ..fileio import read_json
+from ..registry import MODELS, TRANSFORMS
+
+REGISTRIES = dict(model=MODELS, pipeline=TRANSFORMS)
+# MMEngine's other ways to open a file take code (memcached's `sys_path`) or servers.
+LOCAL_ONLY = dict(io_backend=('disk', 'local'), backend_args=(None,), file_client_args=(None,))
+DEEPEST = 30
+
+
+def plain_config(cfg: Config) -> dict[str, Any]:
+    """Take what makes an embedding from a config of retrieval.
+
+    Args:
+        cfg (Config): With ``model`` and ``test_dataloader``.
+
+    Returns:
+        dict: ``model`` and ``pipeline``, as JSON can hold them. Each ``type`` is the registered
+        name of its class, such as ``'vop.LearnedPrompt'``; a tuple is ``{'tuple': [...]}``.
+
+    Example:
+        >>> plain_config(open_config('configs/vop_msrvtt.py'))['pipeline'][0]
+        {'type': 'mmaction.DecordInit'}
+    """
+    scopes = (cfg.get('default_scope', 'mmaction'), 'mmengine')
+    parts = dict(model=cfg.model, pipeline=cfg.test_dataloader.dataset.pipeline)
+    return {
+        part: _plain(value, _registered(REGISTRIES[part]), scopes) for part, value in parts.items()
+    }
+
+
+def read_plain_config(path: str | Path) -> Config:
+    """Open what :func:`plain_config` made, in a JSON file.
+
+    Nothing of it is imported or run: a ``type`` must be registered already.
+
+    Args:
+        path (str | Path): The file.
+
+    Returns:
+        Config: With ``model`` and ``test_dataloader``, classes in place of their names.
+
+    Raises:
+        UserError: If the file is damaged, or has more than such a config needs; the message names
+            the key.
+
+    Example:
+        >>> read_plain_config('my_index/config-0123456789ab.json').model.type
+        <class 'projects.vop.models.retriever.RetrievalRecognizer'>
+    """
+    parts = read_json(path)
+    if not isinstance(parts, dict) or parts.keys() != REGISTRIES.keys():
+        raise UserError(
+            f'{path} is not the config of an index, which has the keys {", ".join(REGISTRIES)} '
+            'and no others. Other configs are Python files.'
+        )
+    read = {
+        part: _resolve(value, _registered(REGISTRIES[part]), path, (part,))
+        for part, value in parts.items()
+    }
+    if not isinstance(read['model'], dict) or not isinstance(read['pipeline'], list):
+        raise UserError(f'{path}: "model" must be an object, and "pipeline" a list.')
+    return Config(
+        dict(
+            default_scope='mmaction',
+            model=read['model'],
+            test_dataloader=dict(dataset=dict(pipeline=read['pipeline'])),
+        ),
+        filename=str(path),
+    )
+
+
+def _registered(registry: Registry) -> dict[str, Any]:
+    """Everything registered, by names with a scope. Registry.get would import by names, too."""
+    found: dict[str, Any] = {}
+    for each in (registry.parent, *registry.parent.children.values()):
+        each.import_from_location()
+        found |= {f'{each.scope}.{name}': part for name, part in each.module_dict.items()}
+    return found
+
+
+def _came_along(clip: Any, path: str | Path) -> bool:
+    """Whether a CLIP is in the folder of an index, or wherever one works: ours are absolute."""
+    if not isinstance(clip, str):
+        return False
+    name = clip.removeprefix('local-dir:')
+    if not (os.path.isfile(name) or (name != clip and os.path.isdir(name))):
+        return False
+    folder = Path(path).resolve().parent
+    return not os.path.isabs(name) or Path(name).resolve().is_relative_to(folder)
+
+
+def _plain(value: Any, registered: dict[str, Any], scopes: tuple[str, ...]) -> Any:
+    if isinstance(value, dict):
+        value = {key: _plain(each, registered, scopes) for key, each in value.items()}
+        kind = str(value.get('type'))
+        for name in (kind, *(f'{scope}.{kind}' for scope in scopes)):
+            if name in registered:
+                return dict(value, type=_name_of(registered[name], registered))
+        return value
+    if isinstance(value, tuple):
+        return dict(tuple=[_plain(each, registered, scopes) for each in value])
+    if isinstance(value, list):
+        return [_plain(each, registered, scopes) for each in value]
+    return _name_of(value, registered) if callable(value) else value
+
+
+def _name_of(part: Any, registered: dict[str, Any]) -> str:
+    names = [name for name, each in registered.items() if each is part]
+    return min(names, default=f'{part.__module__}.{part.__qualname__}')
+
+
+def _resolve(
+    value: Any, registered: dict[str, Any], path: str | Path, place: tuple[str, ...]
+) -> Any:
+    def refuse(reason: str, *key: str) -> UserError:
+        return UserError(
+            f'{path}, {".".join([*place, *key])[:200]}: {reason}. Nothing of an index is run. If '
+            'it is yours, name its config and checkpoint with --config and --checkpoint.'
+        )
+
+    if len(place) > DEEPEST:
+        raise refuse('it is nested too deeply')
+    if isinstance(value, list):
+        return [
+            _resolve(each, registered, path, (*place, str(number)))
+            for number, each in enumerate(value)
+        ]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {'tuple'} and isinstance(value['tuple'], list):
+        return tuple(_resolve(value['tuple'], registered, path, place))
+    for key, each in value.items():
+        if key.startswith('_'):  # _base_, _delete_, _scope_
+            raise refuse('keys that begin with _ have no meaning here', key)
+        if key in LOCAL_ONLY and each not in LOCAL_ONLY[key]:
+            raise refuse('only local files are read here', key)
+        if key in ('name', 'pretrained') and _came_along(each, path):
+            raise refuse('CLIP is not opened from a file that came with the index', key)
+    value = {key: _resolve(each, registered, path, (*place, key)) for key, each in value.items()}
+    if 'type' in value:
+        kind = value['type']
+        if not isinstance(kind, str) or kind not in registered:
+            raise refuse(f'{str(kind)[:80]!r} is not registered', 'type')
+        value['type'] = registered[kind]
+    return value
