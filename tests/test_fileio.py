@@ -1,4 +1,4 @@
-"""Locks on folders."""
+"""Locks on folders, and names of files."""
 
 import portalocker
 import pytest
@@ -20,3 +20,13 @@ def test_a_lock_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(UserError, match='file/.lock'), fileio.file_lock(tmp_path / 'file/.lock'):
         pass
+
+
+def test_what_macos_hides_is_left_out(tmp_path):
+    (tmp_path / 'a').mkdir()
+    for name in ('._a.mp4', '.a.mp4', 'a.mp4', 'a/._b.mp4', 'a/b.mp4'):
+        (tmp_path / name).touch()
+    assert [name for name, _ in fileio.walk_files(tmp_path)] == ['a/b.mp4', 'a.mp4']
+    with pytest.raises(UserError, match='no folder') as error:
+        list(fileio.walk_files(tmp_path / ('x' * 10**5)))
+    assert len(str(error.value)) < 500

@@ -20,7 +20,6 @@ resumes.
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,8 +39,8 @@ from projects.vop.engine import (
     tool,
     use_gloo_without_gpu,
 )
-from projects.vop.errors import VideoReadError
-from projects.vop.fileio import read_json
+from projects.vop.errors import VideoReadError, shown
+from projects.vop.fileio import is_video, read_json
 from projects.vop.search.read import FAILED, VideoIndex, check_fields, open_index_model
 from projects.vop.search.update import Summary, model_files, update_index
 
@@ -117,9 +116,15 @@ def parse_args() -> argparse.Namespace:
     info = commands.add_parser('info', help='say what an index holds')
     info.add_argument('index', type=Path, metavar='INDEX')
 
-    args, more = parser.parse_known_args()
-    if args.command == 'query' and not any(each.startswith('-') for each in more):
-        args.texts += more  # those after an option
+    argv = sys.argv[1:]
+    if '--video' in argv[:-1]:
+        at = argv.index('--video')
+        if is_video(argv[at + 1]):  # which is no option, even if it begins as one
+            argv[at : at + 2] = [f'--video={argv[at + 1]}']
+    args, more = parser.parse_known_args(argv)
+    end = more.index('--') if '--' in more else len(more)
+    if args.command == 'query' and not any(each.startswith('-') for each in more[:end]):
+        args.texts += more[:end] + more[end + 1 :]  # those after an option
     elif more:
         parser.error(f'unrecognized arguments: {" ".join(more)}')
     if args.command == 'query':
@@ -128,11 +133,6 @@ def parse_args() -> argparse.Namespace:
         if not all(text.strip() for text in args.texts):
             query.error('a text to find has no words')
     return args
-
-
-def shown(name: str) -> str:
-    """A path as it can be printed, whatever bytes it is made of."""
-    return os.fsencode(name).decode('utf-8', 'backslashreplace')
 
 
 def init_processes(launcher: str) -> None:
@@ -181,7 +181,7 @@ def report(summary: Summary, path: Path) -> None:
         f'{len(summary.failed):,} unreadable.'
     )
     for name, reason in list(summary.failed.items())[:10]:
-        print(f'  {shown(name)}: {shown(reason)}')
+        print(f'  {shown(name)}: {shown(reason.strip(), 300)}')
     if summary.failed:
         print(f'{path / FAILED} lists what cannot be read; it is tried again by each run.')
     print(f'{shown(str(path))}: {shown(str(VideoIndex.open(path)))}')

@@ -44,6 +44,18 @@ def test_a_video_that_ends_its_worker_fails_alone(tmp_path):
     assert all(reason in error for reason, error in zip(reasons, errors, strict=True))
 
 
+def test_names_that_begin_as_addresses_are_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('take:1.mp4').touch()
+
+    def decode(results):
+        assert Path(results['filename']).is_absolute()
+        return dict(inputs=dict(imgs=torch.zeros(1)))
+
+    (video,) = read_videos(['take:1.mp4'], decode, num_workers=0)
+    assert video.path == 'take:1.mp4' and video.error is None
+
+
 @pytest.mark.slow
 def test_it_reads_few_videos_ahead_and_ends_its_workers(tmp_path):
     videos = read_videos(make(tmp_path, range(20)), decode, num_workers=2, ahead=3)

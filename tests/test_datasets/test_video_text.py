@@ -1,8 +1,13 @@
 """Items, bad videos, and items that can be repeated."""
 
+import copy
+import gc
 import json
+import os
+import pickle
 import random
 import shutil
+import unicodedata
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +18,7 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from torch.utils.data import DataLoader
 
+from projects.vop.datasets import VideoTextDataset
 from projects.vop.errors import UserError, VideoReadError
 from projects.vop.registry import DATA_SAMPLERS, DATASETS
 
@@ -68,6 +74,92 @@ def test_items_are_pairs_or_videos_with_all_captions(video_folder):
 def test_names_without_an_extension_are_mp4(video_folder, tmp_path):
     (tmp_path / '0.mp4').symlink_to(video_folder / '0.mp4')
     assert video_of(build(tmp_path, {'0': ['x']})[0]) == '0'
+
+
+@pytest.mark.parametrize('form, other', [('NFC', 'NFD'), ('NFD', 'NFC')])
+def test_names_in_another_unicode_form_are_found(video_folder, tmp_path, form, other):
+    """macOS writes names in another form than most annotation files."""
+    on_disk, told = (unicodedata.normalize(f, 'Übung/é.mp4') for f in (form, other))
+    (tmp_path / on_disk).parent.mkdir()
+    (tmp_path / on_disk).symlink_to(video_folder / '0.mp4')
+    dataset = build(tmp_path, {told: ['x']})
+    assert video_of(dataset[0]) == told
+    with pytest.raises(UserError, match='1 of the 2 videos .* are missing: .*ö.mp4'):
+        build(tmp_path, {told: ['x'], 'ö.mp4': ['y']})
+
+
+def test_names_that_begin_as_addresses_are_files(video_folder, tmp_path, monkeypatch):
+    """FFmpeg would look for the protocol; a folder with such a name is looked into."""
+    monkeypatch.chdir(tmp_path)
+    Path('my:videos').mkdir()
+    for name in ('take:1.mp4', 'my:videos/pipe:0.mp4'):
+        Path(name).symlink_to(video_folder / '0.mp4')
+    for folder, name in (('.', 'take:1.mp4'), ('', 'take:1.mp4'), ('my:videos', 'pipe:0.mp4')):
+        dataset = VideoTextDataset(write_json({name: ['x']}), [], dict(video=folder))
+        path = Path(dataset[0]['filename'])
+        assert path.is_absolute() and path.samefile(video_folder / '0.mp4')
+        with pytest.raises(UserError, match='1 of the 2 videos'):
+            VideoTextDataset(write_json({name: ['x'], 'no': ['y']}), [], dict(video=folder))
+
+
+def write_json(annotations, path=Path('ann.json')):
+    path.write_text(json.dumps(annotations))
+    return str(path)
+
+
+ANNOTATIONS = {
+    'a.mp4': dict(captions=['ein Mädchen', '猫'], start=1, end=2.5),
+    'b.mp4': ['c'],
+    os.fsdecode(b'caf\xe9.mp4'): ['d', 'e', 'f'],
+}
+
+
+@pytest.mark.parametrize('test_mode', [False, True])
+@pytest.mark.parametrize('serialize_data', [False, True])
+def test_items_subsets_and_copies(tmp_path, test_mode, serialize_data):
+    wanted = []
+    for number, (video, value) in enumerate(ANNOTATIONS.items()):
+        (tmp_path / video).touch()
+        window = dict(value) if isinstance(value, dict) else dict(captions=value)
+        texts = window.pop('captions')
+        item = dict(filename=str(tmp_path / video), video_id=video, video_number=number, **window)
+        item |= dict(modality='RGB', start_index=0)
+        wanted += [dict(item, text=text) for text in ([texts] if test_mode else texts)]
+    ann_file = write_json(ANNOTATIONS, tmp_path / 'ann.json')
+
+    def make(**kwargs):
+        pipeline, prefix = [dict(type='vop.TimeWindow')], dict(video=str(tmp_path))
+        kwargs.update(test_mode=test_mode, serialize_data=serialize_data)
+        return VideoTextDataset(ann_file, pipeline, prefix, **kwargs)
+
+    def items(dataset):
+        found = [dataset.get_data_info(i) for i in range(len(dataset))]
+        assert [item.pop('sample_idx') for item in found] == list(range(len(dataset)))
+        return found
+
+    dataset = make()
+    for each in (dataset, pickle.loads(pickle.dumps(dataset)), copy.deepcopy(dataset)):
+        assert items(each) == wanted
+        assert each.get_data_info(-1)['text'] == wanted[-1]['text']
+    for part in (2, -2, [2, 0]):
+        expected = [wanted[2], wanted[0]] if isinstance(part, list) else None
+        expected = expected or (wanted[:part] if part > 0 else wanted[part:])
+        assert items(make(indices=part)) == items(dataset.get_subset(part)) == expected
+        assert items(make(indices=part).get_subset(1)) == expected[:1]
+
+
+def test_workers_share_the_items(tmp_path):
+    """What they hold of Python's objects does not grow with the captions."""
+    sizes = []
+    for videos in (10, 1000):
+        names = {f'{number}.mp4': ['a caption of it'] * 10 for number in range(videos)}
+        for name in names:
+            (tmp_path / name).touch()
+        ann_file = write_json(names, tmp_path / 'ann.json')
+        dataset = VideoTextDataset(ann_file, [], dict(video=str(tmp_path)))
+        sizes.append(len(gc.get_referents(*vars(dataset.data_list).values())))
+        assert len(dataset) == 10 * videos
+    assert sizes[0] == sizes[1]
 
 
 @pytest.mark.parametrize('test_mode', [False, True])

@@ -154,6 +154,12 @@ def test_a_rate_can_be_asked_for_and_a_jump_in_time_hides_no_frame(tmp_path):
     assert len(shown) == 60 and np.all(np.diff(shown) > 0)
 
 
+def test_names_that_begin_as_addresses_are_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / 'take:1.mp4', clock(EVEN[:5]))
+    assert encode(Path('take:1.mp4'), CopySettings())
+
+
 @pytest.mark.slow
 def test_real_videos(shared_data, tmp_path):
     videos = shutil.copytree(shared_data / 'videos', tmp_path / 'videos')

@@ -1,6 +1,7 @@
 """The converters of the field's data sets."""
 
 import json
+import random
 import shutil
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from helpers import (
     BROKEN,
     ROOT,
+    SENTENCES,
     SOURCES,
     UP1,
     UP3,
@@ -184,6 +186,37 @@ TWICE = 'line 3: "x" of 1_Up_00.00.01.000-00.00.02.500 is in line 1'
         ('msrvtt', TEST_1K, f'{HEADER}a,b,video4,x\nc,d,video4,y\n', 'line 3: video4'),
         ('msrvtt', SAID, '{"sentences": [{"caption": "a"}]}', 'entry 0: "video_id"'),
         ('msrvtt', SAID, '{"sentences": [{"video_id": "v", "caption": " "}]}', '"caption" of v'),
+        ('msrvtt', TRAIN_9K, 'video_id\nvideo0\nvideo_id\nvideo1\n', 'line 3 is a header again'),
+        ('msrvtt', TRAIN_9K, 'video_id,video_id\na,b\n', 'line 1: the column video_id is listed'),
+        ('msrvtt', TRAIN_9K, 'video_id\nvideo0\n\nvideo1\n', 'line 3 is empty'),
+        ('msrvtt', TRAIN_9K, 'video_id\nvideo0\nvideo1\nvideo3\n', '1 videos of'),
+        ('msrvtt', TRAIN_9K, 'video_id\nvideo0\nvideo\u202e1\n', 'line 3, column "video_id": the'),
+        ('msrvtt', 'MSRVTT_train.7k.csv', 'video_id\nvideo0\nvideo2\n', 'but lacks video1'),
+        ('msrvtt', TEST_1K, f'{HEADER}ret0,msr4,video4,a\x00\n', 'line 2, column 20'),
+        (
+            'msrvtt',
+            TEST_1K,
+            f'{HEADER}ret0,msr4,video4,a\u2028b\n',
+            'line 2, column "sentence" hol',
+        ),
+        ('msrvtt', TEST_1K, f'{HEADER}ret0,msr4,video4,\x1fa\n', 'line 2, column "sentence" holds'),
+        ('msrvtt', TEST_1K, f'{HEADER}ret0,msr4,dog,video4\n', "'dog' is no video of MSR-VTT"),
+        ('msrvtt', TEST_1K, f'{HEADER}ret0,msr5,video4,a\n', 'column "vid_key": msr4 is expected'),
+        ('msrvtt', TEST_1K, f'{HEADER}ret1,msr5,video5,a\n', 'column "key": ret0 is expected'),
+        ('msrvtt', TEST_1K, f'{HEADER}ret0,msr4,video4,a\n', '1 videos of'),
+        ('msrvtt', SAID, json.dumps(dict(sentences=SENTENCES[1:])), '1 videos have fewer captions'),
+        (
+            *('msrvtt', SAID, '{"sentences": [{"video_id": "a dog", "caption": "video1"}]}'),
+            'entry 0: "video_id" is \'a dog\', which is no name of a video. Are "video_id" and "c',
+        ),
+        ('didemo', 'val_data.json', '[{"video": "\\u2066a.avi"}]', 'entry 0: "video": the name of'),
+        ('activitynet', 'val_1.json', '{"v_\\u0007": []}', 'holds the character \\x07'),
+        ('activitynet', 'val_1.json', json.dumps({'v' * 10**5: []}), 'is too long'),
+        ('lsmdc', TEST, UP.replace('x', 'x\u202e'), 'line 1: the sentence (column 6) holds'),
+        ('lsmdc', TEST, '\ufeff\ufeff' + UP, 'line 1: the name of a video holds'),
+        ('msvd', 'test_list.txt', '-3_1_9\n-4\x1f_1_9\n', 'line 2: the name of a video holds'),
+        ('msvd', 'test_list.txt', f'{"x" * 10**6}\n', 'line 1: "xxx'),
+        ('vatex', VATEX, vatex_records('a\x85'), 'entry 0: the name of a video holds'),
         ('msvd', 'test_list.txt', 'a\nb\n a\n', 'line 3: a is in line 1'),
         ('msvd', 'test_list.txt', 'q_0_9\n', 'line 1: q_0_9'),
         ('msvd', MSVD, '{"-0_1_9": []}', '-0_1_9'),
@@ -216,10 +249,67 @@ TWICE = 'line 3: "x" of 1_Up_00.00.01.000-00.00.02.500 is in line 1'
 )
 def test_what_is_wrong_is_named(refuse, source, name, file, text, message):
     path = source(name) / file
-    path.write_text(text)
+    path.write_text(text, encoding='utf-8', newline='')
     said = refuse(name, path.parent)
-    assert message in said
+    assert message in said and len(said) < 2 * len(str(path)) + 500
     assert file in said or ' too' in said or 'two of its' in said
+
+
+def damage(text, rng):
+    """Damages a line of a file, a few bytes of it, or its end."""
+    lines = text.splitlines(keepends=True)
+    line, place = rng.randrange(len(lines)), rng.randrange(len(text))
+    kind = rng.choice(['flip', 'cut', 'lose', 'repeat', 'swap', 'header', 'unseen', 'order'])
+    if kind == 'flip':
+        return text[:place] + chr(ord(text[place]) ^ 1 << rng.randrange(7)) + text[place + 1 :]
+    if kind == 'cut':
+        return text[:place]
+    if kind == 'unseen':
+        return text[:place] + rng.choice('\0\x07\x85\u2028\u202e\u2066\ufeff') + text[place:]
+    if kind == 'lose':
+        del lines[line]
+    elif kind == 'repeat':
+        lines.insert(line, lines[line])
+    elif kind == 'header':
+        lines.insert(line, lines[0])
+    elif kind == 'order':  # which changes nothing but for the test split's
+        lines[1:] = rng.sample(lines[1:], len(lines) - 1)
+    else:
+        values = lines[line].rstrip('\n').split(',')
+        values[0], values[-1] = values[-1], values[0]
+        lines[line] = ','.join(values) + '\n'
+    return ''.join(lines)
+
+
+def test_200_damaged_files_are_read_rightly_or_named(convert, source, out):
+    """What is read differs from what was meant in one caption at most, and in what can be seen."""
+    rng, folder, refused = random.Random(0), source('msrvtt'), 0
+    good = dict(SOURCES['msrvtt'])
+    good[SAID] = json.dumps(dict(sentences=SENTENCES), indent=1)
+    for _ in range(200):
+        shutil.rmtree(out, ignore_errors=True)
+        file = rng.choice(list(good))
+        for name, text in good.items():
+            text = damage(text, rng) if name == file else text
+            (folder / name).write_text(text, encoding='utf-8', newline='')
+        try:
+            convert('msrvtt', folder)
+        except UserError as error:
+            refused += 1
+            assert str(folder) in str(error) or ' too' in str(error)
+            assert not out.exists()
+            continue
+        read = {
+            split: {v: a.captions for v, a in of.items()} for split, of in read_out(out).items()
+        }
+        for split, wanted in WANTED['msrvtt'].items():
+            # Only the end of the list of the 7k split can be lost and nobody knows.
+            assert list(read[split]) == list(wanted) or file != TEST_1K
+            for video, captions in read[split].items():
+                other = [text for text in captions if text not in wanted[video]]
+                assert len(captions) == len(wanted[video]) and len(other) <= 1
+                assert all(text.isprintable() for text in other)
+    assert refused > 120
 
 
 def test_names_on_disk_are_used(convert, source, out, tmp_path):

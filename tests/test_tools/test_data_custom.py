@@ -127,6 +127,46 @@ def test_names_of_videos(convert, refuse):
     assert 'deep/clip1.avi and deep/clip1.mp4' in message and 'deep/clip1 (line 3)' in message
 
 
+@pytest.mark.parametrize(
+    'on_disk, told',
+    [
+        ('Übung/é.mp4', 'U\u0308bung/e\u0301.mp4'),
+        ('U\u0308bung/e\u0301.mp4', 'Übung/é.mp4'),
+        ('e\u0301.mp4', 'é'),
+        ('deep/er/a.mp4', 'deep\\er\\a.mp4'),
+        ('deep/er/a.mp4', '.\\deep\\er\\a'),
+        ('a\\b.mp4', 'a\\b.mp4'),
+        ('deep/er/a.mp4', './deep//er/../er/a.mp4'),
+        ('deep/er/a.mp4', '{folder}/deep/er/a.mp4'),
+        ('deep/er/a.mp4', '{folder}/./deep//er/a'),
+        ('a.mp4', ' a.mp4 '),
+        ('a .mp4', 'a'),
+        ('a.MP4', 'a.mp4'),
+        ('a.mp4', 'a.MP4'),
+        ('take:1.mp4', 'take:1.mp4'),
+        ('-d.mp4', '-d.mp4'),
+    ],
+)
+def test_names_however_they_are_spelled(convert, refuse, on_disk, told):
+    path = Path('../videos', on_disk)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    path.with_name(f'._{path.name}').touch()  # macOS's, no video
+    Path('../link').symlink_to(Path('../videos').resolve())
+    for folder in (Path('../videos').resolve(), Path('../link').absolute()):
+        convert([(told.format(folder=folder), 'a'), ('clip0', 'b')])
+        train, test = read_splits()
+        assert {*train, *test} == {on_disk, 'clip0.mp4'}
+        if 'folder' not in told:
+            break
+    assert '1 of 2 videos are not in' in refuse([('/else/clip1.mp4', 'a'), ('clip0', 'b')])
+
+
+def test_videos_without_a_line_are_said(convert):
+    assert '18 videos of ../videos are not in captions.csv: clip12.mp4, ' in convert(LINES[:4])
+    assert 'are not in' not in convert(LINES)
+
+
 def test_its_config(convert, write_video, tmp_path):
     for i in range(4):
         write_video(Path('../videos', path_of(i)), 3)
@@ -151,14 +191,32 @@ def test_names_that_are_taken_or_no_names(refuse):
     Path('data/made').mkdir(parents=True)
     for name in ('msrvtt', 'msrvtt_9k', 'didemo', 'moving_shapes', 'mine', 'made'):
         assert f'{name} is the name of another' in refuse(LINES, name=name)
-    for name in ('1a', 'a-b', '../a', '', '_a', 'ä', 'a\n'):
-        assert f'NAME is {name!r}' in refuse(LINES, name=name)
+    for name in ('1a', 'a-b', '../a', '', '_a', 'ä', 'a\n', 'a' * 300):
+        assert f'NAME is {name[:100]!r}' in refuse(LINES, name=name)
 
 
 @pytest.mark.parametrize(
     'text, at_fault',
     [
         ('', 'captions.csv, line 1: no column video, caption'),
+        ('video,caption,caption\nclip0,a,b\n', 'line 1: the column caption is listed twice'),
+        ('video,caption\nclip0,a\nvideo,caption\nclip2,b\n', 'line 3 is a header again'),
+        ('video,caption\nclip0,a\n caption , video\nclip2,b\n', 'line 3 is a header again'),
+        ('video,caption\nclip0,a\n\nclip2,b\n', 'line 3 is empty'),
+        ('video,caption\na,clip0\nb,clip2\n', 'line 3: the columns "video" and "caption" are ex'),
+        ('video,caption\nclip2,a\nb,deep/clip1.mp4\n', 'line 3: the columns "video" and "caption'),
+        ('video,caption\nclip0,a\nclip2,a\u2028b\n', 'line 3, column "caption" holds the ch'),
+        ('video,caption\nclip0,a\n\u202eclip2,b\n', 'line 3, column "video": the name of a vid'),
+        ('video,caption\nclip0,a\n\ufeffvideo,caption\n', 'line 3, column "video": the name of'),
+        ('video,caption\nclip0,a\nclip2,b\0\n', 'line 3, column 8'),
+        ('video,caption\n"clip\n0",a\n', 'line 3, column "video": the name of a video holds'),
+        ('video,caption\nclip0,"a\nclip2,b\nclip4,c"\n', 'column "caption": \'clip2,b\' is in it'),
+        (f'video,caption\n{"x" * 10**5},a\n', 'line 2, column "video": "xxx'),
+        (f'video,caption\nclip0,{"x" * 10**6}\n', 'line 2: not valid csv'),
+        (f'{"x" * 10**5}\n', 'line 1: no column video, caption, but xxx'),
+        ('video,caption,end\nclip0,a,' + '9' * 5000, 'line 2: "end" is Infinity'),
+        ('video,caption,split\nclip0,a,' + 'x' * 10**5, "line 2: split is 'xxx"),
+        ('video,caption\r'.encode('utf-16'), 'UTF-16'),
         ('video,caption\n', 'captions.csv names no video'),
         (b'video,caption\nclip0,M\xe4dchen\n', 'captions.csv is not UTF-8 text'),
         ('video,caption\nclip0,a,b\n', 'line 2: 2 columns expected'),
@@ -176,7 +234,8 @@ def test_names_that_are_taken_or_no_names(refuse):
     ],
 )
 def test_bad_captions_are_refused(refuse, text, at_fault):
-    assert at_fault in refuse(text)
+    message = refuse(text)
+    assert at_fault in message and len(message) < 600
 
 
 ONE, OTHER = 'video,caption\nclip0,a\n', 'video,caption\nclip4,a\n'

@@ -102,6 +102,16 @@ def test_what_is_given_says_what_is_found(printed, index, video_folder):
     assert len(json.loads(out)[0]['hits']) == 5 and 'longer than' in err
 
 
+def test_what_begins_as_an_option_can_be_given(printed, index, video_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(video_folder / '3.mp4', '-d.mp4')
+    for given in (['--video', '-d.mp4'], ['--video=-d.mp4']):
+        answer = json.loads(printed('query', index, '--json', *given).out)[0]
+        assert answer['video'] == '-d.mp4' and answer['hits'][0]['video'] == '3.mp4'
+    answers = json.loads(printed('query', index, 'a dog', '--json', '--', '-a', '--b c').out)
+    assert [answer['text'] for answer in answers] == ['a dog', '-a', '--b c']
+
+
 def test_faults_are_named(run_tool, capsys, retrieval_config, index, model, video_folder, tmp_path):
     (tmp_path / 'broken.mp4').write_bytes(b'no video')
     damaged, new = shutil.copytree(index, tmp_path / 'damaged'), tmp_path / 'new'
@@ -139,12 +149,17 @@ def test_an_update_needs_no_model_and_may_be_approximate(printed, index, video_f
     (videos / '0.mp4').unlink()
     (videos / '1.mp4').write_bytes(b'no video')
     (videos / '2.mp4').rename(videos / os.fsdecode(b'caf\xe9.mp4'))
+    (videos / '3.mp4').rename(videos / 'a\n   1   1.0000  b\u202e\x1b[2K.mp4')
+    shutil.copy(videos / '4.mp4', videos / '._4.mp4')
     out = printed('index', videos, moved, '--num-workers', 0).out
-    for text in ('1 videos added', '2 removed', '2 kept', '1 unreadable', '1.mp4: ', 'failed.json'):
+    for text in ('2 videos added', '3 removed', '1 kept', '1 unreadable', '1.mp4: ', 'failed.json'):
         assert text in out
     out = printed('info', moved).out
     assert f'3 videos of {videos}' in out and '1 videos could not be read' in out
-    assert 'caf\\xe9.mp4' in printed('query', moved, 'a dog').out
+    lines = printed('query', moved, 'a dog').out.splitlines()
+    assert len(lines) == 4  # each hit on one, whatever its name
+    assert any(line.endswith('caf\\xe9.mp4') for line in lines)
+    assert any(line.endswith('a\\n   1   1.0000  b\\u202e\\x1b[2K.mp4') for line in lines)
 
     inferencer = VideoIndex.open(moved).load_inferencer('cpu', show_progress=False)
     update_index(inferencer, videos, moved, num_workers=0, exact_below=3)
