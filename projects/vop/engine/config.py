@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
 
-from ..clip_config import PAPER_CLIP, tokenizer_serves
+from ..clip_config import PAPER_CLIP, read_clip_config, tokenizer_serves
 from ..errors import UserError
 from ..registry import TRANSFORMS
 
@@ -194,6 +194,36 @@ def fit_tokenizers(part: Any, clip: dict) -> None:
             "Use dict(type='vop.CLIPTokenize') without `name`, which takes the CLIP's."
         )
     part.update(name=name, cache_dir=cache_dir)
+
+
+def check_pixels(model: dict) -> None:
+    """Refuse a recognizer that normalises frames for another CLIP than its backbone's.
+
+    Args:
+        model (dict): Config of a model; only a recognizer of MMAction2, which
+            normalises frames itself, can be refused.
+
+    Raises:
+        UserError: If mean or deviation are not those of the CLIP.
+
+    Example:
+        >>> check_pixels(open_config('configs/mix/vop_recognizer_kinetics400.py').model)
+    """
+    clip = (model.get('backbone') or {}).get('clip')
+    pixels = model.get('data_preprocessor') or {}
+    if not isinstance(clip, dict) or not isinstance(pixels.get('mean'), (list, tuple)):
+        return
+    config = read_clip_config(
+        clip.get('name', PAPER_CLIP), clip.get('pretrained'), clip.get('cache_dir')
+    )
+    for key, wanted in (('mean', config.mean), ('std', config.std)):
+        values = [255 * value for value in wanted]
+        given = pixels.get(key, values)
+        if any(abs(one - other) > 0.5 for one, other in zip(given, values)):
+            raise UserError(
+                f'model.data_preprocessor.{key} is {list(given)}, but the CLIP of the backbone '
+                f'was trained with {[round(value, 2) for value in values]}. Set that.'
+            )
 
 
 def pin_memory(cfg: Config) -> None:
