@@ -269,7 +269,9 @@ def damaged_videos(folder: Path, count: int) -> None:
     for name, (tool, *arguments) in commands.items():
         codes[name] = run(folder / f'{name}.log', f'tools/{tool}', *arguments)
         logs[name] = (folder / f'{name}.log').read_text(errors='replace')
-    named = {name: {video for video in captions if f'/{video}' in log} for name, log in logs.items()}
+    named = {
+        name: {video for video in captions if f'/{video}' in log} for name, log in logs.items()
+    }
     used = dict(
         training=captions.keys() - named['training'],  # one epoch reads all that it does not name
         checking=captions.keys() - named['checking'],

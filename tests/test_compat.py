@@ -3,13 +3,17 @@
 Without that of DRN, nothing of this project can be imported.
 """
 
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from helpers import run
+from mmaction.registry import MODELS
 from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.logging import HistoryBuffer, MessageHub
@@ -50,6 +54,48 @@ def test_without_mmaction_nothing_happens(monkeypatch):
     monkeypatch.setattr(sys, 'meta_path', [])
     compat.supply_missing_drn()
     assert not any(name.startswith('mmaction') for name in sys.modules)
+
+
+VINDLU = ('VindLURetrieval', 'VindLURetrievalMC', 'VindLUVQA')
+
+
+@pytest.mark.parametrize('code', ['works = True', 'from transformers import gone', '1 / 0'])
+def test_vindlu_is_left_out_where_it_cannot_be_imported(tmp_path, monkeypatch, code):
+    """MMAction2's own needs a transformers that is not installed here."""
+    name = 'mmaction.models.multimodal.vindlu'
+    parent = ModuleType(name.rpartition('.')[0])
+    parent.__path__ = [str(tmp_path)]
+    (tmp_path / 'vindlu').mkdir()
+    (tmp_path / 'vindlu/__init__.py').write_text(code)
+    monkeypatch.setitem(sys.modules, parent.__name__, parent)
+    monkeypatch.setitem(sys.modules, name, None)  # so that it is as before afterwards
+    del sys.modules[name]
+    before = object()
+    for kind in VINDLU:
+        monkeypatch.setitem(MODELS.module_dict, kind, before)
+    module = importlib.import_module(name)
+    if hasattr(module, 'works'):
+        assert all(MODELS.get(kind) is before for kind in VINDLU)
+    else:
+        for kind in VINDLU:
+            with pytest.raises(ImportError, match='VindLU.*(gone|transformers|ZeroDivision)'):
+                MODELS.build(dict(type=kind))
+
+
+@pytest.mark.slow
+def test_a_new_transformers_does_not_stop_the_import(tmp_path):
+    """Of it, MMAction2 asks for the version alone, before it imports what is gone."""
+    (tmp_path / 'transformers-4.56.0.dist-info').mkdir()
+    (tmp_path / 'transformers-4.56.0.dist-info/METADATA').write_text(
+        'Metadata-Version: 2.1\nName: transformers\nVersion: 4.56.0\n'
+    )
+    (tmp_path / 'transformers').mkdir()
+    (tmp_path / 'transformers/__init__.py').touch()
+    code = (
+        'import projects.vop, mmaction.models; from mmaction.utils.dependency import '
+        'WITH_MULTIMODAL as w; print(w, mmaction.models.Recognizer2D.__name__)'
+    )
+    assert 'True Recognizer2D' in run(sys.executable, '-c', code, paths=[tmp_path])
 
 
 def test_configs_inherit_from_other_packages(tmp_path):

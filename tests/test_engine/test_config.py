@@ -3,12 +3,20 @@
 import json
 
 import pytest
+from helpers import TINY_CLIP
 from mmengine.config import Config
 from mmengine.dataset import ConcatDataset
 from mmengine.optim import AmpOptimWrapper, ApexOptimWrapper, OptimWrapper
 
-from projects.vop.datasets import VideoTextDataset
-from projects.vop.engine import check_data, open_config, pin_memory, use_amp
+from projects.vop.datasets import CLIPTokenize, VideoTextDataset
+from projects.vop.engine import (
+    build_runner,
+    check_data,
+    fit_tokenizers,
+    open_config,
+    pin_memory,
+    use_amp,
+)
 from projects.vop.errors import UserError
 
 
@@ -181,3 +189,68 @@ def test_mixed_precision_with_each_optimizer_wrapper(wrapper, wanted):
     else:
         use_amp(cfg)
         assert cfg.optim_wrapper.type == wanted
+
+
+@pytest.fixture
+def write_clip(tmp_path):
+    """Write the tiny CLIP's config with changes of its text tower; gives its path."""
+
+    def write(**text):
+        config = TINY_CLIP | dict(text_cfg=TINY_CLIP['text_cfg'] | text)
+        (tmp_path / 'clip.json').write_text(json.dumps(config))
+        return str(tmp_path / 'clip.json')
+
+    return write
+
+
+class OwnTokenize(CLIPTokenize):
+    """As a user's."""
+
+
+@pytest.mark.parametrize('kind', ['vop.CLIPTokenize', CLIPTokenize, OwnTokenize])
+@pytest.mark.parametrize(
+    'text, fits',
+    [
+        (dict(), True),
+        (dict(context_length=32), True),
+        (dict(context_length=248), False),
+        (dict(hf_tokenizer_name='facebook/xlm-v-base', vocab_size=901629), False),
+        (dict(tokenizer_kwargs=dict(clean='canonicalize')), False),
+    ],
+)
+def test_captions_are_tokenised_for_the_clip(write_clip, kind, text, fits):
+    clip = dict(name=write_clip(**text), pretrained='openai', cache_dir='downloads')
+    step = dict(type=kind)
+    data = dict(dataset=dict(datasets=[dict(pipeline=[dict(type='DecordInit'), step])]))
+    for _ in range(2):  # as when a dumped config is opened again
+        fit_tokenizers(data, clip)
+        own = {} if fits else dict(name=clip['name'], cache_dir='downloads')
+        assert step == dict(type=kind, **own)
+    # Named, it is what it is, or refused.
+    for step in (dict(type=kind, name='ViT-L-14'), dict(type='CLIPTokenize')):
+        before = dict(step)
+        if fits:
+            fit_tokenizers([step], clip)
+        else:
+            with pytest.raises(UserError, match=r'clip\.json is not that of ViT'):
+                fit_tokenizers([step], clip)
+        assert step == before
+
+
+def test_words_that_a_clip_lacks_are_said(write_clip):
+    with pytest.raises(UserError, match=r'clip\.json has 30522 words.*hf_tokenizer_name'):
+        fit_tokenizers(dict(type='vop.CLIPTokenize'), dict(name=write_clip(vocab_size=30522)))
+
+
+def test_a_run_that_does_not_fit_its_clip_is_refused(write_clip):
+    config = open_config('configs/vop_msrvtt.py')
+    config.model.clip = dict(name=write_clip(context_length=248))
+    config.val_dataloader.dataset.pipeline[-2].name = 'ViT-B-32'
+    with pytest.raises(UserError, match='tokenizer'):
+        build_runner(config)
+    assert config.train_dataloader.dataset.pipeline[-2].name == config.model.clip.name
+    config = open_config('configs/mix/vop_recognizer_kinetics400.py')
+    # Which was trained with another mean than OpenAI's.
+    config.model.backbone.clip = dict(name='ViT-L-14', pretrained='laion2b_s32b_b82k')
+    with pytest.raises(UserError, match=r'data_preprocessor\.mean .*127\.5'):
+        build_runner(config)

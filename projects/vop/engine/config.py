@@ -15,7 +15,7 @@ from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 
-from ..clip_config import PAPER_CLIP, tokenizer_serves
+from ..clip_config import PAPER_CLIP, read_clip_config, tokenizer_serves
 from ..errors import UserError
 from ..registry import DATASETS, TRANSFORMS, class_of, is_kind
 from .plain_config import read_plain_config
@@ -216,6 +216,36 @@ def fit_tokenizers(part: Any, clip: dict) -> None:
             "Use dict(type='vop.CLIPTokenize') without `name`, which takes the CLIP's."
         )
     part.update(name=name, cache_dir=cache_dir)
+
+
+def check_pixels(model: dict) -> None:
+    """Refuse a recognizer that normalises frames for another CLIP than its backbone's.
+
+    Args:
+        model (dict): Config of a model; only a recognizer of MMAction2, which
+            normalises frames itself, can be refused.
+
+    Raises:
+        UserError: If mean or deviation are not those of the CLIP.
+
+    Example:
+        >>> check_pixels(open_config('configs/mix/vop_recognizer_kinetics400.py').model)
+    """
+    clip = (model.get('backbone') or {}).get('clip')
+    pixels = model.get('data_preprocessor') or {}
+    if not isinstance(clip, dict) or not isinstance(pixels.get('mean'), (list, tuple)):
+        return
+    config = read_clip_config(
+        clip.get('name', PAPER_CLIP), clip.get('pretrained'), clip.get('cache_dir')
+    )
+    for key, wanted in (('mean', config.mean), ('std', config.std)):
+        values = [255 * value for value in wanted]
+        given = pixels.get(key, values)
+        if any(abs(one - other) > 0.5 for one, other in zip(given, values)):
+            raise UserError(
+                f'model.data_preprocessor.{key} is {list(given)}, but the CLIP of the backbone '
+                f'was trained with {[round(value, 2) for value in values]}. Set that.'
+            )
 
 
 def pin_memory(cfg: Config) -> None:

@@ -6,7 +6,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..errors import UserError
-from .config import fit_tokenizers
+from .config import check_pixels, fit_tokenizers
 from .parameters import build_without_weights
 
 
@@ -20,12 +20,14 @@ def build_runner(cfg: Config) -> Runner:
         Runner: Its runner.
 
     Raises:
-        UserError: If a pipeline names the tokenizer of another CLIP.
+        UserError: If a pipeline has the tokenizer, or a recognizer the mean
+            or deviation, of another CLIP.
 
     Example:
         >>> runner = build_runner(open_config('configs/zero_shot_msrvtt.py'))
         >>> runner.test()
     """
+    check_pixels(cfg.get('model', {}))
     clip = cfg.get('model', {}).get('clip')
     if isinstance(clip, dict):
         for split in ('train', 'val', 'test'):
