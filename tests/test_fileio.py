@@ -1,4 +1,6 @@
-"""Locks on folders."""
+"""Writing, and locks on folders."""
+
+from pathlib import Path
 
 import portalocker
 import pytest
@@ -20,3 +22,12 @@ def test_a_lock_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(UserError, match='file/.lock'), fileio.file_lock(tmp_path / 'file/.lock'):
         pass
+
+
+def test_a_device_is_written_to_and_not_replaced():
+    device = Path('/dev/full')
+    if not device.is_char_device():
+        pytest.skip('no such device here')
+    with pytest.raises(UserError, match='/dev/full cannot be written'):
+        fileio.write_file(device, 'text')
+    assert device.is_char_device() and not Path('/dev/full.part').exists()
