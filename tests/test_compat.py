@@ -5,10 +5,12 @@ Without that of DRN, nothing of this project can be imported.
 
 import importlib
 import importlib.util
+import resource
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import mmengine
 import numpy as np
 import pytest
 import torch
@@ -17,9 +19,11 @@ from mmaction.registry import MODELS
 from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.runner import save_checkpoint
 from mmengine.utils import get_installed_path, is_installed
 
 from projects.vop import compat
+from projects.vop.errors import UserError
 
 
 def wheel_has_drn():
@@ -173,6 +177,22 @@ def test_loading_leaves_the_state_as_it_was(hub):
     state = hub.state_dict()
     MessageHub(f'new {hub.instance_name}').load_state_dict(state)
     assert isinstance(state['log_scalars']['train/loss'], list)
+
+
+@pytest.mark.parametrize('write', [mmengine.dump, save_checkpoint])
+def test_mmengine_writes_files_whole(tmp_path, write):
+    """A limit on the size of files stands for a full disk."""
+    path = tmp_path / 'new' / 'file.pkl'
+    write(dict(a=1), str(path))
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r'file\.pkl cannot be written'):
+            write(dict(a=torch.zeros(10_000)), str(path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before and [*path.parent.iterdir()] == [path]
 
 
 def test_repairs_apply_once():

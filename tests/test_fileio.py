@@ -1,4 +1,6 @@
-"""Locks on folders, and names of files."""
+"""Writing, locks on folders, and names of files."""
+
+from pathlib import Path
 
 import portalocker
 import pytest
@@ -30,3 +32,12 @@ def test_what_macos_hides_is_left_out(tmp_path):
     with pytest.raises(UserError, match='no folder') as error:
         list(fileio.walk_files(tmp_path / ('x' * 10**5)))
     assert len(str(error.value)) < 500
+
+
+def test_a_device_is_written_to_and_not_replaced():
+    device = Path('/dev/full')
+    if not device.is_char_device():
+        pytest.skip('no such device here')
+    with pytest.raises(UserError, match='/dev/full cannot be written'):
+        fileio.write_file(device, 'text')
+    assert device.is_char_device() and not Path('/dev/full.part').exists()

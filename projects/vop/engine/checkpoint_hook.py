@@ -121,8 +121,8 @@ class CheckpointHook(hooks.CheckpointHook):
         known = runner.message_hub.runtime_info
         here = osp.abspath(self.out_dir)
         if is_main_process():
-            for part in Path(here).glob('*.pth.part'):  # left by a kill
-                part.unlink(missing_ok=True)
+            for part in (*Path(here).glob('*.pth.part'), Path(here, 'last_checkpoint.part')):
+                part.unlink(missing_ok=True)  # left by a kill
         if not runner.iter or '://' in str(self.out_dir):
             return
         loaded = runner.cfg.get('load_from')

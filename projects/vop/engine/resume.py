@@ -70,7 +70,8 @@ def find_checkpoint(cfg: Config) -> str | None:
         if not path.name.startswith('best_') and str(path) not in latest
     ]
     faults: list[str] = []
-    for group in (latest, others, [named] if osp.isfile(named) else []):
+    elsewhere = [] if latest or others or not osp.isfile(named) else [named]
+    for group in (latest, others, elsewhere):
         found = []
         for path in group:
             try:
