@@ -19,6 +19,7 @@ from projects.vop.engine import (
     work_dir_of,
 )
 from projects.vop.errors import UserError
+from projects.vop.fileio import name_full_disk
 
 
 def parse_args() -> argparse.Namespace:
@@ -106,7 +107,8 @@ def main() -> None:
     check_data(cfg, 'train', *([] if args.no_validate else ['val']))
     use_gloo_without_gpu(cfg)
     pin_memory(cfg)
-    build_train_runner(cfg).train()
+    with name_full_disk(cfg.work_dir):
+        build_train_runner(cfg).train()
 
 
 if __name__ == '__main__':

@@ -8,10 +8,18 @@ from .config import (
     use_amp,
     work_dir_of,
 )
-from .distributed import add_launcher_arguments, check_launcher, tool, use_gloo_without_gpu
+from .distributed import (
+    add_launcher_arguments,
+    check_launcher,
+    tool,
+    use_gloo_without_gpu,
+    wrap_model,
+)
+from .finite import FiniteHook
 from .runner import build_runner, build_train_runner
 
 __all__ = [
+    'FiniteHook',
     'add_launcher_arguments',
     'build_runner',
     'build_train_runner',
@@ -27,4 +35,5 @@ __all__ = [
     'use_amp',
     'use_gloo_without_gpu',
     'work_dir_of',
+    'wrap_model',
 ]

@@ -9,10 +9,11 @@ from typing import Any
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.registry import STRATEGIES
 from torch import nn
 
 from ..errors import UserError, exit_on_user_error
-from ..registry import MODEL_WRAPPERS
+from ..registry import MODEL_WRAPPERS, class_of
 
 
 @contextmanager
@@ -177,10 +178,28 @@ def use_gloo_without_gpu(cfg: Config) -> None:
         )
     if not dist.is_initialized():
         dist.init_process_group('gloo')
-    cfg.setdefault(
-        'model_wrapper_cfg',
-        {'type': 'MMDistributedDataParallel', 'device_ids': None, 'broadcast_buffers': False},
-    )
+    if 'model_wrapper_cfg' not in cfg:
+        wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+        wrap_model(cfg, wrapper)
+
+
+def wrap_model(cfg: Config, wrapper: dict) -> None:
+    """Choose how several processes wrap the model, with any runner.
+
+    Args:
+        cfg (Config): Config of the run, with ``launcher`` set.
+        wrapper (dict): Config of the wrapper. Strategies of a ``FlexibleRunner`` that
+            distribute a model in ways of their own (FSDP, DeepSpeed) keep theirs.
+
+    Example:
+        >>> wrap_model(cfg, dict(type='vop.Unwrapped'))
+    """
+    cfg.model_wrapper_cfg = wrapper
+    if cfg.get('runner_type', 'Runner') == 'Runner' or cfg.launcher == 'none':
+        return
+    strategy = cfg.get('strategy') or dict(type='DDPStrategy')
+    if class_of(strategy, STRATEGIES) is STRATEGIES.get('DDPStrategy'):
+        cfg.strategy = dict(strategy, model_wrapper=wrapper)
 
 
 @MODEL_WRAPPERS.register_module()
@@ -196,5 +215,5 @@ class Unwrapped:
             model_wrapper_cfg = dict(type='vop.Unwrapped')
     """
 
-    def __new__(cls, module: nn.Module) -> Any:
+    def __new__(cls, module: nn.Module, **kwargs) -> Any:
         return module

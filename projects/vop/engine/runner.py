@@ -1,4 +1,6 @@
-"""Building MMEngine's Runner for training."""
+"""Building MMEngine's runners."""
+
+import os
 
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
@@ -6,11 +8,12 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..errors import UserError
+from .finite import FiniteHook
 from .parameters import build_without_weights
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner of a config.
+    """Build the runner of a config, with a :class:`.FiniteHook`.
 
     Args:
         cfg (Config): The config; ``runner_type`` may name another runner.
@@ -18,11 +21,26 @@ def build_runner(cfg: Config) -> Runner:
     Returns:
         Runner: Its runner.
 
+    Raises:
+        UserError: If its work dir cannot be made, or not be written to.
+
     Example:
         >>> runner = build_runner(open_config('configs/zero_shot_msrvtt.py'))
         >>> runner.test()
     """
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    work_dir = cfg.get('work_dir') or 'work_dirs'
+    try:
+        os.makedirs(work_dir, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f'The work dir {work_dir} cannot be made: {error.strerror}. Name another (--work-dir).'
+        ) from error
+    if not os.access(work_dir, os.W_OK | os.X_OK):
+        raise UserError(f'The work dir {work_dir} is read-only. Name another (--work-dir).')
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if not any(isinstance(hook, FiniteHook) for hook in runner.hooks):
+        runner.register_hook(FiniteHook())
+    return runner
 
 
 def build_train_runner(cfg: Config) -> Runner:
@@ -43,7 +61,9 @@ def build_train_runner(cfg: Config) -> Runner:
         # DistributedDataParallel refuses a frozen model before we can ask.
         _check_trains(build_without_weights(cfg), cfg)
         raise
-    _check_trains(runner.model, cfg)
+    # A FlexibleRunner has the config of its model only, until it runs.
+    is_built = isinstance(runner.model, nn.Module)
+    _check_trains(runner.model if is_built else build_without_weights(cfg), cfg)
     return runner
 
 
