@@ -19,9 +19,11 @@ from projects.vop.engine import (
     tool,
     use_gloo_without_gpu,
     work_dir_of,
+    wrap_model,
 )
 from projects.vop.errors import UserError
 from projects.vop.evaluation import RetrievalMetric
+from projects.vop.fileio import check_writable, name_full_disk
 from projects.vop.models.encoder import weights_fingerprint
 from projects.vop.registry import HOOKS, METRICS, RESCORINGS, is_kind
 
@@ -95,9 +97,6 @@ def parse_args() -> argparse.Namespace:
 def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     """Carry the command line over into the config."""
     cfg.launcher = args.launcher
-    # Testing exchanges no gradients, and DistributedDataParallel refuses a
-    # model that has none to exchange, such as zero-shot CLIP.
-    cfg.model_wrapper_cfg = dict(type='vop.Unwrapped')
     cfg.load_from = args.checkpoint
     cfg.work_dir = work_dir_of(cfg, args.config, args.work_dir)
     merge_options(cfg, args.cfg_options)
@@ -115,7 +114,8 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         HOOKS.build(dict(hook))  # what is wrong is said before CLIP is opened
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
     if args.dump:
-        evaluators.append(dict(type='DumpResults', out_file_path=args.dump))
+        check_writable(args.dump)
+        evaluators.append(dict(type='vop.DumpPredictions', out_file_path=args.dump))
     if isinstance(cfg.test_evaluator, dict) and 'metrics' in cfg.test_evaluator:
         cfg.test_evaluator.metrics = evaluators
     else:
@@ -154,8 +154,13 @@ def change_metric(evaluators: list[dict], args: argparse.Namespace, scope: str |
     METRICS.build(dict(metric, device='cpu'))  # what is wrong is said before CLIP is opened
 
 
-class NameModel(Hook):
-    """Tells the metric which model is tested, once it is loaded."""
+class CheckModel(Hook):
+    """Refuses a checkpoint that does not fit, and tells the metric which model is tested."""
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        path = runner.cfg.load_from
+        if osp.isfile(path):
+            check_fit(runner.model, path)
 
     def before_test(self, runner: Runner) -> None:
         for metric in runner.test_evaluator.metrics:
@@ -169,12 +174,18 @@ def main() -> None:
     cfg = merge_args(open_config(args.config), args)
     check_data(cfg, 'test')
     use_gloo_without_gpu(cfg)
+    # Testing exchanges no gradients, and DistributedDataParallel refuses a
+    # model that has none to exchange, such as zero-shot CLIP.
+    wrap_model(cfg, dict(type='vop.Unwrapped'))
     pin_memory(cfg)
     runner = build_runner(cfg)
-    if cfg.load_from is not None and osp.isfile(cfg.load_from):
-        check_fit(runner.model, cfg.load_from)
-    runner.register_hook(NameModel())
-    runner.test()
+    runner.register_hook(CheckModel())
+    with name_full_disk(cfg.work_dir):
+        runner.test()
+    asked = [*runner.test_evaluator.metrics, *runner.hooks]
+    lost = [part.lost for part in asked if getattr(part, 'lost', None)]
+    if lost:  # the metrics are printed
+        raise UserError(' '.join(lost))
 
 
 if __name__ == '__main__':

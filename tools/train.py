@@ -23,6 +23,7 @@ from projects.vop.engine import (
     work_dir_of,
 )
 from projects.vop.errors import UserError
+from projects.vop.fileio import name_full_disk
 
 
 def parse_args() -> argparse.Namespace:
@@ -108,7 +109,7 @@ def main() -> None:
     use_gloo_without_gpu(cfg)
     pin_memory(cfg)
     use_checkpoint_hook(cfg)
-    with lock_work_dir(cfg):
+    with lock_work_dir(cfg), name_full_disk(cfg.work_dir):
         checkpoint = prepare_resume(cfg, args.resume)
         runner = build_train_runner(cfg)
         if checkpoint:

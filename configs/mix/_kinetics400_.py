@@ -24,7 +24,7 @@ train_pipeline = [
     dict(type='Resize', scale=(224, 224), keep_ratio=False, interpolation='bicubic'),
     dict(type='Flip', flip_ratio=0.5),
     dict(type='FormatShape', input_format='NCTHW'),
-    dict(type='PackActionInputs'),
+    dict(type='PackActionInputs', meta_keys=('filename',)),
 ]
 test_pipeline = [
     dict(type='DecordInit'),
@@ -33,7 +33,7 @@ test_pipeline = [
     dict(type='Resize', scale=(-1, 224), interpolation='bicubic'),
     dict(type='CenterCrop', crop_size=224),
     dict(type='FormatShape', input_format='NCTHW'),
-    dict(type='PackActionInputs'),
+    dict(type='PackActionInputs', meta_keys=('filename',)),
 ]
 
 train_dataloader = dict(

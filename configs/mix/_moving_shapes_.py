@@ -12,7 +12,7 @@ train_pipeline = [
     dict(type='DecordDecode'),
     dict(type='Resize', scale=(32, 32), interpolation='bicubic'),
     dict(type='FormatShape', input_format='NCTHW'),
-    dict(type='PackActionInputs'),
+    dict(type='PackActionInputs', meta_keys=('filename',)),
 ]
 test_pipeline = [dict(step) for step in train_pipeline]
 test_pipeline[1]['test_mode'] = True

@@ -65,7 +65,7 @@ class VideoReadError(UserError):
 
 
 class NotFiniteError(UserError):
-    """Embeddings are not finite, such as after training that diverged."""
+    """A loss, weights or embeddings are not finite, such as in training that diverged."""
 
     exit_code = 3  # by which a process that starts many runs tells it from other errors
 

@@ -192,6 +192,30 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f'{path} is nested too deeply: {shown(text, 60)}.') from error
 
 
+@contextmanager
+def name_full_disk(folder: str | Path) -> Iterator[None]:
+    """Say where the disk is full, which an ``OSError`` of a write does not.
+
+    Args:
+        folder (str | Path): Where the files of a run are.
+
+    Raises:
+        UserError: If a file cannot be written as the disk is full or read-only, or a quota or a
+            limit is reached.
+
+    Example:
+        >>> with name_full_disk('work_dirs/vop'):
+        ...     runner.train()
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        name = error.filename or f'A file in {folder}'
+        raise UserError(f'{name} cannot be written: {error.strerror}.') from error
+
+
 def check_writable(path: str | Path) -> None:
     """Say that a file cannot be written before there is work to lose.
 

@@ -36,7 +36,7 @@ DATA_SAMPLERS = _child('vop data sampler', ROOT_DATA_SAMPLERS, 'datasets')
 TRANSFORMS = _child('vop transform', ROOT_TRANSFORMS, 'datasets')
 METRICS = _child('vop metric', ROOT_METRICS, 'evaluation')
 RESCORINGS = _child('vop rescoring', ROOT_TASK_UTILS, 'evaluation')
-HOOKS = _child('vop hook', ROOT_HOOKS, 'report', 'engine')
+HOOKS = _child('vop hook', ROOT_HOOKS, 'engine', 'report')
 INFERENCERS = _child('vop inferencer', ROOT_INFERENCERS, 'apis')
 
 

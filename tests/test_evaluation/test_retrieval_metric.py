@@ -135,16 +135,22 @@ def test_a_dump_holds_the_embeddings(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ['dump.pt']
 
 
+@pytest.mark.parametrize('what', ['dump.pt', 'dump.pkl'])
 @pytest.mark.parametrize('cause', ['no space', 'no folder'])
-def test_a_dump_that_fails_does_not_lose_the_metrics(tmp_path, logged, cause):
+def test_a_dump_that_fails_does_not_lose_the_metrics(tmp_path, logged, what, cause):
     """A limit on the size of files stands for a full disk, as a user meets it."""
-    path = tmp_path / 'folder' / 'dump.pt'
+    path = tmp_path / 'folder' / what
     samples = predictions([1, 1])
     for sample in samples:
         sample.video_feature = torch.randn(100_000)
         sample.text_feature = torch.randn(1, 100_000)
-    metric = build(dump=str(path))
-    metric.process({}, [sample.to_dict() for sample in samples])
+    if what == 'dump.pt':
+        metrics = [build(dump=str(path))]
+    else:
+        writer = METRICS.build(dict(type='vop.DumpPredictions', out_file_path=str(path)))
+        metrics = [writer, build()]
+    evaluator = Evaluator(metrics)
+    evaluator.process(samples)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     if cause == 'no space':
         path.write_text('before')
@@ -153,12 +159,12 @@ def test_a_dump_that_fails_does_not_lose_the_metrics(tmp_path, logged, cause):
         path.parent.rmdir()
         path.parent.write_text('before')
     try:
-        metrics = metric.evaluate(2)
+        result = evaluator.evaluate(2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert metrics == expected(samples)
+    assert result == expected(samples)
     [error] = (r.getMessage() for r in logged.records if r.levelno == logging.ERROR)
-    assert str(path) in error
+    assert str(path) in error and metrics[0].lost == error
     [left] = (p for p in tmp_path.rglob('*') if p.is_file())
     assert left.read_text() == 'before'
 

@@ -1,6 +1,7 @@
 """tools/train.py and tools/test.py, run as users run them."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from mmengine.config import Config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from projects.vop.apis import VoPInferencer
-from projects.vop.errors import UserError
+from projects.vop.errors import NotFiniteError, UserError
 
 pytestmark = pytest.mark.slow
 
@@ -245,6 +246,28 @@ def test_the_runner_compiles_the_model(trained, train_here):
         assert loss == pytest.approx(losses(trained)[step], rel=1e-4)
 
 
+def test_a_flexible_runner_trains_resumes_and_tests(run_tool, trained, config, tmp_path):
+    path, last = config(extra="runner_type = 'FlexibleRunner'\n"), f'epoch_{EPOCHS}.pth'
+    options = '--cfg-options', 'train_dataloader.num_workers=0'
+    options += ('train_dataloader.persistent_workers=False',)
+    run_tool('tools/train.py', path, '--work-dir', tmp_path / 'run', *options)
+    assert losses(tmp_path / 'run') == losses(trained)
+    resumed = '--work-dir', tmp_path / 'resumed', '--resume', tmp_path / 'run/epoch_2.pth'
+    run_tool('tools/train.py', path, *resumed, *options)
+    later = {step: loss for step, loss in losses(trained).items() if step > 2 * STEPS}
+    assert losses(tmp_path / 'resumed') == later
+    run_tool('tools/test.py', path, tmp_path / 'run' / last, '--work-dir', tmp_path / 'test')
+    assert results_of(tmp_path / 'test') == pytest.approx(metrics(trained)[-1])
+    with pytest.raises(UserError, match='text.prompts.0.tokens'):
+        other = '--cfg-options', 'model.text.prompts.0.length=4'
+        run_tool('tools/test.py', path, tmp_path / 'run' / last, '--work-dir', tmp_path, *other)
+    zero_shot = config('zero_shot', "runner_type = 'FlexibleRunner'\n")
+    with pytest.raises(UserError, match='Nothing trains'):
+        run_tool('tools/train.py', zero_shot, '--work-dir', tmp_path / 'run')
+    run_tool('tools/test.py', zero_shot, '--work-dir', tmp_path / 'zero')
+    assert results_of(tmp_path / 'zero')
+
+
 def test_two_processes_train_and_test_as_one(run_tool, trained, config, tmp_path):
     """Five test videos, which do not divide by two."""
     work_dir, batch = tmp_path / 'train', 'train_dataloader.batch_size=2'
@@ -349,6 +372,18 @@ def test_what_is_wrong_is_said_before_clip_is_opened(
     assert 'CLIP' not in output.out
 
 
+@pytest.mark.parametrize('option', ['--dump', '--dump-embeddings', '--report'])
+def test_what_cannot_be_written_loses_no_metrics(run_tool, bad_config, tmp_path, capsys, option):
+    path = bad_config(
+        'zero_shot', f"custom_hooks = [dict(type='LoseFolder', folder='{tmp_path}/out')]"
+    )
+    out = tmp_path / 'out' / ('p.pkl' if option == '--dump' else 'page')
+    with pytest.raises(UserError, match=str(out)):
+        run_tool('tools/test.py', path, '--work-dir', tmp_path / 'run', option, out)
+    assert 't2v/R@1: ' in capsys.readouterr().out
+    assert (tmp_path / 'out').read_text() == 'in the way'
+
+
 def test_lambda_of_dsl_and_dump_to_pickle_together(run_tool, config, tmp_path):
     dump = tmp_path / 'predictions.pkl'
     options = '--dsl', '30', '--dump', dump, '--work-dir', tmp_path
@@ -356,6 +391,110 @@ def test_lambda_of_dsl_and_dump_to_pickle_together(run_tool, config, tmp_path):
     assert 'dsl/t2v/R@1' in results_of(tmp_path)
     assert 'scale=30.0' in next(tmp_path.glob('*/vis_data/config.py')).read_text()
     assert dump.stat().st_size > 0
+
+
+# A bad pixel of one video, a step that goes wrong, and a folder that is lost.
+BAD = """
+import pathlib
+import shutil
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, TRANSFORMS
+
+@TRANSFORMS.register_module(force=True)
+class BadPixel(BaseTransform):
+    def transform(self, results):
+        results['imgs'] = results['imgs'].astype(np.float32)
+        if results['video_id'] == '3.mp4':
+            results['imgs'].flat[5] = np.nan
+        return results
+
+@HOOKS.register_module(force=True)
+class BadStep(Hook):
+    def __init__(self, step):
+        self.step = step
+
+    def before_train(self, runner):
+        runner.optim_wrapper.optimizer.register_step_post_hook(self.spoil)
+
+    def spoil(self, optimizer, args, kwargs):
+        self.step -= 1
+        if not self.step:
+            params = optimizer.param_groups[0]['params']
+            next(p for p in params if p.requires_grad).data.flatten()[3] = torch.nan
+
+@HOOKS.register_module(force=True)
+class LoseFolder(Hook):
+    def __init__(self, folder):
+        self.folder = pathlib.Path(folder)
+
+    def before_test(self, runner):
+        shutil.rmtree(self.folder)
+        self.folder.write_text('in the way')
+"""
+BAD_PIXEL = "pipeline.insert(-2, dict(type='BadPixel'))\n"
+
+
+@pytest.fixture
+def bad_config(config, tmp_path, monkeypatch):
+    """Writes a config of a method with one of these."""
+    (tmp_path / 'bad.py').write_text(BAD)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'bad', raising=False)
+    imports = "custom_imports = dict(imports=['projects.vop', 'bad'])\n"
+    return lambda method, extra: config(method, f'{imports}{extra}')
+
+
+@pytest.fixture
+def train_badly(run_tool, bad_config, tmp_path):
+    """Trains with one of these, until it stops; gives the error."""
+
+    def train(extra, *options):
+        path = bad_config('vop', extra)
+        options += 'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False'
+        work_dir = '--no-validate', '--work-dir', tmp_path / 'run'
+        with pytest.raises(NotFiniteError) as error:
+            run_tool('tools/train.py', path, *work_dir, '--cfg-options', *options)
+        return str(error.value)
+
+    return train
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(train_badly, tmp_path):
+    said = train_badly(BAD_PIXEL)
+    assert 'frames of 3.mp4 are not finite' in said and '0.mp4' not in said
+
+    assert all(math.isfinite(loss) for loss in losses(tmp_path / 'run').values())
+    assert not list(tmp_path.glob('run/*.pth'))
+
+
+@pytest.mark.parametrize(
+    'step, checkpoints', [(4, ['epoch_1']), (6, ['epoch_1']), (9, ['epoch_1', 'epoch_2'])]
+)
+def test_weights_that_are_not_finite_are_not_kept(train_badly, tmp_path, step, checkpoints):
+    said = train_badly(f"custom_hooks = [dict(type='BadStep', step={step})]\n")
+    assert 'prompts.0.tokens' in said
+    assert ('.mp4' in said) == (step == 4)  # else the epoch is over
+    assert sorted(path.stem for path in tmp_path.glob('run/*.pth')) == checkpoints
+    assert max(losses(tmp_path / 'run')) == step
+
+
+def test_a_learning_rate_that_is_far_too_high(train_badly, tmp_path):
+    said = train_badly('', 'optim_wrapper.optimizer.lr=1e30')
+    assert '.mp4' in said and 'learning rate' in said
+
+
+@pytest.mark.parametrize('tool', ['train', 'test'])
+def test_a_checkpoint_that_is_not_finite_is_not_used(run_tool, trained, config, tmp_path, tool):
+    path = tmp_path / 'bad.pth'
+    checkpoint = torch.load(trained / 'epoch_1.pth', weights_only=True)
+    checkpoint['state_dict']['text.prompts.0.tokens'][1] = torch.nan
+    torch.save(checkpoint, path)
+    with pytest.raises(NotFiniteError, match='text.prompts.0.tokens.*bad.pth'):
+        options = [path] if tool == 'test' else ['--resume', path, '--no-validate']
+        run_tool(f'tools/{tool}.py', config(), *options, '--work-dir', tmp_path)
 
 
 def test_classes_in_place_of_names(run_tool, config, with_classes, tmp_path, video_folder):

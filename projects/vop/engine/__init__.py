@@ -16,13 +16,16 @@ from .distributed import (
     lock_work_dir,
     tool,
     use_gloo_without_gpu,
+    wrap_model,
 )
+from .finite import FiniteHook
 from .plain_config import plain_config
 from .resume import ResumeHook, find_checkpoint, prepare_resume
 from .runner import build_runner, build_train_runner
 
 __all__ = [
     'CheckpointHook',
+    'FiniteHook',
     'ResumeHook',
     'add_launcher_arguments',
     'build_runner',
@@ -45,4 +48,5 @@ __all__ = [
     'use_checkpoint_hook',
     'use_gloo_without_gpu',
     'work_dir_of',
+    'wrap_model',
 ]

@@ -1,7 +1,6 @@
 """What all tools share that can run as several processes."""
 
 import argparse
-import errno
 import os
 import os.path as osp
 from collections.abc import Iterator
@@ -11,11 +10,12 @@ from typing import Any
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.registry import STRATEGIES
 from torch import nn
 
 from ..errors import UserError, exit_on_user_error
 from ..fileio import file_lock
-from ..registry import MODEL_WRAPPERS
+from ..registry import MODEL_WRAPPERS, class_of
 
 
 @contextmanager
@@ -180,15 +180,33 @@ def use_gloo_without_gpu(cfg: Config) -> None:
         )
     if not dist.is_initialized():
         dist.init_process_group('gloo')
-    cfg.setdefault(
-        'model_wrapper_cfg',
-        {'type': 'MMDistributedDataParallel', 'device_ids': None, 'broadcast_buffers': False},
-    )
+    if 'model_wrapper_cfg' not in cfg:
+        wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+        wrap_model(cfg, wrapper)
+
+
+def wrap_model(cfg: Config, wrapper: dict) -> None:
+    """Choose how several processes wrap the model, with any runner.
+
+    Args:
+        cfg (Config): Config of the run, with ``launcher`` set.
+        wrapper (dict): Config of the wrapper. Strategies of a ``FlexibleRunner`` that
+            distribute a model in ways of their own (FSDP, DeepSpeed) keep theirs.
+
+    Example:
+        >>> wrap_model(cfg, dict(type='vop.Unwrapped'))
+    """
+    cfg.model_wrapper_cfg = wrapper
+    if cfg.get('runner_type', 'Runner') == 'Runner' or cfg.launcher == 'none':
+        return
+    strategy = cfg.get('strategy') or dict(type='DDPStrategy')
+    if class_of(strategy, STRATEGIES) is STRATEGIES.get('DDPStrategy'):
+        cfg.strategy = dict(strategy, model_wrapper=wrapper)
 
 
 @contextmanager
 def lock_work_dir(cfg: Config) -> Iterator[None]:
-    """Keep other trainings out of the work dir, and say that the disk is full.
+    """Keep other trainings out of the work dir.
 
     The main process of a run holds the lock. A process that is killed holds none.
 
@@ -196,8 +214,7 @@ def lock_work_dir(cfg: Config) -> Iterator[None]:
         cfg (Config): Config of the run, with ``launcher`` and ``work_dir`` set.
 
     Raises:
-        UserError: If another run has the lock, if the folder cannot be
-            written, or if the disk gets full.
+        UserError: If another run has the lock, or the folder cannot be written.
 
     Example:
         >>> with lock_work_dir(cfg):
@@ -207,15 +224,7 @@ def lock_work_dir(cfg: Config) -> Iterator[None]:
     rank = os.environ.get(names.get(cfg.get('launcher', 'none'), ''), '0')
     lock = file_lock(osp.join(cfg.work_dir, '.lock')) if rank == '0' else nullcontext()
     with lock:
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            raise UserError(
-                f'{error.filename or cfg.work_dir} cannot be written: {error.strerror}. Make '
-                'room; --resume resumes from the last checkpoint.'
-            ) from error
+        yield
 
 
 @MODEL_WRAPPERS.register_module()
@@ -231,5 +240,5 @@ class Unwrapped:
             model_wrapper_cfg = dict(type='vop.Unwrapped')
     """
 
-    def __new__(cls, module: nn.Module) -> Any:
+    def __new__(cls, module: nn.Module, **kwargs) -> Any:
         return module

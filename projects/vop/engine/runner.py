@@ -1,4 +1,6 @@
-"""Building MMEngine's Runner for training."""
+"""Building MMEngine's runners."""
+
+import os
 
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
@@ -7,11 +9,14 @@ from torch import nn
 
 from ..errors import UserError
 from .config import check_pixels, fit_tokenizers
+from .finite import FiniteHook
 from .parameters import build_without_weights
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner of a config, whose captions are tokenised for its CLIP.
+    """Build the runner of a config, with a :class:`.FiniteHook`.
+
+    Captions are tokenised for its CLIP.
 
     Args:
         cfg (Config): The config; ``runner_type`` may name another runner.
@@ -20,8 +25,9 @@ def build_runner(cfg: Config) -> Runner:
         Runner: Its runner.
 
     Raises:
-        UserError: If a pipeline has the tokenizer, or a recognizer the mean
-            or deviation, of another CLIP.
+        UserError: If its work dir cannot be made, or not be written to; or if
+            a pipeline has the tokenizer, or a recognizer the mean or
+            deviation, of another CLIP.
 
     Example:
         >>> runner = build_runner(open_config('configs/zero_shot_msrvtt.py'))
@@ -32,7 +38,19 @@ def build_runner(cfg: Config) -> Runner:
     if isinstance(clip, dict):
         for split in ('train', 'val', 'test'):
             fit_tokenizers(cfg.get(f'{split}_dataloader'), clip)
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    work_dir = cfg.get('work_dir') or 'work_dirs'
+    try:
+        os.makedirs(work_dir, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f'The work dir {work_dir} cannot be made: {error.strerror}. Name another (--work-dir).'
+        ) from error
+    if not os.access(work_dir, os.W_OK | os.X_OK):
+        raise UserError(f'The work dir {work_dir} is read-only. Name another (--work-dir).')
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if not any(isinstance(hook, FiniteHook) for hook in runner.hooks):
+        runner.register_hook(FiniteHook())
+    return runner
 
 
 def build_train_runner(cfg: Config) -> Runner:
@@ -53,7 +71,9 @@ def build_train_runner(cfg: Config) -> Runner:
         # DistributedDataParallel refuses a frozen model before we can ask.
         _check_trains(build_without_weights(cfg), cfg)
         raise
-    _check_trains(runner.model, cfg)
+    # A FlexibleRunner has the config of its model only, until it runs.
+    is_built = isinstance(runner.model, nn.Module)
+    _check_trains(runner.model if is_built else build_without_weights(cfg), cfg)
     return runner
 
 

@@ -1,10 +1,11 @@
 from .embeddings import Embeddings
 from .ranking import evaluate_embeddings, evaluate_similarity
 from .rescoring import DSL, QBNorm, Rescoring
-from .retrieval_metric import RetrievalMetric
+from .retrieval_metric import DumpPredictions, RetrievalMetric
 
 __all__ = [
     'DSL',
+    'DumpPredictions',
     'Embeddings',
     'QBNorm',
     'Rescoring',

@@ -4,11 +4,12 @@ import logging
 from collections.abc import Sequence
 
 import torch
-from mmengine.evaluator import BaseMetric
+from mmengine.evaluator import BaseMetric, DumpResults
+from mmengine.fileio import dump
 from mmengine.logging import print_log
 
 from ..errors import NotFiniteError, UserError
-from ..fileio import check_writable
+from ..fileio import atomic_write, check_writable
 from ..registry import METRICS, RESCORINGS
 from .embeddings import Embeddings
 from .ranking import evaluate_embeddings
@@ -36,6 +37,7 @@ class RetrievalMetric(BaseMetric):
 
     Attributes:
         tested (Embeddings, optional): What was ranked last, in the main process.
+        lost (str, optional): Why the embeddings could not be written after a test.
 
     Raises:
         UserError: If a method of rescoring is wrong or is listed twice, if ``dump`` cannot be
@@ -76,6 +78,7 @@ class RetrievalMetric(BaseMetric):
         self.device = device
         self.weights_fingerprint: str | None = None
         self.tested: Embeddings | None = None
+        self.lost: str | None = None
 
     def set_model(self, weights_fingerprint: str) -> None:
         """Say which model is tested: it is written into a dump, and methods of rescoring check it.
@@ -139,10 +142,50 @@ class RetrievalMetric(BaseMetric):
         try:
             tested.save(path)
         except UserError as error:  # the metrics are not lost
-            print_log(f'The embeddings are lost. {error}', 'current', logging.ERROR)
+            self.lost = f'The embeddings are lost. {error}'
+            print_log(self.lost, 'current', logging.ERROR)
         else:
             print_log(
                 f'The embeddings of {len(tested.video)} videos and {len(tested.text)} captions '
                 f'are in {self.dump}.',
                 'current',
             )
+
+
+@METRICS.register_module()
+class DumpPredictions(DumpResults):
+    """MMEngine's ``DumpResults``, but for a file that cannot be written: metrics are not lost.
+
+    Args:
+        out_file_path (str): A ``.pkl`` or ``.pickle`` file for all predictions.
+        kwargs: As of ``DumpResults``.
+
+    Attributes:
+        lost (str, optional): Why it could not be written after a test.
+
+    Raises:
+        UserError: If the file cannot be written, as far as can be seen before a test.
+
+    Example:
+        >>> test_evaluator = [
+        ...     dict(type='vop.RetrievalMetric'),
+        ...     dict(type='vop.DumpPredictions', out_file_path='predictions.pkl')]
+    """
+
+    lost: str | None = None
+
+    def __init__(self, out_file_path: str, **kwargs) -> None:
+        check_writable(out_file_path)
+        super().__init__(out_file_path, **kwargs)
+
+    def compute_metrics(self, results: list) -> dict:
+        """Write the file, whole or not at all."""
+        try:
+            with atomic_write(self.out_file_path) as part, part.open('wb') as file:
+                dump(results, file, file_format='pkl')
+        except UserError as error:
+            self.lost = f'The predictions are lost. {error}'
+            print_log(self.lost, 'current', logging.ERROR)
+        else:
+            print_log(f'The predictions are in {self.out_file_path}.', 'current')
+        return {}

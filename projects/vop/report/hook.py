@@ -48,6 +48,7 @@ class ReportHook(Hook):
     """
 
     priority = 'LOWEST'  # the metrics are in MMEngine's log before
+    lost: str | None = None  # why the page could not be written
 
     def __init__(self, out_dir: str, num_queries: int = 5, facts: dict | None = None) -> None:
         if num_queries < 1:
@@ -78,7 +79,8 @@ class ReportHook(Hook):
                 # What cannot be encoded, such as half of a surrogate pair, is marked.
                 part.write_text(html, encoding='utf-8', errors='replace')
         except UserError as error:
-            print_log(f'There is no report: {error}', 'current', logging.ERROR)
+            self.lost = f'There is no report: {error}'
+            print_log(self.lost, 'current', logging.ERROR)
         else:
             print_log(f'The report is in {self.path}.', 'current')
 

@@ -1,0 +1,111 @@
+"""Training that diverges stops, before anything of it is kept."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from ..errors import NotFiniteError
+from ..registry import HOOKS
+
+
+@HOOKS.register_module()
+class FiniteHook(Hook):
+    """Stops a training at the first loss that is not finite, before the step.
+
+    It works with every model of MMEngine. It reads the loss of each step as soon as the forward
+    pass is done; MMEngine reads it, too, after the backward pass, to log it. Gradients may
+    overflow, as they do in mixed precision, whose scaler then leaves out the step.
+
+    No checkpoint of weights that are not finite is written, and none is loaded.
+    ``build_runner`` adds this hook to all runners that have none.
+
+    Raises:
+        NotFiniteError: The message names the videos of the batch, by ``video_id`` or ``filename``
+            of their data samples (``meta_keys`` of ``PackActionInputs``).
+
+    Example:
+        >>> custom_hooks = [dict(type='vop.FiniteHook')]
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Look at each loss that the model gives."""
+        self.before: list[str] = []  # videos of the last step
+
+        def check(model: Any, args: tuple, kwargs: dict, losses: Any) -> None:
+            if not (model.training and isinstance(losses, dict)):
+                return  # a prediction
+            samples = kwargs.get('data_samples') or (args[1] if len(args) > 1 else [])
+            names = [
+                s.get('video_id') or s.get('filename') or 'one without a name' for s in samples
+            ]
+            loss = model.parse_losses(losses)[0]
+            if not loss.isfinite().all():
+                inputs = kwargs.get('inputs', args[0] if args else None)
+                self._stop(runner, model, loss.item(), names, _not_finite_rows(inputs))
+            self.before = names
+
+        self.handle = unwrap(runner.model).register_forward_hook(check, with_kwargs=True)
+
+    def _stop(
+        self, runner: Runner, model: nn.Module, loss: float, names: list[str], bad: Sequence[int]
+    ) -> None:
+        where = f'The loss of step {runner.iter + 1} is {loss}'
+        if bad:
+            cause = f'frames of {_listed(names[i] for i in bad if i < len(names))} are not finite'
+            advice = 'Take them out of the annotation file, or mend the pipeline'
+        elif name := _not_finite(dict(model.named_parameters())):
+            cause = f'the step before made {name} not finite, with {_listed(self.before)}'
+            advice = 'Training diverged: lower the learning rate, or clip gradients'
+        else:
+            cause = f'its batch is {_listed(names)}'
+            advice = 'Training diverged, or overflows in fp16: lower the learning rate'
+        raise NotFiniteError(f'{where}: {cause}. {advice}, and resume from a checkpoint of before.')
+
+    def after_train(self, runner: Runner) -> None:
+        """Look no longer."""
+        self.handle.remove()
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Write no checkpoint that is of no use."""
+        self._check_weights(runner, checkpoint, f'so there is none of step {runner.iter}')
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Start from no checkpoint that is of no use."""
+        name = runner.cfg.get('load_from') or f'the latest in {runner.work_dir}'
+        self._check_weights(runner, checkpoint, f'so {name} is of no use: take an earlier one')
+
+    def _check_weights(self, runner: Runner, checkpoint: dict, what: str) -> None:
+        # Not buffers: some hold infinity on purpose, such as masks.
+        ours = dict(unwrap(runner.model).named_parameters())
+        state = checkpoint.get('state_dict', checkpoint)
+        name = _not_finite({key: value for key, value in state.items() if key in ours})
+        if name:
+            raise NotFiniteError(f'The weights {name} of the checkpoint are not finite, {what}.')
+
+
+def unwrap(model: Any) -> Any:
+    """The model in a distributed wrapper, or the model itself."""
+    return model.module if is_model_wrapper(model) else model
+
+
+def _not_finite(tensors: dict[str, Tensor]) -> str | None:
+    return next((name for name, value in tensors.items() if not value.isfinite().all()), None)
+
+
+def _not_finite_rows(inputs: Any) -> list[int]:
+    """Which items of a batch have values that are not finite."""
+    rows: set[int] = set()
+    for value in inputs.values() if isinstance(inputs, dict) else [inputs]:
+        if isinstance(value, Tensor) and value.dim() > 1 and value.is_floating_point():
+            rows.update((~value.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist())
+    return sorted(rows)
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f' and {len(names) - 64} more' if len(names) > 64 else ''
+    return (', '.join(names[:64]) or 'videos without names') + more
