@@ -107,8 +107,8 @@ class Timeline(NamedTuple):
 def open_video(path: Path) -> Iterator[tuple]:
     """Open a file, and the stream in it that decord reads, too."""
     try:
-        # A title that is not UTF-8 is no reason to refuse a video.
-        with av.open(str(path), metadata_errors='replace') as container:
+        # A title that is not UTF-8, or a name with a colon, is no reason to refuse a video.
+        with av.open(str(path.absolute()), metadata_errors='replace') as container:
             stream = container.streams.best('video')
             if stream is None:
                 raise TranscodeError('it has no video stream')

@@ -15,6 +15,8 @@ import torch
 from mmengine.logging import print_log
 from pebble import ProcessExpired, ProcessPool
 
+from ..datasets.length import warn_if_cut
+
 
 class VideoFrames(NamedTuple):
     """The ``path`` of a video, and its frames, uint8 of shape [f x 3 x h x w], or the error.
@@ -85,7 +87,9 @@ def _read(path: str, pipeline: Callable[[dict], dict]) -> VideoFrames:
         return VideoFrames(path, None, 'there is no such file.')
     try:
         data = pipeline(dict(filename=path, start_index=0, modality='RGB', text=[]))
-        return VideoFrames(path, data['inputs']['imgs'].numpy())
+        frames = data['inputs']['imgs'].numpy()
+        warn_if_cut(path)
+        return VideoFrames(path, frames)
     except Exception as error:  # a damaged file can raise nearly anything
         return VideoFrames(path, None, f'{type(error).__name__}: {error}')
 

@@ -16,6 +16,7 @@ from mmengine.logging import print_log
 from ..errors import UserError, VideoReadError
 from ..registry import DATASETS
 from .annotations import Annotation, read_annotations
+from .length import warn_if_cut
 from .transforms import TimeWindow
 
 
@@ -29,6 +30,8 @@ class VideoTextDataset(BaseActionDataset):
     Items are random in training only by the data set's seed, the epoch and
     their index (see ``ReproducibleSampler``), not by the worker that makes
     them: a resumed run sees what an uninterrupted one would have seen.
+
+    A video that is cut off is used, and named once (see :func:`.warn_if_cut`).
 
     Args:
         ann_file (str): See :func:`read_annotations`.
@@ -91,6 +94,7 @@ class VideoTextDataset(BaseActionDataset):
         ]
         # One flag per video, shared by all workers.
         self._bad = torch.zeros(len(annotations), dtype=torch.bool).share_memory_()
+        self._measured = torch.zeros_like(self._bad).share_memory_()
         if not re.match(r'[\w+]{2,}:', folder):  # not s3:// and its like
             self._check_files(folder)
 
@@ -166,7 +170,11 @@ class VideoTextDataset(BaseActionDataset):
             # Seeded apart from __getitem__, so that the item chosen to replace
             # a bad one does not depend on how far the bad one got.
             with self._randomness(idx):
-                return self.pipeline(item)
+                data = self.pipeline(item)
+            if not self._measured[number]:
+                self._measured[number] = True
+                warn_if_cut(self._videos[number])
+            return data
         except (AttributeError, KeyError, NameError, TypeError):
             raise  # a bug of a transform, no fault of the video
         except Exception as error:
