@@ -21,6 +21,7 @@ from helpers import ROOT, grey, numbered, numbers_shown
 from helpers import write_pictures as write
 
 from projects.vop.errors import UserError
+from projects.vop.length import missing_end
 
 sys.path.append(str(ROOT / 'tools/data'))
 from transcode import CODECS, CopySettings, TranscodeError, encode  # noqa: E402
@@ -143,6 +144,25 @@ def test_real_videos(shared_data, tmp_path):
         assert durations[1] == pytest.approx(durations[0], abs=0.002)
     with pytest.raises(TranscodeError, match='2.7 s of 5.0 s'):
         copy(videos / 'corrupted.mp4')
+
+
+@pytest.mark.parametrize('suffix', ['mp4', 'mkv', 'avi', 'flv', 'mov', 'webm'])
+def test_no_text_in_a_file_has_to_be_utf8(tmp_path, suffix):
+    path = tmp_path / f'a.{suffix}'
+    with av.open(str(path), 'w') as container:
+        codec = {'webm': 'libvpx', 'flv': 'flv'}.get(suffix, 'mpeg4')
+        stream = container.add_stream(codec, rate=25, width=96, height=80, pix_fmt='yuv420p')
+        container.metadata['title'] = stream.metadata['title'] = 'cafe'
+        chapter = dict(id=1, start=0, end=1, time_base=Fraction(1), metadata=dict(title='cafe'))
+        container.set_chapters([chapter])
+        for _ in range(8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey(90), format='rgb24')))
+        container.mux(stream.encode())
+    path.write_bytes(path.read_bytes().replace(b'cafe', b'caf\xe9'))
+    with pytest.raises(UnicodeDecodeError):
+        av.open(str(path))
+    assert len(numbers_shown(copy(path))) == 8
+    assert missing_end(path) is None
 
 
 @pytest.mark.parametrize('codec', ['mjpeg', 'h264'])

@@ -2,8 +2,8 @@
 
 A copy has few frames per second (--fps), a small picture (--short-side), no
 sound, and only key frames: a reader decodes just the frames it wants. It lasts
-as long as the original, and each frame shows what the original shows in the
-middle of its interval. Names and folders stay:
+as long as the original, whose frames in the middles of equal parts it has, each
+on screen when it is in the original. Names and folders stay:
 
     python tools/data/compress_videos.py data/msrvtt data/msrvtt_small
     DATA_ROOT=data/msrvtt_small python tools/train.py configs/vop_msrvtt.py
@@ -31,6 +31,7 @@ from transcode import CODECS, CopySettings, TranscodeError, encode, end_with_par
 if __name__ != '__mp_main__':  # workers import this file, and the package takes seconds
     from projects.vop import fileio
     from projects.vop.errors import UserError, exit_on_user_error
+    from projects.vop.length import missing_end
 
 SETTINGS = 'compress_videos.json'
 UNREADABLE = 'unreadable.txt'
@@ -115,6 +116,8 @@ def copy_videos(
             for future in futures.wait(running, return_when='FIRST_COMPLETED').done:
                 video, time_ns = running.pop(future)
                 error = future.exception()
+                if not error and (end := missing_end(video)):
+                    error = TranscodeError(f'it is cut off: {end}')
                 if not error:
                     write_copy(videos[video], future.result(), time_ns)
                 elif isinstance(error, BrokenProcessPool):

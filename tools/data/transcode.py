@@ -119,24 +119,14 @@ def open_video(path: Path) -> Iterator[tuple]:
 
 
 def read_timeline(path: Path) -> Timeline:
-    """Read the timestamps, without decoding; a file that is cut off is refused."""
+    """Read the timestamps, without decoding; a file that is cut off in a frame is refused."""
     with open_video(path) as (container, stream):
-        packets, end = [], 0
-        for packet in container.demux():
-            if not packet.size:
-                continue  # marks the end
-            if packet.pts is not None:
-                end = max(end, (packet.pts + packet.duration) * packet.time_base)
-            if packet.stream.index != stream.index:
-                continue
+        packets = []
+        for packet in container.demux(stream):
             if packet.is_corrupt:
-                raise TranscodeError(f'it is cut off at {float(end):.1f} s, in a frame')
-            if not packet.is_discard:  # by an edit list
+                raise TranscodeError(f'it is cut off in frame {len(packets) + 1}')
+            if packet.size and not packet.is_discard:  # by an edit list; the end has no size
                 packets.append((packet.pts, packet.dts, packet.duration))
-        promised = Fraction(container.duration or 0, av.time_base)
-        if end and end < 0.95 * promised and end < promised - 0.5:  # headers are not exact
-            times = f'{float(end):.1f} s, of {float(promised):.1f} s in its header'
-            raise TranscodeError(f'it is cut off: it ends at {times}')
         rate = stream.average_rate or stream.guessed_rate
         unit, track_end = stream.time_base, None
         if stream.frames and stream.duration:  # MP4 and AVI know where the stream ends

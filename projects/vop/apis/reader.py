@@ -15,7 +15,7 @@ import torch
 from mmengine.logging import print_log
 from pebble import ProcessExpired, ProcessPool
 
-from ..datasets.length import warn_if_cut
+from ..length import warn_if_cut
 
 
 class VideoFrames(NamedTuple):

@@ -14,9 +14,9 @@ from mmaction.datasets import BaseActionDataset
 from mmengine.logging import print_log
 
 from ..errors import UserError, VideoReadError
+from ..length import warn_if_cut
 from ..registry import DATASETS
 from .annotations import Annotation, read_annotations
-from .length import warn_if_cut
 from .transforms import TimeWindow
 
 
