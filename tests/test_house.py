@@ -61,8 +61,17 @@ def test_private_attributes_of_others_stand_in_compat_alone(path):
             assert not is_private(name) or name in ours, f'line {node.lineno}: {name}'
 
 
-# NamedTuple's own methods are public, in spite of their names.
-OWN = {*own_private_names(), '_replace', '_asdict', '_fields', '_make', '_base_', '_delete_'}
+# NamedTuple's own methods and os._exit are public, in spite of their names.
+OWN = {
+    *own_private_names(),
+    '_replace',
+    '_asdict',
+    '_fields',
+    '_make',
+    '_base_',
+    '_delete_',
+    '_exit',
+}
 
 
 def module_of(path):

@@ -1,6 +1,8 @@
 """Windows of time: which frames of a video are used."""
 
 import json
+import shutil
+import sys
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -9,6 +11,7 @@ import av
 import decord
 import numpy as np
 import pytest
+from helpers import ROOT, numbered, numbers_shown, write_pictures
 from mmengine.config import Config
 from mmengine.dataset import Compose
 
@@ -16,7 +19,10 @@ from projects.vop.datasets import TimeWindow
 from projects.vop.errors import UserError, VideoReadError
 from projects.vop.registry import DATASETS
 
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+sys.path.append(str(ROOT / 'tools/data'))
+from transcode import CopySettings, encode  # noqa: E402
+
+CONFIGS = ROOT / 'configs'
 FRAMES, RATE = 80, 2  # of the video in grey: 40 seconds
 STEP = 3  # between the grey values of neighbouring frames
 
@@ -131,6 +137,86 @@ def test_decimals_are_meant_as_they_are_written(rate):
         results = time_window(dict(video, start=float(start), end=float(end)))
         assert results['start_index'] == 5 + frames[0]
         assert results['total_frames'] == len(frames)
+
+
+# When the frames of a few videos come on screen: some of them stay for seconds.
+UNEVEN = [*(i / 8 for i in range(20)), 7.03, 8.16, 9.26, 11.5]
+EVEN = [i / 25 for i in range(250)]
+VP8 = dict(codec='libvpx', options=dict(deadline='realtime'))
+MPEG4 = dict(codec='mpeg4', options=dict(qmin='1', qmax='1'))
+# Their times, with a rate of 8 frames per second in the header, and how they are made.
+TIMED = {
+    'uneven.mkv': (UNEVEN, {}),
+    'uneven.mp4': (UNEVEN, {}),  # with B-frames
+    'uneven.mov': (UNEVEN, MPEG4),
+    'uneven.webm': (UNEVEN, VP8),
+    'uneven.avi': (UNEVEN, MPEG4),
+    'uneven.flv': (UNEVEN, dict(codec='flv', options=dict(qmin='1', qmax='1'))),
+    'late.mp4': ([3 + t for t in UNEVEN], {}),
+    'late.mkv': ([1.4 + t for t in UNEVEN], {}),
+    'even.mp4': (EVEN, {}),
+    'even.mkv': (EVEN, {}),
+    'ntsc.mkv': ([i * 1001 / 30000 for i in range(250)], {}),
+}
+SECONDS = [(0, 3), (3, 6), (2.3, 2.4), (None, 7.03), (7.03, 8.16), (7.1, 9), (6, None), (8, 60)]
+
+
+def frames_in(path, start, end):
+    """Where in a video the frames of a window are."""
+    results = dict(filename=str(path), start=start, end=end, start_index=0)
+    results = Compose([dict(type='DecordInit'), dict(type='vop.TimeWindow')])(results)
+    return slice(results['start_index'], results['start_index'] + results['total_frames'])
+
+
+@pytest.mark.parametrize('name', TIMED)
+def test_a_window_is_of_the_frames_own_times_in_original_and_copy(tmp_path, name):
+    times, look = TIMED[name]
+    path, small = tmp_path / name, tmp_path / f'copy{Path(name).suffix}'
+    write_pictures(path, numbered(len(times)), times, rate=8, **look)
+    small.write_bytes(encode(path, CopySettings()))
+    original, copied = (numbers_shown(video) for video in (path, small))
+    times = np.round(np.array(times) - times[0], 3)  # Matroska keeps milliseconds
+    for start, end in SECONDS:
+        first = np.searchsorted(times, start or 0, 'right') - 1
+        wanted = np.arange(first, np.searchsorted(times, end or 60))
+        assert np.array_equal(original[frames_in(path, start, end)], wanted)
+        found = copied[frames_in(small, start, end)]
+        if name.startswith(('uneven', 'late')):  # the copy has all frames
+            assert np.array_equal(found, wanted)
+        else:  # it has three per second, which stand for those up to 1/6 s away
+            near = (times > (start or 0) - 0.21) & (times < (end or 60) + 0.17)
+            assert near[found].all() and len(found) >= max(1, len(wanted) // 11)
+
+
+def test_whatever_hides_frames_the_window_counts_from_the_first_one_seen(tmp_path):
+    write_pictures(tmp_path / 'a.mp4', numbered(100), [i / 25 for i in range(100)])
+    data = bytearray((tmp_path / 'a.mp4').read_bytes())
+    entry = data.index(b'elst') + 12  # duration in milliseconds, start in 1/16,000 seconds
+    start = int.from_bytes(data[entry + 4 : entry + 8], 'big')
+    data[entry : entry + 8] = (3000).to_bytes(4, 'big') + (start + 16000).to_bytes(4, 'big')
+    (tmp_path / 'a.mp4').write_bytes(data)
+    assert frames_in(tmp_path / 'a.mp4', 0, 1) == slice(25, 50)
+    assert frames_in(tmp_path / 'a.mp4', 1, 2) == slice(50, 75)
+    (tmp_path / 'copy.mp4').write_bytes(encode(tmp_path / 'a.mp4', CopySettings(fps=25)))
+    assert frames_in(tmp_path / 'copy.mp4', 1, 2) == slice(25, 50)
+    assert np.array_equal(numbers_shown(tmp_path / 'copy.mp4'), np.arange(25, 100))
+
+
+def test_without_times_in_the_file_the_rate_counts(tmp_path):
+    """As of B-frames in an AVI, which decord gives absurd times."""
+    write_pictures(tmp_path / 'a.avi', numbered(100), codec='libx264')
+    reader = decord.VideoReader(str(tmp_path / 'a.avi'))
+    assert abs(reader.get_frame_timestamp([5])).max() > 1e9
+    assert frames_in(tmp_path / 'a.avi', 1, 2) == slice(25, 50)
+
+
+def test_other_readers_are_refused(tmp_path, grey):
+    shutil.copy(grey / 'grey.mp4', tmp_path)
+    video = dict(filename=str(tmp_path / 'grey.mp4'))
+    pipeline = Compose([dict(type='PyAVInit'), dict(type='vop.TimeWindow')])
+    with pytest.raises(UserError, match='right after DecordInit.*PyAVInit'):
+        pipeline(dict(video, start=1))
+    assert pipeline(video)['total_frames'] == FRAMES
 
 
 def test_it_must_come_before_the_sampling():

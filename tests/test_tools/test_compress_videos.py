@@ -18,9 +18,11 @@ import av
 import decord
 import numpy as np
 import pytest
-from helpers import ROOT
+from helpers import ROOT, grey, numbered, numbers_shown
+from helpers import write_pictures as write
 
 from projects.vop.errors import UserError
+from projects.vop.length import missing_end
 
 sys.path.append(str(ROOT / 'tools/data'))
 from transcode import CODECS, CopySettings, TranscodeError, encode  # noqa: E402
@@ -51,34 +53,6 @@ def compress(run_tool, capsys):
     return run
 
 
-def write(path, pictures, times=None, rate=25, codec='libx264', fmt=None, tags={}, **look):
-    """Write RGB pictures that come on screen at these seconds."""
-    look = dict(pix_fmt='yuv420p', color_range=1, colorspace=5, options=dict(qp='4')) | look
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fmt = fmt or {'.mkv': 'matroska', '.webm': 'matroska'}.get(path.suffix, path.suffix[1:])
-    with av.open(str(path), 'w', format=fmt) as container:
-        container.metadata.update(tags)
-        stream = container.add_stream(codec, rate=rate, options=look['options'])
-        stream.height, stream.width = pictures[0].shape[:2]
-        stream.pix_fmt, stream.codec_context.color_range = look['pix_fmt'], look['color_range']
-        stream.codec_context.colorspace = look['colorspace']
-        base = Fraction(1, rate)
-        if times is not None:
-            base = stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
-        colors = dict(dst_colorspace=look['colorspace'], dst_color_range=look['color_range'])
-        for number, picture in enumerate(pictures):
-            frame = av.VideoFrame.from_ndarray(picture, format='rgb24')
-            frame = frame.reformat(format=look['pix_fmt'], **colors)
-            frame.pts = number if times is None else round(times[number] * 1000)
-            frame.time_base = base
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-
-
-def grey(level, width=96, height=80):
-    return np.full((height, width, 3), level, np.uint8)
-
-
 def clock(times):
     """Frames whose grey says at which second they come on screen."""
     return [grey(round(20 + 20 * (t - times[0]))) for t in times]
@@ -97,18 +71,22 @@ def first_frame(path):
 
 # Ten frames per second, then one frame for four seconds, then twenty.
 UNEVEN = [i / 10 for i in range(20)] + [2.0] + [6 + i / 20 for i in range(40)]
+# Fewer than a copy may have, some of them closer to each other than its frames are on average.
+SPARSE = [*(i / 8 for i in range(20)), 7.03, 8.16, 9.26, 11.5]
 EVEN = [i / 25 for i in range(200)]
 # Of each video: times, rate, number of frames and seconds of its copy, container.
 CLOCKS = {
     'even.mp4': (EVEN, 25, 24, 8, 'mp4'),
     'even.mov': (EVEN, 25, 24, 8, 'mp4'),
     'even.webm': (EVEN, 25, 24, 8, 'matroska'),
-    'even.avi': (EVEN, 25, 24, 8, 'avi'),
+    'even.avi': (EVEN, 25, 24, 8, 'matroska'),
     'even.flv': (EVEN, 25, 24, 8, 'matroska'),
     'raw.mpg': (EVEN, 25, 24, 8, 'matroska'),  # without timestamps
-    'uneven.mp4': (UNEVEN, 25, 24, 8, 'mp4'),
-    'late.mp4': ([3 + t for t in UNEVEN], 25, 24, 8, 'mp4'),
-    'late.mkv': ([3 + t for t in UNEVEN], 25, 24, 8, 'matroska'),
+    'uneven.mp4': (UNEVEN, 25, 25, 8, 'mp4'),
+    'late.mp4': ([3 + t for t in UNEVEN], 25, 25, 8, 'mp4'),
+    'late.mkv': ([3 + t for t in UNEVEN], 25, 25, 8, 'matroska'),
+    'sparse.mp4': (SPARSE, 8, 24, 11.625, 'mp4'),
+    'sparse.mkv': (SPARSE, 8, 24, 11.625, 'matroska'),
     'slow.mp4': ([i / 2 for i in range(16)], 2, 16, 8, 'mp4'),
     'short.mp4': ([i / 25 for i in range(50)], 25, 24, 2, 'mp4'),
     'shorter.mp4': ([i / 8 for i in range(9)], 8, 9, 9 / 8, 'mp4'),
@@ -124,19 +102,22 @@ def test_time_is_kept(tmp_path, name, codec):
     if name.startswith(('even', 'raw')):
         codecs = dict(codec='mpeg4', options=dict(qmin='1', qmax='1'))
         options = {'even.avi': codecs, 'raw.mpg': dict(fmt='h264')}.get(name, {})
-    write(tmp_path / name, clock(times), **options)
+    write(tmp_path / name, numbered(len(times)), **options)
     small = copy(tmp_path / name, codec)
 
+    kept, reader = numbers_shown(small), decord.VideoReader(str(small), num_threads=1)
+    assert len(kept) == number and np.all(np.diff(kept) > 0)
+    assert number / reader.get_avg_fps() == pytest.approx(duration, abs=0.06)
+    starts, ends = reader.get_frame_timestamp(range(number)).T
+    assert starts[0] == 0 and ends[-1] == pytest.approx(duration, abs=0.06)
     times = np.array(times) - times[0]
-    shown, fps = seconds_shown(small)
-    assert len(shown) == number
-    assert number / fps == pytest.approx(duration, abs=0.06)
-    middles = (np.arange(number) + 0.5) / fps
-    on_screen = times[np.searchsorted(times, middles + 0.001, 'right') - 1]
-    # At the edge between two frames, either is right.
-    before = times[np.searchsorted(times, middles - 0.06, 'right') - 1]
-    error = np.minimum(abs(shown - on_screen), abs(shown - before))
-    assert error.max() < 0.08  # 1.6 of 255 levels; half a frame is .17 s
+    # A frame is on screen while it is there in the original, and else near that.
+    now = np.arange(0, duration, 0.01) + 0.002
+    original = np.searchsorted(times, now, 'right') - 1
+    copied = kept[np.searchsorted(starts, now, 'right') - 1]
+    there = np.isin(original, kept)
+    assert np.array_equal(original[there], copied[there])
+    assert abs(times[copied] - now)[~there].max(initial=0) < 0.22
     with av.open(str(small)) as container:
         assert container_format in container.format.name
         assert not container.streams.audio
@@ -170,6 +151,25 @@ def test_real_videos(shared_data, tmp_path):
         assert durations[1] == pytest.approx(durations[0], abs=0.002)
     with pytest.raises(TranscodeError, match='2.7 s of 5.0 s'):
         copy(videos / 'corrupted.mp4')
+
+
+@pytest.mark.parametrize('suffix', ['mp4', 'mkv', 'avi', 'flv', 'mov', 'webm'])
+def test_no_text_in_a_file_has_to_be_utf8(tmp_path, suffix):
+    path = tmp_path / f'a.{suffix}'
+    with av.open(str(path), 'w') as container:
+        codec = {'webm': 'libvpx', 'flv': 'flv'}.get(suffix, 'mpeg4')
+        stream = container.add_stream(codec, rate=25, width=96, height=80, pix_fmt='yuv420p')
+        container.metadata['title'] = stream.metadata['title'] = 'cafe'
+        chapter = dict(id=1, start=0, end=1, time_base=Fraction(1), metadata=dict(title='cafe'))
+        container.set_chapters([chapter])
+        for _ in range(8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey(90), format='rgb24')))
+        container.mux(stream.encode())
+    path.write_bytes(path.read_bytes().replace(b'cafe', b'caf\xe9'))
+    with pytest.raises(UnicodeDecodeError):
+        av.open(str(path))
+    assert len(numbers_shown(copy(path))) == 8
+    assert missing_end(path) is None
 
 
 @pytest.mark.parametrize('codec', ['mjpeg', 'h264'])

@@ -2,8 +2,8 @@
 
 A copy has few frames per second (--fps), a small picture (--short-side), no
 sound, and only key frames: a reader decodes just the frames it wants. It lasts
-as long as the original, and each frame shows what the original shows in the
-middle of its interval. Names and folders stay:
+as long as the original, whose frames in the middles of equal parts it has, each
+on screen when it is in the original. Names and folders stay:
 
     python tools/data/compress_videos.py data/msrvtt data/msrvtt_small
     DATA_ROOT=data/msrvtt_small python tools/train.py configs/vop_msrvtt.py

@@ -2,10 +2,12 @@
 
 import io
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import chain, pairwise
+from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +16,9 @@ import decord
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
-CONTAINERS = {'.mp4': 'mp4', '.m4v': 'mp4', '.mov': 'mp4', '.avi': 'avi'}
+from projects.vop.length import missing_end
+
+CONTAINERS = {'.mp4': 'mp4', '.m4v': 'mp4', '.mov': 'mp4'}  # AVI has one rate for all frames
 
 
 class Codec(NamedTuple):
@@ -56,12 +60,33 @@ class TranscodeError(Exception):
 
 
 class Timeline(NamedTuple):
-    """When the frames of a video are on screen, in seconds."""
+    """When the frames of a video come on screen, in order: ``ticks`` times ``tick`` seconds."""
 
-    start: Fraction
-    duration: Fraction
-    num_frames: int
-    step: Fraction | None  # between frames, where the file's timestamps are of no use
+    ticks: Sequence[int]
+    tick: Fraction
+    duration: Fraction  # of all, in seconds
+    counted: bool  # a tick is a frame, as the file's timestamps are of no use
+
+    @property
+    def start(self) -> Fraction:
+        """When the first frame comes on screen, in seconds."""
+        return self.ticks[0] * self.tick
+
+    def parts(self, settings: CopySettings) -> tuple[int, int]:
+        """In how many equal parts to look at it, and how many frames are then seen."""
+        n = max(settings.min_frames, round(self.duration * settings.fps))
+        if n >= len(self.ticks):
+            return n, len(self.ticks)
+        # Where many frames come in a short time, a part for each needs short parts.
+        while (seen := self._seen(n)) < settings.min_frames and n < 1_000_000:
+            n *= 2
+        return n, seen
+
+    def _seen(self, n: int) -> int:
+        """How many frames are on screen in the middles of ``n`` equal parts."""
+        half = self.duration / self.tick / (2 * n)
+        middles = (self.ticks[0] + half * odd // 1 for odd in range(1, 2 * n, 2))
+        return len({bisect_right(self.ticks, middle) for middle in middles})
 
 
 @contextmanager
@@ -81,41 +106,35 @@ def open_video(path: Path) -> Iterator[tuple]:
 
 
 def read_timeline(path: Path) -> Timeline:
-    """Read the timestamps, without decoding; a file that is cut off is refused."""
+    """Read the timestamps, without decoding; a file that is cut off in a frame is refused."""
     with open_video(path) as (container, stream):
-        packets, end = [], 0
-        for packet in container.demux():
-            if not packet.size:
-                continue  # marks the end
-            if packet.pts is not None:
-                end = max(end, (packet.pts + packet.duration) * packet.time_base)
-            if packet.stream.index != stream.index:
-                continue
+        packets = []
+        for packet in container.demux(stream):
             if packet.is_corrupt:
-                raise TranscodeError(f'it is cut off at {float(end):.1f} s, in a frame')
-            if not packet.is_discard:  # by an edit list
+                raise TranscodeError(f'it is cut off in frame {len(packets) + 1}')
+            if packet.size and not packet.is_discard:  # by an edit list; the end has no size
                 packets.append((packet.pts, packet.dts, packet.duration))
-        promised = Fraction(container.duration or 0, av.time_base)
-        if end and end < 0.95 * promised and end < promised - 0.5:  # headers are not exact
-            times = f'{float(end):.1f} s, of {float(promised):.1f} s in its header'
-            raise TranscodeError(f'it is cut off: it ends at {times}')
         rate = stream.average_rate or stream.guessed_rate
-        unit = stream.time_base
+        unit, track_end = stream.time_base, None
+        if stream.frames and stream.duration:  # MP4 and AVI know where the stream ends
+            track_end = (stream.start_time or 0) + stream.duration
     if not packets:
         raise TranscodeError('its video stream is empty')
     n = len(packets)
     shown = sorted((pts, duration) for pts, _, duration in packets if pts is not None)
     decoded = [dts for _, dts, _ in packets if dts is not None]
-    # Timestamps may be missing, start over or jump: most of the time lies between two frames.
-    gaps = [(b - a) * unit for (a, _), (b, _) in zip(shown, shown[1:])]
-    jump = len(gaps) > 1 and max(gaps) > max(10, sum(gaps) / 2)
-    if len(shown) == n and decoded == sorted(decoded) and not jump:
-        total, last = sum(gaps), shown[-1][1] * unit  # not every format has the last one's
-        duration = total + (last or (total / (n - 1) if n > 1 else 1 / Fraction(rate or 1)))
-        return Timeline(shown[0][0] * unit, duration, n, None)
+    # Timestamps may be missing or start over.
+    if len(shown) == n and decoded == sorted(decoded):
+        ticks, total = [pts for pts, _ in shown], shown[-1][0] - shown[0][0]
+        last = shown[-1][1]
+        if track_end is not None:  # an MP4's packets last until the next is decoded, not shown
+            last = max(track_end - ticks[-1], packets[-1][2])
+        last = last or Fraction(total, max(1, n - 1))  # not every format has it
+        duration = (total + last) * unit or 1 / Fraction(rate or 1)
+        return Timeline(ticks, unit, duration, False)
     if not rate:  # which decord goes by then
         raise TranscodeError('it has neither timestamps nor a frame rate')
-    return Timeline(Fraction(0), n / Fraction(rate), n, 1 / Fraction(rate))
+    return Timeline(range(n), 1 / Fraction(rate), n / Fraction(rate), True)
 
 
 def upright(frame: av.VideoFrame, container, stream) -> av.VideoFrame:
@@ -137,8 +156,8 @@ def decode(path: Path, timeline: Timeline) -> Iterator[tuple[Fraction, av.VideoF
         number, time = 0, timeline.start
         try:
             for frame in container.decode(stream):
-                if timeline.step is not None:
-                    time = number * timeline.step
+                if timeline.counted:
+                    time = number * timeline.tick
                 elif frame.pts is not None:
                     time = frame.pts * frame.time_base
                 yield time, upright(frame, container, stream)
@@ -146,24 +165,25 @@ def decode(path: Path, timeline: Timeline) -> Iterator[tuple[Fraction, av.VideoF
         except av.FFmpegError as error:
             seconds = f'{float(time - timeline.start):.1f} s of {float(timeline.duration):.1f} s'
             raise TranscodeError(f'decoding fails at {seconds} ({error.strerror})') from error
-    if not number:
-        raise TranscodeError('no frame of it can be decoded')
 
 
 def pick(
-    frames: Iterable[tuple[Fraction, av.VideoFrame]], seconds: list[Fraction]
-) -> Iterator[av.VideoFrame]:
-    """Pick the frames that are on screen at these seconds, which ascend.
+    frames: Iterable[tuple[Fraction, av.VideoFrame]], timeline: Timeline, n: int
+) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+    """Pick the frames that are on screen in the middles of ``n`` equal parts.
 
-    All ``frames`` are read, so that an error after the last second is found.
+    Each comes with the second at which its copy comes on screen: it is there while it is in the
+    original. When the original shows one that is not picked, the parts decide.
+    All ``frames`` are read, so that an error after the last one is found.
     """
-    seconds, shown = deque(seconds), None
-    for time, frame in frames:
-        while seconds and seconds[0] < time:
-            seconds.popleft()
-            yield shown or frame  # a picture that no frame precedes
-        shown = frame
-    yield from [shown] * len(seconds)
+    part, every = timeline.duration / n, n >= len(timeline.ticks)
+    end, gone = timeline.start + timeline.duration, None
+    for (time, frame), (until, _) in pairwise(chain(frames, [(end, None)])):
+        number = max(0, ceil((time - timeline.start) / part - Fraction(1, 2)))
+        border = timeline.start + number * part
+        if time < until and (every or border + part / 2 < until):
+            yield (timeline.start if gone is None else max(gone, min(time, border))), frame
+            gone = until
 
 
 def picture_size(width: int, height: int, short_side: int) -> tuple[int, int]:
@@ -176,35 +196,44 @@ def picture_size(width: int, height: int, short_side: int) -> tuple[int, int]:
 
 def encode(path: Path, settings: CopySettings) -> bytes:
     """Make a copy of a video, and read it with decord, as training will."""
+    if end := missing_end(path):
+        raise TranscodeError(f'it is cut off: {end}')
     codec = CODECS[settings.codec]
     options = codec.options | dict.fromkeys(codec.quality_options, str(settings.quality))
     timeline = read_timeline(path)
-    # The whole duration in equal parts, no more than there are frames.
-    n = max(settings.min_frames, round(timeline.duration * settings.fps))
-    n = min(n, timeline.num_frames)
-    rate = (n / timeline.duration).limit_denominator(1_000_000)
-    seconds = [timeline.start + (i + Fraction(1, 2)) * timeline.duration / n for i in range(n)]
-    output = io.BytesIO()
+    n, number = timeline.parts(settings)
+    rate = (number / timeline.duration).limit_denominator(1_000_000)
+    output, packets, pts = io.BytesIO(), [], -1
     container_format = CONTAINERS.get(path.suffix.lower(), 'matroska')
+    tick = timeline.tick if container_format == 'mp4' else Fraction(1, 1000)  # Matroska's
     with av.open(output, 'w', format=container_format) as container:
         stream = container.add_stream(codec.encoder, rate=rate, options=options)
         stream.pix_fmt = codec.pixels
         stream.codec_context.thread_count = 1
-        for number, frame in enumerate(pick(decode(path, timeline), seconds)):
-            if number == 0:
+        stream.codec_context.time_base = tick
+        for time, frame in pick(decode(path, timeline), timeline, n):
+            if pts < 0:
                 size = picture_size(frame.width, frame.height, settings.short_side)
                 stream.width, stream.height = size
             # The matrix and range that decord assumes; the frame knows its own.
             look = dict(dst_colorspace=Colorspace.ITU601, dst_color_range=codec.color_range)
             frame = frame.reformat(*size, codec.pixels, interpolation='BICUBIC', **look)
-            frame.pts, frame.time_base = number, 1 / rate
+            frame.pts = pts = max(pts + 1, round((time - timeline.start) / tick))
+            frame.time_base = tick
             frame.pict_type = 0  # not the original's
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+            packets += stream.encode(frame)
+        if pts < 0:
+            raise TranscodeError('no frame of it can be decoded')
+        packets += stream.encode()
+        ends = [packet.pts for packet in packets[1:]] + [round(timeline.duration / tick)]
+        for packet, end in zip(packets, ends):
+            packet.duration = max(1, end - packet.pts)
+            container.mux(packet)
     output.seek(0)
     try:
         reader = decord.VideoReader(output, num_threads=1)
-        found, wanted = (len(reader), *reader[len(reader) - 1].shape), (n, size[1], size[0], 3)
+        found = len(reader), *reader[len(reader) - 1].shape
+        wanted = len(packets), size[1], size[0], 3
     except Exception as error:
         line = str(error).strip().splitlines()[-1]
         raise TranscodeError(f'decord fails on its copy ({line})') from error

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..fileio import as_file, why_no_file
 from ..isolation import FORKS, ProcessFailed, map_isolated
+from ..length import warn_if_cut
 
 
 class VideoFrames(NamedTuple):
@@ -61,8 +62,9 @@ def _read(pipeline: Callable[[dict], dict], path: str) -> VideoFrames:
     if reason := why_no_file(path):
         return VideoFrames(path, None, f'{reason}.')
     try:
-        file = as_file(path)
-        data = pipeline(dict(filename=file, start_index=0, modality='RGB', text=[]))
-        return VideoFrames(path, data['inputs']['imgs'].numpy())
+        data = pipeline(dict(filename=as_file(path), start_index=0, modality='RGB', text=[]))
+        frames = data['inputs']['imgs'].numpy()
+        warn_if_cut(path)
+        return VideoFrames(path, frames)
     except Exception as error:  # a damaged file can raise nearly anything
         return VideoFrames(path, None, f'{type(error).__name__}: {error}')

@@ -1,7 +1,6 @@
 """Transforms that MMAction2 does not have."""
 
-import math
-
+import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
 
@@ -56,17 +55,20 @@ class TimeWindow(BaseTransform):
     """Let the sampling of frames see a window of the video only.
 
     It goes between ``DecordInit`` and the sampling. The window holds the
-    frames that are on screen between ``start`` and ``end``, at the average
-    frame rate; one that ends after the video's end is cut there. Without
-    ``start`` and ``end``, the whole video is used.
+    frames that are on screen between ``start`` and ``end``, by the time that
+    the file gives each frame, from when the first one comes on screen. Only a
+    file that lacks these times is taken to have a constant frame rate. A
+    window that ends after the video's end is cut there. Without ``start`` and
+    ``end``, the whole video is used.
 
-    Required keys: ``filename``, ``avg_fps``, ``total_frames``. Optional keys:
+    Required keys: ``filename``, ``total_frames``, and ``video_reader`` of
+    ``DecordInit`` or, for a constant rate, ``avg_fps``. Optional keys:
     ``start`` and ``end``, in seconds. Modified keys: ``start_index`` and
     ``total_frames``.
 
     Raises:
-        UserError: If the window starts after the video's end, or if the
-            frames are already sampled.
+        UserError: If the window starts after the video's end, if the frames
+            are already sampled, or if another transform has opened the video.
 
     Example:
         >>> train_pipeline = [
@@ -86,20 +88,45 @@ class TimeWindow(BaseTransform):
                 'In the pipeline, vop.TimeWindow must come right after DecordInit, '
                 'before the transform that samples frames.'
             )
-        fps, total = results['avg_fps'], results['total_frames']
-
-        # Rounded, as 0.29 s at 100 frames per second are 29 frames, not 28.99.
-        first = math.floor(round((start or 0) * fps, 6))
-        stop = total if end is None else min(total, math.ceil(round(end * fps, 6)))
-        if first >= total:
+        starts, duration = self._times(results)
+        # What decord says is rounded to 32 bits.
+        slack = np.spacing(np.float32(duration)) + 1e-6
+        if (start or 0) + slack >= duration:
             until = 'the end' if end is None else f'{end} s'
             raise VideoReadError(
-                f'{results["filename"]} lasts {total / fps:.2f} s, and its window from '
+                f'{results["filename"]} lasts {duration:.2f} s, and its window from '
                 f'{start} s to {until} starts after that. Correct the annotation file.'
             )
+        first = int(np.searchsorted(starts, (start or 0) + slack, 'right')) - 1
+        stop = len(starts) if end is None else int(np.searchsorted(starts, end - slack))
         results['start_index'] = results.get('start_index', 0) + first
-        results['total_frames'] = stop - first
+        results['total_frames'] = max(1, stop - first)
         return results
+
+    def _times(self, results: dict) -> tuple[np.ndarray, float]:
+        """When the frames come on screen, and when the last one goes, in seconds."""
+        total = results['total_frames']
+        timestamps = getattr(results.get('video_reader'), 'get_frame_timestamp', None)
+        if timestamps:  # it decodes nothing
+            times = timestamps(range(total)).astype(np.float64)
+            if np.abs(times).max() < 1e8:  # a frame without a time has an absurd one
+                starts, ends = (times - max(0, times[0, 0])).T
+                # Frames that an edit list hides come before 0.
+                shown = starts[np.searchsorted(starts, 0, 'right') - 1 :]
+                # Not every file knows how long the last one stays: as long as others.
+                step = (shown[-1] - shown[0]) / (len(shown) - 1) if len(shown) > 1 else 0
+                return starts, starts[-1] + max(step, ends[-1] - starts[-1])
+        if 'avg_fps' not in results:
+            raise UserError(
+                'In the pipeline, vop.TimeWindow must come right after DecordInit: it needs the '
+                'time of each frame, which PyAVInit, OpenCVInit and their like do not give.'
+            )
+        fps = results['avg_fps']
+        if not fps > 0:
+            raise VideoReadError(
+                f'{results["filename"]} has neither times of its frames nor a frame rate.'
+            )
+        return np.arange(total) / fps, total / fps
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}()'

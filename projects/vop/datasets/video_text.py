@@ -16,6 +16,7 @@ from mmengine.logging import print_log
 from ..errors import UserError, VideoReadError, shown
 from ..fileio import as_file, same_name, walk_files, why_no_file
 from ..isolation import FORKS, Isolated, ProcessFailed, check_timeout
+from ..length import warn_if_cut
 from ..registry import DATASETS
 from .annotations import Annotation, read_annotations
 from .items import Items, Texts
@@ -32,6 +33,8 @@ class VideoTextDataset(BaseActionDataset):
     Items are random in training only by the data set's seed, the epoch and
     their index (see ``ReproducibleSampler``), not by the worker that makes
     them: a resumed run sees what an uninterrupted one would have seen.
+
+    A video that is cut off is used, and named once (see :func:`.warn_if_cut`).
 
     Args:
         ann_file (str): See :func:`read_annotations`.
@@ -109,6 +112,7 @@ class VideoTextDataset(BaseActionDataset):
         paths = [osp.join(folder, file) for file in files]
         # Flags of each video, shared by all workers.
         self._bad = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
+        self._measured = torch.zeros_like(self._bad).share_memory_()
         self._reading = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
         if '://' not in folder:  # which is no folder
             self._find(folder, files, paths)
@@ -187,15 +191,17 @@ class VideoTextDataset(BaseActionDataset):
         return nullcontext() if seed is None else _seeded(*seed)
 
     def _run_pipeline(self, item: dict, idx: int) -> dict | None:
+        measure = not self._measured[item['video_number']]
+        self._measured[item['video_number']] = True
         if self.timeout is None or not FORKS:
             with self._randomness(idx):
-                return self.pipeline(item)
+                return _read(self.pipeline, item, measure)
         # The pipeline may be another now, as after a hook that switches it.
         if self._reader is None or self._reader.function.args[0] is not self.pipeline:
-            self._reader = Isolated(partial(_run_seeded, self.pipeline), self.timeout)
+            self._reader = Isolated(partial(_read, self.pipeline), self.timeout)
         # Without an epoch to go by, from this process, which draws other numbers than others.
         seed = self._seed(idx) or (random.getrandbits(32), np.random.randint(2**31))
-        return self._reader(item, seed)
+        return self._reader(item, measure, seed)
 
     def prepare_data(self, idx: int) -> dict | None:
         """Run the pipeline on an item.
@@ -261,9 +267,16 @@ def _seed_everything(numbers: tuple[int, ...]) -> None:
     torch.default_generator.manual_seed(seed)
 
 
-def _run_seeded(pipeline: Callable, item: dict, seed: tuple[int, ...]) -> dict | None:
-    _seed_everything(seed)
-    return pipeline(item)
+def _read(
+    pipeline: Callable, item: dict, measure: bool, seed: tuple[int, ...] | None = None
+) -> dict | None:
+    if seed is not None:
+        _seed_everything(seed)
+    filename = item['filename']
+    data = pipeline(item)
+    if measure:
+        warn_if_cut(filename)
+    return data
 
 
 @contextmanager
