@@ -7,6 +7,7 @@ from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from projects.vop.datasets import explain_data_loader
 from projects.vop.engine import (
     add_launcher_arguments,
     build_runner,
@@ -158,7 +159,8 @@ def main() -> None:
     if cfg.load_from is not None and osp.isfile(cfg.load_from):
         check_fit(runner.model, cfg.load_from)
     runner.register_hook(NameModel())
-    runner.test()
+    with explain_data_loader():
+        runner.test()
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@ import argparse
 
 from mmengine.config import Config, DictAction
 
+from projects.vop.datasets import explain_data_loader
 from projects.vop.engine import (
     add_launcher_arguments,
     build_train_runner,
@@ -104,7 +105,8 @@ def main() -> None:
     check_data(cfg, 'train', *([] if args.no_validate else ['val']))
     use_gloo_without_gpu(cfg)
     pin_memory(cfg)
-    build_train_runner(cfg).train()
+    with explain_data_loader():
+        build_train_runner(cfg).train()
 
 
 if __name__ == '__main__':

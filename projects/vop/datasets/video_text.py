@@ -4,6 +4,8 @@ import logging
 import os.path as osp
 import random
 import re
+import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -20,6 +22,8 @@ from ..isolation import FORKS, Isolated, ProcessFailed, check_timeout
 from ..registry import DATASETS
 from .annotations import Annotation, read_annotations
 from .transforms import TimeWindow
+
+_datasets: weakref.WeakSet = weakref.WeakSet()  # of this process
 
 
 @DATASETS.register_module()
@@ -89,6 +93,7 @@ class VideoTextDataset(BaseActionDataset):
         super().__init__(
             ann_file, pipeline=pipeline, data_prefix=data_prefix, test_mode=test_mode, **kwargs
         )
+        _datasets.add(self)
 
     def load_data_list(self) -> list[dict]:
         """Make the items."""
@@ -230,6 +235,39 @@ class VideoTextDataset(BaseActionDataset):
                 f'None of the {len(self._bad)} videos of {self.ann_file} can be read; '
                 'see the log for the reason of each.'
             ) from error
+
+
+@contextmanager
+def explain_data_loader() -> Iterator[None]:
+    """Say which videos a data loader was reading whose worker was killed, or gave nothing in time.
+
+    Raises:
+        UserError: In place of torch's error.
+
+    Example:
+        >>> with explain_data_loader():
+        ...     runner.train()
+    """
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError) as error:
+        modules = [
+            frame.f_globals['__name__'] for frame, _ in traceback.walk_tb(error.__traceback__)
+        ]
+        places = [module.startswith('torch.utils.data.') for module in modules]
+        # A broken connection shows deep in it. What a worker raises is raised again elsewhere.
+        broken = isinstance(error, (ConnectionError, EOFError)) and any(places)
+        if not broken and not (isinstance(error, RuntimeError) and places[-1]):
+            raise
+        videos = sorted({video for dataset in _datasets for video in dataset.videos_being_read})
+        reading = f' when these were being read: {", ".join(videos)}' if videos else ''
+        reason = f'{error}'.strip().rstrip('.') or type(error).__name__
+        raise UserError(
+            f'A worker of a data loader was killed or gave nothing in time{reading} ({reason}). If '
+            'it was killed, memory may have run out: lower num_workers or batch_size of the data '
+            'loader. If it was too slow: timeout of its dataset, in place of its own, limits each '
+            'video.'
+        ) from error
 
 
 def _seed_everything(numbers: tuple[int, ...]) -> None:
