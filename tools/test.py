@@ -7,6 +7,7 @@ from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from projects.vop.datasets import explain_data_loader
 from projects.vop.engine import (
     add_launcher_arguments,
     build_runner,
@@ -180,7 +181,7 @@ def main() -> None:
     pin_memory(cfg)
     runner = build_runner(cfg)
     runner.register_hook(CheckModel())
-    with name_full_disk(cfg.work_dir):
+    with name_full_disk(cfg.work_dir), explain_data_loader():
         runner.test()
     asked = [*runner.test_evaluator.metrics, *runner.hooks]
     lost = [part.lost for part in asked if getattr(part, 'lost', None)]

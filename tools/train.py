@@ -4,6 +4,7 @@ import argparse
 
 from mmengine.config import Config, DictAction
 
+from projects.vop.datasets import explain_data_loader
 from projects.vop.engine import (
     ResumeHook,
     add_launcher_arguments,
@@ -109,7 +110,7 @@ def main() -> None:
     use_gloo_without_gpu(cfg)
     pin_memory(cfg)
     use_checkpoint_hook(cfg)
-    with lock_work_dir(cfg), name_full_disk(cfg.work_dir):
+    with lock_work_dir(cfg), name_full_disk(cfg.work_dir), explain_data_loader():
         checkpoint = prepare_resume(cfg, args.resume)
         runner = build_train_runner(cfg)
         if checkpoint:

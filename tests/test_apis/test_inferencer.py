@@ -1,13 +1,18 @@
 """Embedding videos and texts outside the Runner."""
 
 import json
+import multiprocessing
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.registry import INFERENCERS
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
 from projects.vop.apis import VoPInferencer
 from projects.vop.datasets import CLIPTokenize
@@ -75,6 +80,56 @@ def test_bad_videos_are_reported_and_not_fatal(inferencer, videos, tmp_path, log
     assert scores.isneginf().tolist() == [[False, True, False, True, False]]
     for none in ([missing], []):
         assert inferencer.encode_videos(none, num_workers=0).embeddings.shape == (0, 32)
+
+
+def misbehave(results):
+    """A transform that acts by the name of the video."""
+    name = Path(results['filename']).stem
+    if name == 'crash':
+        os.kill(os.getpid(), signal.SIGSEGV)
+    time.sleep(60 if name == 'hang' else 0)
+    return results
+
+
+@pytest.fixture(scope='module')
+def misbehaving(retrieval_config):
+    config = retrieval_config()
+    config.test_dataloader.dataset.timeout = 1
+    inferencer = VoPInferencer(config, device='cpu', show_progress=False)
+    inferencer.pipeline.transforms.insert(0, misbehave)
+    return inferencer
+
+
+def encode_misbehaving(num_workers, inferencer, paths):
+    encoded = inferencer.encode_videos(paths, 2, num_workers)
+    return [Path(path).stem for path in encoded.paths], sorted(encoded.failed.values())
+
+
+@pytest.mark.slow
+def test_videos_that_hang_or_crash_are_reported_wherever_it_runs(misbehaving, videos, tmp_path):
+    paths = [videos[0], *(str(tmp_path / f'{name}.mp4') for name in ('crash', 'hang')), videos[1]]
+    for path in paths[1:3]:
+        Path(path).symlink_to(videos[0])
+    os.mkfifo(tmp_path / 'pipe.mp4')
+    paths.append(str(tmp_path / 'pipe.mp4'))
+    # torch raises in the main thread for each process that ends, if it is one of these workers.
+    workers = DataLoader(range(9), num_workers=1)
+    begun = iter(workers)
+    here = [encode_misbehaving(n, misbehaving, paths) for n in (0, 2)]
+    INHERITED.append(misbehaving)
+    with multiprocessing.get_context('fork').Pool(1) as pool:  # a daemonic process, as Celery's
+        here.append(pool.apply(encode_daemonic, [paths]))
+    assert len(list(begun)) == 9
+    crashed = 'its decoder ended the process (signal 11, Segmentation fault).'
+    reasons = ['it is not a regular file.', 'it took longer than 1 s.', crashed]
+    assert here == [(['0', '1'], reasons)] * 3
+
+
+def encode_daemonic(paths):
+    return encode_misbehaving(2, INHERITED[0], paths)
+
+
+INHERITED: list = []
 
 
 def test_it_is_called_as_inferencers_of_mmengine_are(retrieval_config, videos, video_folder):

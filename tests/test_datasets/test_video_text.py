@@ -7,10 +7,13 @@ import os
 import pickle
 import random
 import shutil
+import signal
+import time
 import unicodedata
 from functools import cache
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -18,7 +21,7 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from torch.utils.data import DataLoader
 
-from projects.vop.datasets import VideoTextDataset
+from projects.vop.datasets import VideoTextDataset, explain_data_loader
 from projects.vop.errors import UserError, VideoReadError
 from projects.vop.registry import DATA_SAMPLERS, DATASETS
 
@@ -327,3 +330,110 @@ def test_reading_leaves_global_randomness_alone(dataset, video_folder):
     once = frames_of(test[0])
     test.set_epoch(3, 5)
     assert frames_of(test[0]).equal(once)
+
+
+ACTS = {
+    'hang.mp4': lambda: time.sleep(60),
+    'crash.mp4': lambda: os.kill(os.getpid(), signal.SIGSEGV),
+    'kill.mp4': lambda: os.kill(os.getppid(), signal.SIGKILL),  # the worker of the data loader
+}
+HANGS, CRASHES = 'it took longer than 1 s', r'its decoder ended the process .signal 11, Segm'
+
+
+def misbehave(results):
+    """A transform that acts by the name of the video."""
+    ACTS.get(Path(results['filename']).name, int)()
+    return results
+
+
+@pytest.fixture
+def misbehaving(tmp_path, video_folder):
+    """Makes data sets of a video that is fine and of some that are not."""
+
+    def make(*names, timeout=1, **kwargs):
+        for name in ('0.mp4', *names):
+            if not (tmp_path / name).exists():
+                (tmp_path / name).symlink_to(video_folder / '0.mp4')
+        annotations = {name: ['x'] for name in ('0.mp4', *names)}
+        dataset = build(tmp_path, annotations, timeout=timeout, **kwargs)
+        dataset.pipeline.transforms.insert(0, misbehave)
+        return dataset
+
+    return make
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name, reason', [('hang.mp4', HANGS), ('crash.mp4', CRASHES)])
+@pytest.mark.parametrize('test_mode', [False, True])
+def test_videos_that_hang_or_crash_are_named(misbehaving, name, reason, test_mode):
+    dataset = misbehaving(name, test_mode=test_mode)
+    with pytest.raises(VideoReadError, match=rf'{name} cannot be read: {reason}'):
+        dataset[1]
+    assert video_of(dataset[0]) == '0.mp4' and not dataset.videos_being_read
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_videos_that_hang_or_crash_are_skipped(misbehaving, num_workers, logged_warnings):
+    dataset = misbehaving('hang.mp4', 'crash.mp4', skip_bad_videos=True)
+    batches = list(DataLoader(dataset, num_workers=num_workers, collate_fn=pseudo_collate))
+    assert [s.video_id for batch in batches for s in batch['data_samples']] == ['0.mp4'] * 3
+    assert [Path(video).name for video in dataset.skipped_videos] == ['hang.mp4', 'crash.mp4']
+    if not num_workers:
+        assert '1 of 3 videos skipped' in logged_warnings[0] and HANGS in logged_warnings[0]
+
+
+@pytest.mark.slow
+def test_an_mpeg_ts_at_which_decord_waits_for_ever(shared_data, tmp_path):
+    with (
+        av.open(str(shared_data / 'videos/pool_cleaning.mp4')) as old,
+        av.open(str(tmp_path / 'a.ts'), 'w', format='mpegts') as new,
+    ):
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                new.mux(packet)
+    with pytest.raises(VideoReadError, match=r'a\.ts cannot be read: it took longer than 3 s'):
+        build(tmp_path, {'a.ts': ['x']}, timeout=3)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name, options', [('kill.mp4', {}), ('hang.mp4', dict(timeout=1))])
+def test_a_data_loader_that_fails_names_what_it_read(misbehaving, name, options):
+    dataset = misbehaving(name, timeout=60, skip_bad_videos=True)
+    loader = DataLoader(dataset, num_workers=1, collate_fn=pseudo_collate, **options)
+    with pytest.raises(UserError, match=rf'being read: .*{name} .*num_workers'):
+        with explain_data_loader():
+            list(loader)
+    for error in (RuntimeError, ConnectionResetError, EOFError):  # of other origin
+        with pytest.raises(error), explain_data_loader():
+            raise error('something else')
+
+
+def test_a_process_of_its_own_changes_no_number(dataset, video_folder):
+    plain = build(video_folder, 'train.json', timeout=None)
+    for each in (dataset, plain):
+        each.set_epoch(2, 7)
+    assert all(same({0: dataset[i]}, {0: plain[i]}) for i in range(3))
+
+
+def test_without_an_epoch_numbers_are_those_of_the_process_that_asks(misbehaving):
+    dataset, runs = misbehaving('crash.mp4'), []
+    for seed in (1, 1, 2):
+        random.seed(seed)
+        np.random.seed(seed)
+        run = [frames_of(dataset[0])]
+        with pytest.raises(VideoReadError, match=CRASHES):  # a new process does not begin anew
+            dataset[1]
+        runs.append([*run, frames_of(dataset[0])])
+    assert all(a.equal(b) for a, b in zip(runs[0], runs[1]))
+    assert not any(a.equal(b) for a, b in zip([*runs[0], runs[0][0]], [*runs[2], runs[0][1]]))
+
+
+def test_what_is_no_file_is_named(tmp_path):
+    os.mkfifo(tmp_path / 'pipe.mp4')
+    (tmp_path / 'folder.mp4').mkdir()
+    annotations = {name: ['x'] for name in ('pipe.mp4', 'folder.mp4')}
+    with pytest.raises(UserError, match=r'pipe.mp4 .it is not a regular .*folder.mp4 .it is a fo'):
+        build(tmp_path, annotations)

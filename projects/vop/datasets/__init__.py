@@ -1,7 +1,7 @@
 from .annotations import Annotation, read_annotations
 from .sampler import ReproducibleSampler
 from .transforms import CLIPTokenize, TimeWindow
-from .video_text import VideoTextDataset
+from .video_text import VideoTextDataset, explain_data_loader
 
 __all__ = [
     'Annotation',
@@ -9,5 +9,6 @@ __all__ = [
     'ReproducibleSampler',
     'TimeWindow',
     'VideoTextDataset',
+    'explain_data_loader',
     'read_annotations',
 ]

@@ -4,6 +4,8 @@ import logging
 import os
 import os.path as osp
 import random
+import traceback
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
@@ -21,6 +23,8 @@ from ..registry import DATASETS
 from .annotations import Annotation, read_annotations
 from .items import Items, Texts
 from .transforms import TimeWindow
+
+_datasets: weakref.WeakSet = weakref.WeakSet()  # of this process
 
 
 @DATASETS.register_module()
@@ -101,6 +105,7 @@ class VideoTextDataset(BaseActionDataset):
             serialize_data=serialize_data,
             **kwargs,
         )
+        _datasets.add(self)
 
     def load_data_list(self) -> Sequence[dict]:
         """Make the items."""
@@ -257,6 +262,39 @@ def _files_among(paths: list[str]) -> set[str]:
             files = (entry.name for entry in entries if entry.is_file(follow_symlinks=False))
             there.update(osp.join(folder, name) for name in files)
     return there
+
+
+@contextmanager
+def explain_data_loader() -> Iterator[None]:
+    """Say which videos a data loader was reading whose worker was killed, or gave nothing in time.
+
+    Raises:
+        UserError: In place of torch's error.
+
+    Example:
+        >>> with explain_data_loader():
+        ...     runner.train()
+    """
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError) as error:
+        modules = [
+            frame.f_globals['__name__'] for frame, _ in traceback.walk_tb(error.__traceback__)
+        ]
+        places = [module.startswith('torch.utils.data.') for module in modules]
+        # A broken connection shows deep in it. What a worker raises is raised again elsewhere.
+        broken = isinstance(error, (ConnectionError, EOFError)) and any(places)
+        if not broken and not (isinstance(error, RuntimeError) and places[-1]):
+            raise
+        videos = sorted({video for dataset in _datasets for video in dataset.videos_being_read})
+        reading = f' when these were being read: {", ".join(videos)}' if videos else ''
+        reason = f'{error}'.strip().rstrip('.') or type(error).__name__
+        raise UserError(
+            f'A worker of a data loader was killed or gave nothing in time{reading} ({reason}). If '
+            'it was killed, memory may have run out: lower num_workers or batch_size of the data '
+            'loader. If it was too slow: timeout of its dataset, in place of its own, limits each '
+            'video.'
+        ) from error
 
 
 def _seed_everything(numbers: tuple[int, ...]) -> None:
