@@ -206,6 +206,15 @@ def test_warns_of_test_videos_in_the_bank(tmp_path, logged_warnings):
         lambda path, content: torch.save({**content, 'owner': 0}, path),
         lambda path, content: torch.save(dict(list(content.items())[:-1]), path),
         lambda path, content: torch.save({**content, 'text': content['text'] * torch.nan}, path),
+        *(
+            lambda path, content, wrong=wrong: torch.save({**content, **wrong}, path)
+            for wrong in (
+                *(dict(text=value) for value in (None, [1], torch.ones(6, 4), torch.ones(0, 8))),
+                *(dict(video=value) for value in (torch.ones(3), torch.ones(3, 8).int())),
+                *(dict(video_id=value) for value in (5, ['a'], [['a'], 'b', 'c'])),
+                dict(video_of_text=torch.zeros(2)),
+            )
+        ),
     ],
 )
 def test_a_wrong_bank_is_refused_at_once(bank, change):

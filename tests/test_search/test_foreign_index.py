@@ -236,7 +236,7 @@ def test_a_clip_that_came_along_is_not_opened(index):
 
 def test_what_is_no_file_is_refused(index):
     """A pipe would let it wait for ever."""
-    path = next(index.glob('names-*.json'))
+    path = next(index.glob('config-*.json'))
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(UserError, match=path.name):

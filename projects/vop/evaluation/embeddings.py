@@ -68,7 +68,25 @@ class Embeddings(NamedTuple):
                 f'{", ".join(sorted(content))}. Make it anew. {how}'
             )
         embeddings = cls(**content)
+        if not embeddings._fits():
+            raise UserError(f'{path} holds other values than embeddings. {how}')
         for what in ('video', 'text'):
             if not finite_rows(getattr(embeddings, what)).all():
                 raise UserError(f'Embeddings of {what}s in {path} are not finite.')
         return embeddings
+
+    def _fits(self) -> bool:
+        """Whether the values are of the kinds and shapes that they should be."""
+        tensors = self.video, self.text, self.video_of_text
+        if not isinstance(self.video_id, list) or not all(isinstance(t, Tensor) for t in tensors):
+            return False
+        video, text, video_of_text = (tuple(tensor.shape) for tensor in tensors)
+        return (
+            len(text) == 2
+            and 0 not in video + text
+            and video == (len(self.video_id), text[1])
+            and video_of_text == text[:1]
+            and self.video.is_floating_point()
+            and self.text.is_floating_point()
+            and all(name is None or isinstance(name, str) for name in self.video_id)
+        )

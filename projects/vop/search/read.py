@@ -378,8 +378,9 @@ def _names(path: Path) -> list[str]:
     names = read_json(path)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise damaged(path, 'it is not a list of names')
-    together = '\0'.join(names)
-    if together.count('\0') != len(names) - 1 or OUTSIDE.search(together):
+    together = '\0'.join(names)  # of which a million are searched at once
+    doubtful = '..' in together or together.startswith('/') or '\0/' in together
+    if together.count('\0') != len(names) - 1 or (doubtful and OUTSIDE.search(together)):
         raise damaged(path, 'a name leads out of the folder of the videos')
     return names
 
