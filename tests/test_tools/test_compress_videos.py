@@ -21,8 +21,8 @@ import pytest
 from helpers import ROOT, grey, numbered, numbers_shown
 from helpers import write_pictures as write
 
+from projects.vop.damage import missing_end
 from projects.vop.errors import UserError
-from projects.vop.length import missing_end
 
 sys.path.append(str(ROOT / 'tools/data'))
 from transcode import CODECS, CopySettings, TranscodeError, encode  # noqa: E402

@@ -1,4 +1,4 @@
-"""Read every video as training would, and list those that cannot be used.
+"""Read every video as training would, and list those that cannot be used, or are damaged.
 
     python tools/data/check_videos.py data/msrvtt/train_9k.json
     python tools/data/check_videos.py my_videos
@@ -21,6 +21,7 @@ from mmengine.dataset import Compose
 from mmengine.registry import init_default_scope
 from tqdm import tqdm
 
+from projects.vop.damage import signs_of_damage
 from projects.vop.engine import open_config
 from projects.vop.errors import UserError, exit_on_user_error
 from projects.vop.fileio import available_cores, is_video, walk_files, why_no_file
@@ -42,20 +43,21 @@ def items_of_annotations(path: Path, folder: Path, dataset: dict) -> list[dict]:
     return list({item['filename']: item for item in items}.values())[::-1]
 
 
-def why_unusable(pipeline: Callable, item: dict) -> str | None:
-    """Why a video cannot be used; None if it can."""
+def look(pipeline: Callable, item: dict) -> tuple[str | None, list[str]]:
+    """Why a video cannot be used, and else the signs that it is damaged."""
     if reason := why_no_file(item['filename']):
-        return reason
+        return reason, []
     try:
-        pipeline(item)
+        with signs_of_damage(item['filename'], alone=True) as signs:
+            pipeline(item)
     except Exception as error:  # a damaged file can raise nearly anything
-        return f'{type(error).__name__}: {error}'
-    return None
+        return f'{type(error).__name__}: {error}', []
+    return None, signs
 
 
 def check(cfg: Config, items: list[dict], jobs: int, timeout: float | None) -> int:
-    """Read the videos, and print those that cannot be used; count them."""
-    read = partial(why_unusable, Compose(cfg.train_dataloader.dataset.pipeline))
+    """Read the videos, and print those that cannot be used, or are damaged; count the first."""
+    read = partial(look, Compose(cfg.train_dataloader.dataset.pipeline))
     bad, jobs = 0, min(jobs, len(items))
     with (
         closing(map_isolated(read, items, jobs, timeout, 4 * jobs)) as results,
@@ -63,12 +65,12 @@ def check(cfg: Config, items: list[dict], jobs: int, timeout: float | None) -> i
     ):
         for item, future in results:
             try:
-                reason = future.result()
+                reason, signs = future.result()
             except ProcessFailed as error:
-                reason = str(error)
-            if reason:
-                bad += 1
-                line = os.fsencode(f'{item["filename"]}: {reason}')  # names need not be text
+                reason, signs = str(error), []
+            bad += reason is not None
+            for text in [f': {reason}'] if reason else [f' {sign}' for sign in signs]:
+                line = os.fsencode(f'{item["filename"]}{text}')  # names need not be text
                 bar.write(line.decode(errors='backslashreplace'))
             bar.update()
     return bad

@@ -16,7 +16,7 @@ import decord
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
-from projects.vop.length import missing_end
+from projects.vop.damage import missing_end
 
 CONTAINERS = {'.mp4': 'mp4', '.m4v': 'mp4', '.mov': 'mp4'}  # AVI has one rate for all frames
 

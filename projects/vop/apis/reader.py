@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..damage import signs_of_damage, warn_of_damage
 from ..fileio import as_file, why_no_file
 from ..isolation import FORKS, ProcessFailed, map_isolated
-from ..length import warn_if_cut
 
 
 class VideoFrames(NamedTuple):
@@ -46,25 +46,33 @@ def read_videos(
         VideoFrames: One per video, in order. Closing the generator ends the workers.
     """
     if not num_workers and not FORKS:
-        yield from (_read(pipeline, path) for path in paths)
+        yield from (_warned(*_read(pipeline, False, path)) for path in paths)
         return
     workers = max(1, min(num_workers, len(paths)))
     ahead = ahead if num_workers else 0
-    with closing(map_isolated(partial(_read, pipeline), paths, workers, timeout, ahead)) as videos:
+    with closing(
+        map_isolated(partial(_read, pipeline, True), paths, workers, timeout, ahead)
+    ) as videos:
         for path, future in videos:
             try:
-                yield future.result()
+                yield _warned(*future.result())
             except ProcessFailed as error:
                 yield VideoFrames(path, None, f'{error}.')
 
 
-def _read(pipeline: Callable[[dict], dict], path: str) -> VideoFrames:
+def _read(
+    pipeline: Callable[[dict], dict], alone: bool, path: str
+) -> tuple[VideoFrames, list[str]]:
     if reason := why_no_file(path):
-        return VideoFrames(path, None, f'{reason}.')
+        return VideoFrames(path, None, f'{reason}.'), []
     try:
-        data = pipeline(dict(filename=as_file(path), start_index=0, modality='RGB', text=[]))
-        frames = data['inputs']['imgs'].numpy()
-        warn_if_cut(path)
-        return VideoFrames(path, frames)
+        with signs_of_damage(path, alone) as signs:
+            data = pipeline(dict(filename=as_file(path), start_index=0, modality='RGB', text=[]))
+        return VideoFrames(path, data['inputs']['imgs'].numpy()), signs
     except Exception as error:  # a damaged file can raise nearly anything
-        return VideoFrames(path, None, f'{type(error).__name__}: {error}')
+        return VideoFrames(path, None, f'{type(error).__name__}: {error}'), []
+
+
+def _warned(video: VideoFrames, signs: list[str]) -> VideoFrames:
+    warn_of_damage(video.path, signs)
+    return video

@@ -15,10 +15,10 @@ import torch
 from mmaction.datasets import BaseActionDataset
 from mmengine.logging import print_log
 
+from ..damage import signs_of_damage, warn_of_damage
 from ..errors import UserError, VideoReadError, shown
 from ..fileio import as_file, same_name, walk_files, why_no_file
 from ..isolation import FORKS, Isolated, ProcessFailed, check_timeout
-from ..length import warn_if_cut
 from ..registry import DATASETS
 from .annotations import Annotation, read_annotations
 from .items import Items, Texts
@@ -117,7 +117,7 @@ class VideoTextDataset(BaseActionDataset):
         paths = [osp.join(folder, file) for file in files]
         # Flags of each video, shared by all workers.
         self._bad = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
-        self._measured = torch.zeros_like(self._bad).share_memory_()
+        self._named = torch.zeros_like(self._bad).share_memory_()
         self._reading = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
         if '://' not in folder:  # which is no folder
             self._find(folder, files, paths)
@@ -196,17 +196,22 @@ class VideoTextDataset(BaseActionDataset):
         return nullcontext() if seed is None else _seeded(*seed)
 
     def _run_pipeline(self, item: dict, idx: int) -> dict | None:
-        measure = not self._measured[item['video_number']]
-        self._measured[item['video_number']] = True
         if self.timeout is None or not FORKS:
             with self._randomness(idx):
-                return _read(self.pipeline, item, measure)
+                return self._warned(item, *_read(self.pipeline, item))
         # The pipeline may be another now, as after a hook that switches it.
         if self._reader is None or self._reader.function.args[0] is not self.pipeline:
             self._reader = Isolated(partial(_read, self.pipeline), self.timeout)
         # Without an epoch to go by, from this process, which draws other numbers than others.
         seed = self._seed(idx) or (random.getrandbits(32), np.random.randint(2**31))
-        return self._reader(item, measure, seed)
+        return self._warned(item, *self._reader(item, seed))
+
+    def _warned(self, item: dict, data: dict | None, signs: list[str]) -> dict | None:
+        """Name a damaged video, once."""
+        if signs and not self._named[item['video_number']]:
+            self._named[item['video_number']] = True
+            warn_of_damage(item['filename'], signs)
+        return data
 
     def prepare_data(self, idx: int) -> dict | None:
         """Run the pipeline on an item.
@@ -306,15 +311,14 @@ def _seed_everything(numbers: tuple[int, ...]) -> None:
 
 
 def _read(
-    pipeline: Callable, item: dict, measure: bool, seed: tuple[int, ...] | None = None
-) -> dict | None:
+    pipeline: Callable, item: dict, seed: tuple[int, ...] | None = None
+) -> tuple[dict | None, list[str]]:
+    """Run a pipeline; with a seed, in a process of its own."""
     if seed is not None:
         _seed_everything(seed)
-    filename = item['filename']
-    data = pipeline(item)
-    if measure:
-        warn_if_cut(filename)
-    return data
+    with signs_of_damage(item['filename'], alone=seed is not None) as signs:
+        data = pipeline(dict(item))
+    return data, signs
 
 
 @contextmanager

@@ -1,12 +1,17 @@
-"""Videos that end before their container says that they do."""
+"""Signs that a video which can be read is damaged."""
 
 import logging
 import os
-from contextlib import suppress
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import decord
 from mmengine.logging import print_log
 
 # A header need not be exact: seconds, and a part of the whole.
@@ -16,16 +21,75 @@ HEADER_ALONE = dict(probesize='32', analyzeduration='0')
 SEGMENT = b'\x18\x53\x80\x67'  # what holds all of a Matroska file but its first bytes
 
 
-def warn_if_cut(path: str | Path) -> None:
-    """Log the name of a video that can be read, but is cut off; see :func:`missing_end`.
+# A line of FFmpeg's log: who says it, and what.
+FFMPEG_LINE = re.compile(rb'\[([\w,]+) @ 0x[0-9a-f]+\] (.*)')
+
+
+@contextmanager
+def signs_of_damage(path: str | Path, alone: bool) -> Iterator[list[str]]:
+    """Collect signs that a video is damaged while it is read.
+
+    A decoder conceals what it can, so that the pictures are others than they were. All that tells
+    is what FFmpeg writes to the standard error, without a name and each time anew: of a whole
+    video it writes nothing.
+
+    Args:
+        path (str | Path): The video.
+        alone (bool): Whether nothing else writes to the standard error of this process. If not,
+            FFmpeg is not listened to.
+
+    Yields:
+        list[str]: The signs, once it has been read, as sentences that follow its name.
 
     Example:
-        >>> warn_if_cut('cut.mp4')
-        01/01 10:00:00 - mmengine - ERROR - cut.mp4 is cut off: it ends at 3.0 of 10.0 s. ...
+        >>> with signs_of_damage('a.mp4', alone=False) as signs:
+        ...     data = pipeline(dict(filename='a.mp4', start_index=0, modality='RGB'))
+        >>> signs
+        ['is cut off: it ends at 3.0 of 10.0 s. What is left of it is used; get it again.']
     """
+    signs: list[str] = []
+    said: list[str] = []
+    with _ffmpeg_said(said) if alone else nullcontext():
+        yield signs
     if reason := missing_end(path):
-        message = f'{path} is cut off: {reason}. What is left of it is used; get it again.'
-        print_log(message, 'current', logging.ERROR)  # which every rank shows
+        signs.append(f'is cut off: {reason}. What is left of it is used; get it again.')
+    elif said:
+        more = f' and {len(said) - 1} more' if len(said) > 1 else ''
+        signs.append(f'may be damaged: its decoder says "{said[0]}"{more}. It is used as it is.')
+
+
+def warn_of_damage(path: str | Path, signs: list[str]) -> None:
+    """Log the signs of :func:`signs_of_damage`.
+
+    Example:
+        >>> warn_of_damage('cut.mp4', ['is cut off: it ends at 3.0 of 10.0 s.'])
+        01/01 10:00:00 - mmengine - ERROR - cut.mp4 is cut off: it ends at 3.0 of 10.0 s.
+    """
+    for sign in signs:
+        print_log(f'{path} {sign}', 'current', logging.ERROR)  # which every rank shows
+
+
+@contextmanager
+def _ffmpeg_said(said: list[str]) -> Iterator[None]:
+    """Take FFmpeg's errors out of the standard error; what else is written there stays."""
+    decord.logging.set_level(decord.logging.ERROR)
+    sys.stderr.flush()
+    screen = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(screen, 2)
+            os.close(screen)
+            file.seek(0)
+            for line in file:
+                if match := FFMPEG_LINE.fullmatch(line.rstrip()):
+                    who, what = (part.decode(errors='replace') for part in match.groups())
+                    said.append(f'{who}: {what[:100]}')
+                else:
+                    os.write(2, line)
 
 
 def missing_end(path: str | Path) -> str | None:

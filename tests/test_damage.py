@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 
 from projects.vop.apis.reader import read_videos
-from projects.vop.length import missing_end
+from projects.vop.damage import missing_end
 from projects.vop.registry import DATASETS
 
 NOISE = list(np.random.default_rng(0).integers(0, 255, (75, 80, 96, 3), dtype=np.uint8))
