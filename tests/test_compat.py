@@ -3,10 +3,12 @@
 Without that of DRN, nothing of this project can be imported.
 """
 
+import gc
 import importlib
 import importlib.util
 import resource
 import sys
+import weakref
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +19,7 @@ import torch
 from helpers import run
 from mmaction.registry import MODELS
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from mmengine.hub import get_config
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner import save_checkpoint
@@ -201,3 +204,18 @@ def test_repairs_apply_once():
     compat.apply()
     assert (MessageHub.state_dict, MessageHub.load_state_dict) == methods
     assert {n: m for n, m in sys.modules.items() if 'drn' in n} == modules
+
+
+def test_a_subset_that_is_gone_is_forgotten():
+    """Else its id, taken by another object, would stand for it."""
+
+    class Numbers(BaseDataset):
+        def load_data_list(self):
+            return [dict(number=number) for number in range(3)]
+
+    subset = Numbers().get_subset(2)
+    assert len(subset) == 2
+    gone = weakref.ref(subset)
+    del subset
+    gc.collect()
+    assert gone() is None

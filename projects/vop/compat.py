@@ -21,6 +21,7 @@ import numpy as np
 from mmengine import utils
 from mmengine.config import config
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.dataset import BaseDataset
 from mmengine.fileio import LocalBackend, file_client
 from mmengine.hub import hub
 from mmengine.logging import HistoryBuffer, MessageHub, MMLogger
@@ -43,6 +44,7 @@ def apply() -> None:
     find_packages_without_pkg_resources()
     keep_message_hub_plain()
     open_checkpoints_safely()
+    copy_datasets_afresh()
     write_files_whole()
     silence_warnings_without_a_fault()
 
@@ -224,6 +226,21 @@ def write_files_whole() -> None:
         write_file(filepath, obj.encode(encoding))
 
     LocalBackend.put, LocalBackend.put_text = put, put_text
+
+
+def copy_datasets_afresh() -> None:
+    """Let subsets of a data set be made again and again.
+
+    MMEngine notes all copies by the ids of their originals in one memo, a default argument, which
+    it never empties: the id of a data set that is gone may be that of any part of another.
+    """
+    copy_without_annotation = BaseDataset._copy_without_annotation
+    if copy_without_annotation.__defaults__ != (None,):
+
+        def copy_afresh(self, memo=None) -> BaseDataset:
+            return copy_without_annotation(self, {} if memo is None else memo)
+
+        BaseDataset._copy_without_annotation = copy_afresh
 
 
 def silence_warnings_without_a_fault() -> None:
