@@ -132,8 +132,9 @@ def kill(train, *arguments, event, name, number=1, **kwargs):
         try:
             train(*arguments, **kwargs)
         finally:
-            os._exit(0)
-    assert os.WIFSIGNALED(os.waitpid(pid, 0)[1]), f'{name} had fewer than {number} {event}'
+            os.kill(os.getpid(), signal.SIGTERM)
+    status = os.waitpid(pid, 0)[1]
+    assert os.WTERMSIG(status) == signal.SIGKILL, f'{name} had fewer than {number} {event}'
 
 
 def records(work_dir):
@@ -386,21 +387,18 @@ def test_the_same_settings_are_not_remarked(train, copied, said):
 
 def test_two_trainings_do_not_share_a_folder(train, tmp_path):
     """The other is a process that stands still with the lock."""
-    ready, done = os.pipe(), os.pipe()
+    ready, write = os.pipe()
     pid = os.fork()
     if not pid:
-        try:
-            with file_lock(tmp_path / '.lock'):
-                os.write(ready[1], b'.')
-                os.read(done[0], 1)
-        finally:
-            os._exit(0)
-    os.read(ready[0], 1)
+        with file_lock(tmp_path / '.lock'):
+            os.write(write, b'.')
+            signal.pause()
+    os.read(ready, 1)
     try:
         with pytest.raises(UserError, match=f'Another run .* {tmp_path} .*process {pid} '):
             train(tmp_path)
     finally:
-        os.write(done[1], b'.')
+        os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     assert [path.name for path in tmp_path.iterdir()] == ['.lock']
 
@@ -455,6 +453,8 @@ def test_the_best_by_several_metrics_in_a_config_of_mmengine(train, tmp_path, sa
     # Of another metric, the scores so far are not comparable.
     train(tmp_path, '--resume', options=[f'{hook}.save_best=neg', f'{hook}.rule=greater'])
     assert any('save_best' in line for line in said())
+    # That run had come to its end: what was published is not published again.
+    assert len([*tmp_path.glob('epoch_3-*.pth')]) == 1
 
 
 def test_a_metric_that_is_not_there_is_named(train, tmp_path):

@@ -1,6 +1,7 @@
 """Checkpoints from which a run resumes, at whatever point it was killed."""
 
 import bisect
+import glob
 import logging
 import os.path as osp
 import re
@@ -114,6 +115,7 @@ class CheckpointHook(hooks.CheckpointHook):
             rules = rules * len(metrics) if len(rules) == 1 else rules
             rule = [given or rule_of(metric, *self.hints) for given, metric in zip(rules, metrics)]
         super().__init__(interval, by_epoch, save_best=save_best, rule=rule, **kwargs)
+        self.last_ckpt: str | None = None
         self.meta: dict = {}  # of the checkpoint that is being written
 
     def before_train(self, runner) -> None:
@@ -210,13 +212,15 @@ class CheckpointHook(hooks.CheckpointHook):
 
     def after_train(self, runner) -> None:
         # For MMEngine, which publishes these files.
-        known = runner.message_hub.runtime_info
+        hub, best = runner.message_hub, {}
         if self.save_best == ['auto']:
-            self.best_ckpt_path = known.get('best_ckpt')
+            best['auto'] = hub.runtime_info.get('best_ckpt')
         elif self.save_best:
-            best = {m: self._recorded(runner.message_hub, m)[3] for m in self.save_best}
-            self.best_ckpt_path = None
-            self.best_ckpt_path_dict = {m: path for m, path in best.items() if path}
+            best = {metric: self._recorded(hub, metric)[3] for metric in self.save_best}
+        self.best_ckpt_path = None
+        self.best_ckpt_path_dict = {m: path for m, path in best.items() if _is_to_publish(path)}
+        if not _is_to_publish(self.last_ckpt):
+            self.last_ckpt = None
         super().after_train(runner)
 
     def before_save_checkpoint(self, runner, checkpoint) -> None:
@@ -290,6 +294,15 @@ class CheckpointHook(hooks.CheckpointHook):
 
 def _best_name(metric: str, file: str) -> str:
     return f'best_{metric}_{file}'.replace('/', '_')
+
+
+def _is_to_publish(path: str | None) -> bool:
+    """Whether a checkpoint has no published copy yet, whose name would be another each time."""
+    if not path or '://' in path:
+        return bool(path)
+    file = Path(path)
+    copies = file.parent.glob(f'{glob.escape(file.stem)}-????????.pth')
+    return all(copy.stat().st_mtime < file.stat().st_mtime for copy in copies)
 
 
 def _step(runner) -> int:

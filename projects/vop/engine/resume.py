@@ -59,10 +59,10 @@ def find_checkpoint(cfg: Config) -> str | None:
         named = Path(cfg.work_dir, 'last_checkpoint').read_text().strip()
     except (OSError, UnicodeDecodeError):
         named = ''
-    here = [osp.join(folder, osp.basename(named)) for folder in folders]
-    latest = [path for path in here if named and osp.exists(path)][:1]
-    if latest and osp.isdir(latest[0]):  # of DeepSpeed or FSDP
-        return latest[0]
+    here = [osp.join(folder, osp.basename(named)) for folder in folders if osp.basename(named)]
+    latest = [path for path in here if osp.isfile(path)][:1]
+    if 'runner_type' in cfg and here and osp.isdir(here[-1]):  # of DeepSpeed or FSDP
+        return here[-1]
     others = [
         str(path)
         for folder in folders
@@ -83,7 +83,7 @@ def find_checkpoint(cfg: Config) -> str | None:
                 continue
             if _is_of_training(checkpoint, cfg):
                 meta = checkpoint['meta']
-                found.append((meta.get('time', ''), meta['iter'], path))
+                found.append((str(meta.get('time')), meta['iter'], path))
         if found:
             path = max(found)[-1]
             if path not in latest:
@@ -101,6 +101,11 @@ def _warn(message: str) -> None:
 
 def _is_of_training(checkpoint: Any, cfg: Config) -> bool:
     if not isinstance(checkpoint, dict) or not {'meta', 'message_hub'} <= checkpoint.keys():
+        return False
+    if (
+        not isinstance(checkpoint['meta'], dict)
+        or not {'epoch', 'iter'} <= checkpoint['meta'].keys()
+    ):
         return False
     hook = cfg.get('default_hooks', {}).get('checkpoint') or {}
     return 'optimizer' in checkpoint or not hook.get('save_optimizer', True)
@@ -248,7 +253,9 @@ class ResumeHook(Hook):
                 self._refuse(f'groups of {sizes[1]} parameters, and the config makes {sizes[0]}')
             for group, known in zip(new['param_groups'], saved['param_groups']):
                 group['params'] = known['params']
-            saved.update({key: value for key, value in new.items() if key != 'state'})
+            for key in ('param_groups', 'base_param_settings'):
+                if key in new:
+                    saved[key] = new[key]
         rates = {group['lr'] for group in optimizer.param_groups}
         return f' The learning rate is now {", ".join(f"{rate:.3g}" for rate in sorted(rates))}.'
 
