@@ -10,6 +10,7 @@ docs/reliability.md has the results. For Linux.
 
 import argparse
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -30,6 +31,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from mmengine.logging import MMLogger
 
 from projects.vop.apis import VoPInferencer
 from projects.vop.datasets.annotations import read_annotations
@@ -273,26 +275,33 @@ def damaged_videos(folder: Path, count: int) -> None:
         name: {video for video in captions if f'/{video}' in log} for name, log in logs.items()
     }
     used = dict(
-        training=captions.keys() - named['training'],  # one epoch reads all that it does not name
-        checking=captions.keys() - named['checking'],
+        # Of these two, what they do not leave out.
+        training={v for v in captions if f'/{v} cannot' not in logs['training']},
+        checking={v for v in captions if f'/{v}: ' not in logs['checking']},
         indexing=set(VideoIndex.open(folder / 'index').names),
         copying={path.name for path in (folder / 'copies/videos').iterdir()},
     )
 
+    # Here, the log holds the signs of damage in what is used.
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore
+    MMLogger.get_current_instance().addHandler(handler)
     inferencer = VoPInferencer(config, device='cpu', show_progress=False)
     encoded = inferencer.encode_videos([videos / name for name in captions])
     used['inference'] = {Path(path).name for path in encoded.paths}
-    named['inference'] = {Path(path).name for path in encoded.failed}
+    named['inference'] = {name for name in captions if f'/{name}' in ' '.join(messages)}
 
+    messages.clear()
     test = DATASETS.build(open_config(config).test_dataloader.dataset)
-    frames, used['testing'], named['testing'] = {}, set(), set()
+    frames, used['testing'] = {}, set()
     for number, name in enumerate(captions):
         try:
             frames[name] = test[number]['inputs']['imgs'].float()
             used['testing'].add(name)
         except VideoReadError as error:
-            if name in str(error):
-                named['testing'].add(name)
+            messages.append(str(error))
+    named['testing'] = {name for name in captions if f'/{name}' in ' '.join(messages)}
     changed = {
         name
         for name, whole in source.items()
@@ -305,15 +314,14 @@ def damaged_videos(folder: Path, count: int) -> None:
         rows.append(
             [
                 *(name, codes.get(name, 0)),
-                *(len(source.keys() & kind) for kind in (named[name], used[name] & changed)),
-                *(len(source.keys() & (used[name] - changed)), len(silent)),
-                len(named[name] - source.keys()),
+                *(len(source.keys() & kind) for kind in (named[name] - used[name], named[name])),
+                len(source.keys() & (used[name] - changed - named[name])),
+                len((used[name] & changed) - named[name]),
+                *(len(silent), len(named[name] - source.keys())),
             ]
         )
-    heading = ['', 'exit code', 'named', 'used, other pictures', 'used, same pictures', 'neither']
-    print_table([*heading, 'whole ones named'], *rows)
-    both = sorted(changed & named['training'])
-    print(f'\nOf the {len(changed)} with other pictures, {len(both)} were named when trained on.')
+    heading = ['', 'exit code', 'named and left out', 'named', 'not named, same pictures']
+    print_table([*heading, 'not named, other pictures', 'neither', 'whole ones named'], *rows)
 
 
 def annotations(folder: Path, count: int) -> None:

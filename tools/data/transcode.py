@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import av
+import av.logging
 import decord
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
 from projects.vop.damage import missing_end
+from projects.vop.errors import shown
 
 CONTAINERS = {'.mp4': 'mp4', '.m4v': 'mp4', '.mov': 'mp4'}  # AVI has one rate for all frames
 
@@ -151,8 +153,12 @@ def upright(frame: av.VideoFrame, container, stream) -> av.VideoFrame:
 
 
 def decode(path: Path, timeline: Timeline) -> Iterator[tuple[Fraction, av.VideoFrame]]:
-    """Decode all frames, each after the second at which it comes on screen."""
-    with open_video(path) as (container, stream):
+    """Decode all frames, each after the second at which it comes on screen.
+
+    What FFmpeg complains of, and conceals, is printed with the name of the video.
+    """
+    av.logging.set_level(av.logging.ERROR)
+    with open_video(path) as (container, stream), av.logging.Capture(local=False) as said:
         number, time = 0, timeline.start
         try:
             for frame in container.decode(stream):
@@ -165,6 +171,9 @@ def decode(path: Path, timeline: Timeline) -> Iterator[tuple[Fraction, av.VideoF
         except av.FFmpegError as error:
             seconds = f'{float(time - timeline.start):.1f} s of {float(timeline.duration):.1f} s'
             raise TranscodeError(f'decoding fails at {seconds} ({error.strerror})') from error
+    for _, who, what in said[:1]:
+        sign = f'may be damaged: its decoder says "{who}: {what.strip()}". It is copied as it is.'
+        print(f'{shown(str(path))} {sign}', flush=True)
 
 
 def pick(
