@@ -210,7 +210,7 @@ def open_checkpoints_safely() -> None:
 
 
 def write_files_whole() -> None:
-    """Let MMEngine write local files, such as checkpoints, whole or not at all.
+    """Let MMEngine write checkpoints, and what else is no text, whole or not at all.
 
     It writes in place, and a checkpoint twice where the best one improves: a
     run that is killed meanwhile leaves half a checkpoint in place of a whole
@@ -222,10 +222,8 @@ def write_files_whole() -> None:
     def put(self, obj: bytes, filepath: str | Path) -> None:
         write_file(filepath, obj)
 
-    def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
-        write_file(filepath, obj.encode(encoding))
-
-    LocalBackend.put, LocalBackend.put_text = put, put_text
+    # Not put_text, by which all processes write the same metrics at once.
+    LocalBackend.put = put
 
 
 def copy_datasets_afresh() -> None:

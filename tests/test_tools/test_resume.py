@@ -170,11 +170,11 @@ def state(path):
 
 
 KILLS = [
-    ('os.rename', 'epoch_2.pth', 1),
     ('os.rename', 'last_checkpoint', 3),  # epoch_2 is written
+    ('os.rename', 'best_score_epoch_2.pth', 1),
     ('os.remove', 'best_score_epoch_1.pth', 1),
     ('os.rename', 'epoch_2.pth', 2),  # the old best is removed
-    ('os.rename', 'last_checkpoint', 5),  # in the last validation
+    ('os.rename', 'epoch_3.pth', 2),  # the last one is validated
 ]
 
 
@@ -184,6 +184,7 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(
     train, trained, tmp_path, event, name, number
 ):
     kill(train, tmp_path, event=event, name=name, number=number)
+    assert [*tmp_path.glob('best_*.pth')]
     train(tmp_path, '--resume')
     assert result(tmp_path) == result(trained)
 
