@@ -59,7 +59,9 @@ class FiniteHook(Hook):
             cause = f'frames of {_listed(names[i] for i in bad if i < len(names))} are not finite'
             advice = 'Take them out of the annotation file, or mend the pipeline'
         elif name := _not_finite(dict(model.named_parameters())):
-            cause = f'the step before made {name} not finite, with {_listed(self.before)}'
+            cause = f'{name} is not finite from the start'
+            if self.before:
+                cause = f'the step before made {name} not finite, with {_listed(self.before)}'
             advice = 'Training diverged: lower the learning rate, or clip gradients'
         else:
             whose = '' if get_world_size() == 1 else f' of process {get_rank()}, one of several,'
