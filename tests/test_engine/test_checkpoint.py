@@ -166,6 +166,15 @@ def test_one_changed_frozen_tensor_is_noticed(tiny_clip, tower):
         other.load_state_dict(model.state_dict())
 
 
+def test_the_names_of_a_wrapper_fit(tiny_clip, tmp_path):
+    """As MMEngine's DDPStrategy saves them."""
+    model, path = build(tiny_clip), str(tmp_path / 'wrapped.pth')
+    torch.save(dict(state_dict=model.state_dict(prefix='module.')), path)
+    check_fit(model, path)
+    with pytest.raises(UserError, match='prompts'):
+        check_fit(build(tiny_clip, prompts={}), path)
+
+
 def test_a_missing_prompt_is_not_passed_over(tiny_clip):
     model = build(tiny_clip)
     state = model.state_dict()

@@ -372,6 +372,20 @@ def test_what_is_wrong_is_said_before_clip_is_opened(
     assert 'CLIP' not in output.out
 
 
+@pytest.mark.parametrize('tool', ['train', 'test'])
+@pytest.mark.parametrize('work_dir', ['setup.py', 'setup.py/run', '/proc/run', 'a' * 300])
+def test_a_work_dir_that_cannot_be_made(run_tool, config, monkeypatch, tool, work_dir):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=f'work dir {work_dir} cannot be made'):
+        run_tool(f'tools/{tool}.py', config(), '--work-dir', work_dir)
+
+
+def test_a_strategy_that_needs_a_launcher(run_tool, config, tmp_path):
+    path = config(extra="runner_type = 'FlexibleRunner'\nstrategy = dict(type='DDPStrategy')\n")
+    with pytest.raises(UserError, match='DDPStrategy.*torchrun'):
+        run_tool('tools/train.py', path, '--work-dir', tmp_path)
+
+
 @pytest.mark.parametrize('option', ['--dump', '--dump-embeddings', '--report'])
 def test_what_cannot_be_written_loses_no_metrics(run_tool, bad_config, tmp_path, capsys, option):
     path = bad_config(

@@ -118,7 +118,8 @@ class VoPInferencer:
         if checkpoint is not None:
             check_fit(self.model, checkpoint)
             state = load_safely(checkpoint, map_location='cpu')
-            self.model.load_state_dict(state.get('state_dict', state))
+            state = state.get('state_dict', state)
+            self.model.load_state_dict({k.removeprefix('module.'): v for k, v in state.items()})
         elif untrained := sum(p.numel() for p in self.model.parameters() if p.requires_grad):
             _warn(
                 f'{name} trains {untrained:,} parameters, and no checkpoint is given: they are as '

@@ -54,9 +54,10 @@ def load_safely(filename: str, map_location: Any = None) -> dict:
 
 
 def _shapes(state_dict: dict) -> dict:
-    # What identifies the CLIP is compared when the state is loaded.
+    # What identifies the CLIP is compared when the state is loaded. MMEngine's DDPStrategy
+    # saves the names of its wrapper, and its loading takes them away again.
     return {
-        name: tuple(value.shape)
+        name.removeprefix('module.'): tuple(value.shape)
         for name, value in state_dict.items()
         if not name.endswith('_extra_state')
     }

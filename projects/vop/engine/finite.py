@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -58,12 +59,15 @@ class FiniteHook(Hook):
             cause = f'frames of {_listed(names[i] for i in bad if i < len(names))} are not finite'
             advice = 'Take them out of the annotation file, or mend the pipeline'
         elif name := _not_finite(dict(model.named_parameters())):
-            cause = f'the step before made {name} not finite, with {_listed(self.before)}'
+            cause = f'{name} is not finite from the start'
+            if self.before:
+                cause = f'the step before made {name} not finite, with {_listed(self.before)}'
             advice = 'Training diverged: lower the learning rate, or clip gradients'
         else:
-            cause = f'its batch is {_listed(names)}'
+            whose = '' if get_world_size() == 1 else f' of process {get_rank()}, one of several,'
+            cause = f'its batch{whose} is {_listed(names)}'
             advice = 'Training diverged, or overflows in fp16: lower the learning rate'
-        raise NotFiniteError(f'{where}: {cause}. {advice}, and resume from a checkpoint of before.')
+        raise NotFiniteError(f'{where}: {cause}. {advice}, and resume from an earlier checkpoint.')
 
     def after_train(self, runner: Runner) -> None:
         """Look no longer."""
@@ -82,7 +86,8 @@ class FiniteHook(Hook):
         # Not buffers: some hold infinity on purpose, such as masks.
         ours = dict(unwrap(runner.model).named_parameters())
         state = checkpoint.get('state_dict', checkpoint)
-        name = _not_finite({key: value for key, value in state.items() if key in ours})
+        named = ((key.removeprefix('module.'), value) for key, value in state.items())
+        name = _not_finite({key: value for key, value in named if key in ours})
         if name:
             raise NotFiniteError(f'The weights {name} of the checkpoint are not finite, {what}.')
 

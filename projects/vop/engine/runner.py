@@ -3,11 +3,12 @@
 import os
 
 from mmengine.config import Config
-from mmengine.registry import RUNNERS
+from mmengine.registry import RUNNERS, STRATEGIES
 from mmengine.runner import Runner
 from torch import nn
 
 from ..errors import UserError
+from ..registry import class_of
 from .config import check_pixels, fit_tokenizers
 from .finite import FiniteHook
 from .parameters import build_without_weights
@@ -25,9 +26,9 @@ def build_runner(cfg: Config) -> Runner:
         Runner: Its runner.
 
     Raises:
-        UserError: If its work dir cannot be made, or not be written to; or if
-            a pipeline has the tokenizer, or a recognizer the mean or
-            deviation, of another CLIP.
+        UserError: If its work dir cannot be made, or not be written to; if its strategy needs a
+            launcher; or if a pipeline has the tokenizer, or a recognizer the mean or deviation,
+            of another CLIP.
 
     Example:
         >>> runner = build_runner(open_config('configs/zero_shot_msrvtt.py'))
@@ -47,6 +48,14 @@ def build_runner(cfg: Config) -> Runner:
         ) from error
     if not os.access(work_dir, os.W_OK | os.X_OK):
         raise UserError(f'The work dir {work_dir} is read-only. Name another (--work-dir).')
+    strategy = class_of(cfg.get('strategy'), STRATEGIES)
+    if cfg.get('launcher', 'none') == 'none' and issubclass(
+        strategy, STRATEGIES.get('DDPStrategy')
+    ):
+        raise UserError(
+            f'{strategy.__name__} is for processes of a launcher, of which one will do: '
+            '`torchrun --nproc_per_node 1 TOOL ... --launcher pytorch`.'
+        )
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if not any(isinstance(hook, FiniteHook) for hook in runner.hooks):
         runner.register_hook(FiniteHook())
