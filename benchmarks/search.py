@@ -63,8 +63,9 @@ def timed(function: Callable, *args: Any) -> tuple[Any, float]:
 def save_index(folder: Path, data: Synthetic, size: int) -> float:
     """Write an index as update_index does; give the seconds of its IVF."""
     files = {what: folder / name.format(0) for what, name in FILES.items()}
-    files['config'].touch()
-    files['model'].touch()
+    for what in ('config', 'model'):
+        files[what] = folder / FILES[what].format('0' * 12)
+        files[what].touch()
     ids, width, texts = np.arange(size), data.base.shape[1], data.draw('text', 256)
     write_json(files['names'], [f'folder {i // 1000}/video {i}.mp4' for i in range(size)])
     write_array(files['stamps'], [np.stack([ids] * 3, axis=1)], 0)
@@ -79,9 +80,10 @@ def save_index(folder: Path, data: Synthetic, size: int) -> float:
     ivf.choose_nprobe(embeddings, ids, texts)
     taken = time.perf_counter() - start
     ivf.write(files['ivf'])
-    manifest = dict(format=FORMAT, generation=0, model_fingerprint='', video_dir='/videos')
-    manifest.update(videos=size, width=width, ivf=ivf.settings._asdict())
-    manifest['files'] = {what: (path.name, path.stat().st_size) for what, path in files.items()}
+    manifest = dict(format=FORMAT, generation=0, model_fingerprint='0' * 32, video_dir='/videos')
+    manifest.update(videos=size, width=width, next_id=size, ivf=ivf.settings._asdict())
+    sizes = {what: path.stat().st_size for what, path in files.items()}
+    manifest['files'] = {what: sizes[what] for what in ('names', 'stamps', 'embeddings', 'ivf')}
     write_json(folder / MANIFEST, manifest)
     return taken
 
