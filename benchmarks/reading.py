@@ -4,10 +4,14 @@ Originals and copies of tools/data/compress_videos.py go through the train
 pipeline of a config, in one process, with the same random crops and segments
 of time. PSNR is between each frame that the test pipeline makes of a copy, and
 what it makes of the original at the same time.
+
+The last table is what it costs to read in a process of its own (timeout of
+vop.VideoTextDataset) in place of the same process.
 """
 
 import argparse
 import json
+import multiprocessing
 import platform
 import random
 import sys
@@ -56,7 +60,9 @@ def make_copies(folder: Path, videos: list[str], place: Path) -> dict[str, Path]
     return {name: place / name for name in CODECS}
 
 
-def open_datasets(cfg: Config, split: str, folders: dict[str, Path], videos: list[str]) -> dict:
+def open_datasets(
+    cfg: Config, split: str, folders: dict[str, Path], videos: list[str], timeout: float | None = 60
+) -> dict:
     """Open the data set of a split, over these videos of each folder."""
     datasets = {}
     with tempfile.NamedTemporaryFile('w', suffix='.json') as file:
@@ -65,6 +71,7 @@ def open_datasets(cfg: Config, split: str, folders: dict[str, Path], videos: lis
         for name, folder in folders.items():
             dataset = cfg[f'{split}_dataloader'].dataset.to_dict()
             dataset.update(ann_file=file.name, data_root='', data_prefix=dict(video=str(folder)))
+            dataset['timeout'] = timeout
             datasets[name] = DATASETS.build(dataset)
     return datasets
 
@@ -88,6 +95,28 @@ def measure(datasets: dict, repeats: int) -> dict[str, np.ndarray]:
     for repeat in range(repeats + 1):  # the first warms up
         rounds.append([[time_clip(d, i, repeat) for d in datasets.values()] for i in range(number)])
     return {name: np.array(rounds)[1:, :, i] for i, name in enumerate(datasets)}
+
+
+def cpu_time() -> float:
+    """Seconds of CPU time of this process and of those that it started."""
+    pids = [child.pid for child in multiprocessing.active_children()]
+    # The clock of another process, by its number as in clock_getcpuclockid(3).
+    return time.process_time() + sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)
+
+
+def cost_of_isolation(plain, isolated, repeats: int) -> tuple[float, float, float]:
+    """Seconds of a clip in the same process; how many times as long, and CPU time, in its own."""
+    rounds = np.zeros((repeats + 1, 2, 2))
+    for repeat in range(repeats + 1):  # the first warms up
+        for dataset in (plain, isolated):
+            dataset.set_epoch(repeat, 0)
+        for index in range(len(plain)):
+            for side, dataset in enumerate((plain, isolated)):
+                start = time.perf_counter(), cpu_time()
+                dataset[index]
+                rounds[repeat, side] += np.subtract((time.perf_counter(), cpu_time()), start)
+    ratios = np.median(rounds[1:, 1] / rounds[1:, 0], 0)
+    return np.median(rounds[1:, 0, 0]) / len(plain), *ratios
 
 
 def psnr(original, copy, index: int) -> list[float]:
@@ -137,6 +166,14 @@ def report(cfg: Config, folders: dict[str, Path], videos: list[str], repeats: in
         shares = (f'{part / mean.sum():.1%}' for part, mean in zip(parts, means))
         rows.append([type(transform).__name__, *shares])
     table(['transform', *folders], rows)
+
+    print('\nA process of its own:')
+    plain = open_datasets(cfg, 'train', folders, videos, timeout=None)
+    rows = []
+    for name in folders:
+        seconds, clock, cpu = cost_of_isolation(plain[name], train[name], repeats)
+        rows.append([name, f'{seconds * 1e3:.1f} ms', f'{clock:.3f}x', f'{cpu:.3f}x'])
+    table(['videos', 'a clip in the same process', 'in its own', 'by CPU time'], rows)
 
 
 def main() -> None:

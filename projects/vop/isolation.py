@@ -200,7 +200,7 @@ class _Child:
         freed = self.freed[:]  # which other threads may add to
         del self.freed[: len(freed)]
         try:
-            self.connection.send((args, freed))
+            self.connection.send_bytes(pickle.dumps((args, freed), 5))
         except OSError:
             self.end()
             return False
@@ -211,7 +211,7 @@ class _Child:
         try:
             if not self.connection.poll(timeout):
                 raise ProcessFailed(f'it took longer than {timeout:g} s')
-            payload, sizes, start = self.connection.recv()
+            payload, sizes, start = pickle.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
             raise ProcessFailed(*self._why()) from None
         if start is None:
@@ -252,7 +252,7 @@ def _serve(function: Callable, connection: Connection, arena: Any, parent: int) 
     taken: dict[int, int] = {}  # where results begin and end that the parent still holds
     while True:
         try:
-            args, freed = connection.recv()
+            args, freed = pickle.loads(connection.recv_bytes())
         except EOFError:
             return
         for start in freed:
@@ -267,7 +267,7 @@ def _serve(function: Callable, connection: Connection, arena: Any, parent: int) 
             message = f'What {function} returned cannot leave its process: {error}'
             answer = _pack((None, TypeError(message)), arena, taken)
         print(end='', flush=True)  # what the function printed, as this process may be killed
-        connection.send(answer)
+        connection.send_bytes(pickle.dumps(answer, 5))
 
 
 def _end_with(parent: int) -> None:

@@ -279,6 +279,7 @@ def test_a_data_root_becomes_one_and_is_kept_up_to_date(source, tmp_path, compre
 
     code, printed = compress(source, out)
     assert code == 0 and '3 videos copied, 0 done before' in printed
+    assert f'{source / "videos/pipe.mp4"} is left out: it is not a regular file.' in printed
     before = stamps(out)
     files = {path.relative_to(out).as_posix() for path in out.rglob('*') if path.is_file()}
     assert files - {'.lock', 'compress_videos.json'} == {'train.json', *before}
