@@ -474,6 +474,12 @@ def memory(folder: Path, count: int) -> None:
     print_table(['', 'steps or videos', 'MiB in the middle third', 'MiB in the last third'], *rows)
 
 
+def captions(folder: Path, count: int) -> None:
+    """Start a data set of many captions."""
+    command = [sys.executable, ROOT / 'benchmarks/annotations.py', '--captions', str(count)]
+    subprocess.run([*command, '--videos', str(count // 10)], check=True)
+
+
 PARTS = dict(
     kills=(kills, 20),
     videos=(damaged_videos, 200),
@@ -481,6 +487,7 @@ PARTS = dict(
     disks=(disks, 5),
     ranks=(ranks, 3),
     memory=(memory, 300),
+    captions=(captions, 1_000_000),
 )
 
 
