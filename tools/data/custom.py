@@ -63,9 +63,12 @@ test_dataloader = val_dataloader
 def in_folder(name: str, folder: Path) -> str:
     """A path that a line names, relative to ``folder`` and spelled as paths are compared."""
     path = posixpath.normpath(name.replace('\\', '/'))
-    for root in (os.path.abspath(folder), os.path.realpath(folder)):
-        if path.startswith(f'{Path(root).as_posix()}/'):
-            path = path[len(root) + 1 :]
+    if os.path.isabs(path):
+        parent, file = os.path.split(path)
+        resolved = os.path.join(os.path.realpath(parent), file)  # through whatever links
+        for whole, root in ((path, os.path.abspath(folder)), (resolved, os.path.realpath(folder))):
+            if whole.startswith(os.path.join(root, '')):
+                return same_name(Path(os.path.relpath(whole, root)).as_posix())
     return same_name(path)
 
 
@@ -88,7 +91,7 @@ def locate(path: Path, rows: Lines, folder: Path) -> dict[str, str]:
             found[name] = only_one(same or files, f'{shown(name, 100)} (line {line})', folder)
         elif key(in_folder(row['caption'], folder)) in there:
             raise UserError(
-                f'{path}, line {line}: the columns "video" and "caption" are exchanged: '
+                f'{path}, line {line}: the columns "video" and "caption" seem exchanged: '
                 f'{shown(row["caption"], 100)!r} is a video, {shown(name, 100)!r} is none.'
             )
         else:

@@ -37,6 +37,8 @@ COUNTS = (
     '140,200 (7k), 1,000 and 1,000 (1k-A).'
 )
 
+VIDEO = re.compile(r'video\d+')
+
 
 def convert(source: Path) -> dict[str, Split]:
     """Make all splits; see the module."""
@@ -60,7 +62,7 @@ def convert(source: Path) -> dict[str, Split]:
     splits['test_1k'] = {f'{row["video_id"]}.mp4': [row['sentence']] for _, row in rows}
     check_splits(splits)
     listed = splits['train_9k'].keys() | splits['test_1k'].keys()
-    if lost := [video for video in found if f'{video}.mp4' not in listed]:
+    if lost := [v for v in found if VIDEO.fullmatch(v) and f'{v}.mp4' not in listed]:
         raise UserError(
             f'{len(lost)} videos of {data} are neither in MSRVTT_train.9k.csv nor in {test.name}: '
             f'{some(lost)}. Have the files lost lines? To train on a part, see '
@@ -86,7 +88,7 @@ def check_test(path: Path, rows: Lines) -> None:
     """
     for number, (line, row) in enumerate(rows):
         place, video = f'{path}, line {line}', row['video_id']
-        if not re.fullmatch(r'video\d+', video):
+        if not VIDEO.fullmatch(video):
             raise UserError(
                 f'{place}, column "video_id": {shown(video, 100)!r} is no video of MSR-VTT, such '
                 'as video7020. Are two columns exchanged?'
