@@ -1,6 +1,8 @@
 """Searching the videos of a folder."""
 
+import os
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,9 +107,11 @@ class VideoIndex:
         for what in ('config', 'model'):
             self.files[what] = folder / FILES[what].format(short)
         for what, path in self.files.items():
-            if not path.is_file():
-                raise damaged(path, 'it is missing')
-            found = path.stat().st_size
+            # An update may delete it between two looks.
+            about = _read(path, os.stat)
+            if not stat.S_ISREG(about.st_mode):
+                raise damaged(path, 'it is no file')
+            found = about.st_size
             if found != sizes.get(what, found):
                 raise damaged(path, f'it has {found:,} bytes, not {sizes[what]:,}')
         self.config_file = self.files['config']
@@ -394,6 +398,8 @@ def _read(path: Path, how: Callable[[Path], Any]) -> Any:
         return how(path)
     except UserError:
         raise
+    except FileNotFoundError as error:
+        raise damaged(path, 'it is missing') from error
     except OSError as error:
         raise UserError(f'{path} cannot be read: {error.strerror}.') from error
     except Exception as error:  # a damaged file can raise nearly anything
