@@ -1,7 +1,6 @@
 """Test a checkpoint with a config."""
 
 import argparse
-import os.path as osp
 
 from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
@@ -12,7 +11,6 @@ from projects.vop.engine import (
     add_launcher_arguments,
     build_runner,
     check_data,
-    check_fit,
     check_launcher,
     merge_options,
     open_config,
@@ -22,6 +20,7 @@ from projects.vop.engine import (
     work_dir_of,
     wrap_model,
 )
+from projects.vop.engine.checkpoint import check_state
 from projects.vop.errors import UserError
 from projects.vop.evaluation import RetrievalMetric
 from projects.vop.fileio import check_writable, name_full_disk
@@ -158,10 +157,10 @@ def change_metric(evaluators: list[dict], args: argparse.Namespace, scope: str |
 class CheckModel(Hook):
     """Refuses a checkpoint that does not fit, and tells the metric which model is tested."""
 
+    priority = 'VERY_HIGH'  # before others change the checkpoint
+
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        path = runner.cfg.load_from
-        if osp.isfile(path):
-            check_fit(runner.model, path)
+        check_state(runner.model, checkpoint, runner.cfg.load_from)
 
     def before_test(self, runner: Runner) -> None:
         for metric in runner.test_evaluator.metrics:

@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from fractions import Fraction
@@ -13,6 +12,8 @@ from pathlib import Path
 import av
 import decord
 from mmengine.logging import print_log
+
+from .errors import shown
 
 # A header need not be exact: seconds, and a part of the whole.
 SLACK, PART = Fraction(1, 10), Fraction(3, 100)
@@ -26,7 +27,7 @@ FFMPEG_LINE = re.compile(rb'\[([\w,]+) @ 0x[0-9a-f]+\] (.*)')
 
 
 @contextmanager
-def signs_of_damage(path: str | Path, alone: bool) -> Iterator[list[str]]:
+def signs_of_damage(path: str | Path, alone: bool, measure: bool = True) -> Iterator[list[str]]:
     """Collect signs that a video is damaged while it is read.
 
     A decoder conceals what it can, so that the pictures are others than they were. All that tells
@@ -37,6 +38,8 @@ def signs_of_damage(path: str | Path, alone: bool) -> Iterator[list[str]]:
         path (str | Path): The video.
         alone (bool): Whether nothing else writes to the standard error of this process. If not,
             FFmpeg is not listened to.
+        measure (bool): Whether to look where the file ends, which opens it again. Defaults to
+            True.
 
     Yields:
         list[str]: The signs, once it has been read, as sentences that follow its name.
@@ -51,7 +54,7 @@ def signs_of_damage(path: str | Path, alone: bool) -> Iterator[list[str]]:
     said: list[str] = []
     with _ffmpeg_said(said) if alone else nullcontext():
         yield signs
-    if reason := missing_end(path):
+    if measure and (reason := missing_end(path)):
         signs.append(f'is cut off: {reason}. What is left of it is used; get it again.')
     elif said:
         more = f' and {len(said) - 1} more' if len(said) > 1 else ''
@@ -66,7 +69,7 @@ def warn_of_damage(path: str | Path, signs: list[str]) -> None:
         01/01 10:00:00 - mmengine - ERROR - cut.mp4 is cut off: it ends at 3.0 of 10.0 s.
     """
     for sign in signs:
-        print_log(f'{path} {sign}', 'current', logging.ERROR)  # which every rank shows
+        print_log(f'{shown(str(path))} {sign}', 'current', logging.ERROR)  # which every rank shows
 
 
 @contextmanager
@@ -75,7 +78,7 @@ def _ffmpeg_said(said: list[str]) -> Iterator[None]:
     decord.logging.set_level(decord.logging.ERROR)
     sys.stderr.flush()
     screen = os.dup(2)
-    with tempfile.TemporaryFile() as file:
+    with open(os.memfd_create('ffmpeg'), 'w+b') as file:  # in memory: a disk may be full
         os.dup2(file.fileno(), 2)
         try:
             yield
@@ -116,15 +119,21 @@ def missing_end(path: str | Path) -> str | None:
         for last_part in (True, False):  # which of a whole video is enough
             with av.open(name, metadata_errors='replace', options=HEADER_ALONE) as container:
                 end, promised = _end_and_promise(container, path, last_part)
-            if end >= promised - max(SLACK, PART * promised):
+            if promised is not None and end >= promised - max(SLACK, PART * promised):
                 return None
     except av.FFmpegError:
         return None
-    return f'it ends at {float(end):.1f} of {float(promised):.1f} s'
+    whole = '' if promised is None or promised <= end else f' of {float(promised):.1f}'
+    return f'it ends at {float(end):.1f}{whole} s'
 
 
-def _end_and_promise(container, path: str | Path, last_part: bool) -> tuple[Fraction, Fraction]:
-    """Where a video ends, and where it should, in seconds; zeros if its container cannot tell."""
+def _end_and_promise(
+    container, path: str | Path, last_part: bool
+) -> tuple[Fraction, Fraction | None]:
+    """Where a video ends, and where it should, in seconds; zeros if its container cannot tell.
+
+    None if it is cut off for certain, and does not know how long it was.
+    """
     stream = container.streams.best('video')
     kind = container.format.name.partition(',')[0]
     if stream is not None and kind == 'avi':  # FFmpeg shortens its duration if bytes are missing
@@ -145,7 +154,7 @@ def _end_and_promise(container, path: str | Path, last_part: bool) -> tuple[Frac
     with suppress(av.FFmpegError):  # by which reading a cut file may end
         for packet in packets:
             if packet.is_corrupt:  # it is there in part, and all after it is missing
-                return end, max(promised, 2 * (end + SLACK))
+                return end, promised if promised > end + max(SLACK, PART * promised) else None
             if packet.size and packet.pts is not None:
                 end = max(end, (packet.pts + packet.duration) * packet.time_base)
     return end, promised

@@ -70,6 +70,20 @@ class NotFiniteError(UserError):
     exit_code = 3  # by which a process that starts many runs tells it from other errors
 
 
+def is_fault_of_video(error: Exception) -> bool:
+    """Whether what reading a video raised is the video's fault, not a config's or a bug's.
+
+    A damaged file can raise nearly anything.
+
+    Example:
+        >>> is_fault_of_video(RuntimeError('no frame can be decoded'))
+        True
+    """
+    if isinstance(error, UserError):
+        return isinstance(error, VideoReadError)
+    return not isinstance(error, (AttributeError, KeyError, NameError, TypeError))
+
+
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Print a :class:`UserError` in one line, and exit with its ``exit_code``.

@@ -4,7 +4,6 @@ import ctypes
 import faulthandler
 import io
 import itertools
-import math
 import mmap
 import multiprocessing
 import os
@@ -19,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import pool
 from multiprocessing.connection import Connection
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from .errors import UserError
 # A forked process is there at once, and scripts need no `if __name__ == '__main__'`; macOS and
 # Windows start one anew.
 FORKS = sys.platform == 'linux'
+A_WEEK = 7 * 24 * 3600  # waiting cannot take a much larger number
 # Shared memory of a process, of which only what is used is allocated: 140 clips of 12 frames.
 ARENA = 256 * 2**20
 # Starting a process is one at a time: another that is forked meanwhile would inherit its pipe,
@@ -60,11 +61,13 @@ def check_timeout(timeout: Any) -> float | None:
     """Refuse a time limit that is none.
 
     Raises:
-        UserError: If it is not None or a number of seconds.
+        UserError: If it is neither None nor such a number of seconds.
     """
-    if timeout is None or (isinstance(timeout, (int, float)) and 0 < timeout < math.inf):
+    if timeout is None or (isinstance(timeout, (int, float)) and 0 < timeout <= A_WEEK):
         return timeout
-    raise UserError(f'timeout={timeout!r} must be a number of seconds above 0, or None.')
+    raise UserError(
+        f'timeout={timeout!r} must be a number of seconds, above 0 and a week at most, or None.'
+    )
 
 
 class Isolated:
@@ -77,8 +80,8 @@ class Isolated:
     data loaders, may use it.
 
     Args:
-        function (Callable): The function. What it returns and raises must be picklable, and where
-            processes are not forked, it too.
+        function (Callable): The function. What it returns and raises must be picklable, and so
+            must it be where processes are not forked.
         timeout (float, optional): Seconds that a call may take. None is no limit.
 
     Raises:
@@ -92,8 +95,8 @@ class Isolated:
     def __init__(self, function: Callable, timeout: float | None = None) -> None:
         self.function: Any = function
         self.timeout = timeout
-        # One for each thread, as only with the thread that forked it does a process end.
-        self._children: dict[tuple[int, int], _Child] = {}
+        # One for each thread, as a process ends with the thread that forked it.
+        self._children: WeakKeyDictionary[threading.Thread, _Child] = WeakKeyDictionary()
         self._closed = False
 
     def __reduce__(self) -> tuple:
@@ -105,9 +108,11 @@ class Isolated:
 
     def __call__(self, *args) -> Any:
         """Call the function with these arguments."""
-        key = os.getpid(), threading.get_ident()
+        key = threading.current_thread()
         child = self._children.get(key)
-        if child is None or not child.send(args):  # ended since the last call
+        if (
+            child is None or child.parent != os.getpid() or not child.send(args)
+        ):  # ended since the last call
             with _starting:
                 child = self._children[key] = _Child(self.function)
             child.send(args)
@@ -133,7 +138,7 @@ class Isolated:
 
     def _own_children(self) -> list['_Child']:
         """Those of this process, not of one that it was forked from."""
-        return [child for (pid, _), child in list(self._children.items()) if pid == os.getpid()]
+        return [child for child in list(self._children.values()) if child.parent == os.getpid()]
 
 
 def map_isolated(
@@ -177,6 +182,7 @@ class _Child:
 
     def __init__(self, function: Callable) -> None:
         context: Any = multiprocessing.get_context('fork' if FORKS else 'spawn')
+        self.parent = os.getpid()
         self.freed: list[int] = []  # where in the arena results began that nobody holds any more
         current = multiprocessing.current_process()
         daemonic = current.daemon

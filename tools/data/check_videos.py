@@ -10,7 +10,6 @@ regular file, fails, crashes its decoder or takes longer than --timeout.
 """
 
 import argparse
-import os
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -23,8 +22,8 @@ from tqdm import tqdm
 
 from projects.vop.damage import signs_of_damage
 from projects.vop.engine import open_config
-from projects.vop.errors import UserError, exit_on_user_error
-from projects.vop.fileio import available_cores, is_video, walk_files, why_no_file
+from projects.vop.errors import UserError, exit_on_user_error, is_fault_of_video, shown
+from projects.vop.fileio import as_file, available_cores, is_video, walk_files, why_no_file
 from projects.vop.isolation import ProcessFailed, check_timeout, map_isolated
 from projects.vop.registry import DATASETS
 
@@ -32,7 +31,7 @@ from projects.vop.registry import DATASETS
 def items_of_folder(folder: Path) -> list[dict]:
     names = [name for name, _ in walk_files(folder) if is_video(name)]
     more = dict(start_index=0, modality='RGB', text='a video')
-    return [dict(filename=str(folder / name), video_id=name, **more) for name in names]
+    return [dict(filename=as_file(folder / name), video_id=name, **more) for name in names]
 
 
 def items_of_annotations(path: Path, folder: Path, dataset: dict) -> list[dict]:
@@ -50,7 +49,9 @@ def look(pipeline: Callable, item: dict) -> tuple[str | None, list[str]]:
     try:
         with signs_of_damage(item['filename'], alone=True) as signs:
             pipeline(item)
-    except Exception as error:  # a damaged file can raise nearly anything
+    except Exception as error:
+        if not is_fault_of_video(error):
+            raise
         return f'{type(error).__name__}: {error}', []
     return None, signs
 
@@ -70,8 +71,7 @@ def check(cfg: Config, items: list[dict], jobs: int, timeout: float | None) -> i
                 reason, signs = str(error), []
             bad += reason is not None
             for text in [f': {reason}'] if reason else [f' {sign}' for sign in signs]:
-                line = os.fsencode(f'{item["filename"]}{text}')  # names need not be text
-                bar.write(line.decode(errors='backslashreplace'))
+                bar.write(f'{shown(item["filename"])}{text}')
             bar.update()
     return bad
 

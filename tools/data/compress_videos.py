@@ -26,7 +26,7 @@ from tqdm import tqdm
 from transcode import CODECS, CopySettings, TranscodeError, encode
 
 from projects.vop import fileio
-from projects.vop.errors import UserError, exit_on_user_error
+from projects.vop.errors import UserError, exit_on_user_error, shown
 from projects.vop.isolation import Isolated, ProcessFailed
 
 SETTINGS = 'compress_videos.json'
@@ -69,12 +69,12 @@ def check_settings(dst: Path, settings: CopySettings) -> None:
                 )
         return
     try:
-        made = CopySettings(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+        made = CopySettings(**fileio.read_json(path))
+    except TypeError as error:
         raise UserError(f'{path} is not what this tool writes ({error}): delete it.') from error
     if made != settings:
         raise UserError(
-            f'{dst} holds copies made with\n  {made}\nnot with\n  {settings}\n'
+            f'{dst} holds copies made with\n  {shown(str(made), 500)}\nnot with\n  {settings}\n'
             f'Give those options again, or another DST, or delete {dst}.'
         )
 

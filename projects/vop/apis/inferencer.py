@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ..clip_config import absolute_name
 from ..datasets import CLIPTokenize
 from ..engine import check_fit, fit_tokenizers, load_safely, open_config, plain_config
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..fileio import available_cores, is_video, walk_files
 from ..isolation import check_timeout
 from ..models import CLIPTowers, RetrievalRecognizer
@@ -199,7 +199,7 @@ class VoPInferencer:
             while batch := list(itertools.islice(frames, batch_size)):
                 encoded = self._encode(batch)
                 for path, reason in encoded.failed.items():
-                    _warn(f'{path} is left out: {reason}')
+                    _warn(f'{shown(path)} is left out: {reason}')
                 yield encoded
                 bar.update(len(batch))
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..damage import signs_of_damage, warn_of_damage
+from ..errors import is_fault_of_video
 from ..fileio import as_file, why_no_file
 from ..isolation import FORKS, ProcessFailed, map_isolated
 
@@ -69,7 +70,9 @@ def _read(
         with signs_of_damage(path, alone) as signs:
             data = pipeline(dict(filename=as_file(path), start_index=0, modality='RGB', text=[]))
         return VideoFrames(path, data['inputs']['imgs'].numpy()), signs
-    except Exception as error:  # a damaged file can raise nearly anything
+    except Exception as error:
+        if not is_fault_of_video(error):
+            raise
         return VideoFrames(path, None, f'{type(error).__name__}: {error}'), []
 
 

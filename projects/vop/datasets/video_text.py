@@ -16,7 +16,7 @@ from mmaction.datasets import BaseActionDataset
 from mmengine.logging import print_log
 
 from ..damage import signs_of_damage, warn_of_damage
-from ..errors import UserError, VideoReadError, shown
+from ..errors import UserError, VideoReadError, is_fault_of_video, shown
 from ..fileio import as_file, same_name, walk_files, why_no_file
 from ..isolation import FORKS, Isolated, ProcessFailed, check_timeout
 from ..registry import DATASETS
@@ -38,7 +38,7 @@ class VideoTextDataset(BaseActionDataset):
     their index (see ``ReproducibleSampler``), not by the worker that makes
     them: a resumed run sees what an uninterrupted one would have seen.
 
-    A video that is cut off is used, and named once (see :func:`.warn_if_cut`).
+    A video that is cut off is used, and named once (see :func:`.warn_of_damage`).
 
     Args:
         ann_file (str): See :func:`read_annotations`.
@@ -118,6 +118,7 @@ class VideoTextDataset(BaseActionDataset):
         # Flags of each video, shared by all workers.
         self._bad = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
         self._named = torch.zeros_like(self._bad).share_memory_()
+        self._measured = torch.zeros_like(self._bad).share_memory_()
         self._reading = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
         if '://' not in folder:  # which is no folder
             self._find(folder, files, paths)
@@ -196,15 +197,17 @@ class VideoTextDataset(BaseActionDataset):
         return nullcontext() if seed is None else _seeded(*seed)
 
     def _run_pipeline(self, item: dict, idx: int) -> dict | None:
+        measure = not self._measured[item['video_number']]
+        self._measured[item['video_number']] = True
         if self.timeout is None or not FORKS:
             with self._randomness(idx):
-                return self._warned(item, *_read(self.pipeline, item))
+                return self._warned(item, *_read(self.pipeline, item, measure))
         # The pipeline may be another now, as after a hook that switches it.
         if self._reader is None or self._reader.function.args[0] is not self.pipeline:
             self._reader = Isolated(partial(_read, self.pipeline), self.timeout)
         # Without an epoch to go by, from this process, which draws other numbers than others.
         seed = self._seed(idx) or (random.getrandbits(32), np.random.randint(2**31))
-        return self._warned(item, *self._reader(item, seed))
+        return self._warned(item, *self._reader(item, measure, seed))
 
     def _warned(self, item: dict, data: dict | None, signs: list[str]) -> dict | None:
         """Name a damaged video, once."""
@@ -227,15 +230,13 @@ class VideoTextDataset(BaseActionDataset):
         self._reading[number] = True
         try:
             return self._run_pipeline(item, idx)
-        except (AttributeError, KeyError, NameError, TypeError):
-            raise  # a bug of a transform, no fault of the video
         except Exception as error:
-            if isinstance(error, UserError) and not isinstance(error, VideoReadError):
-                raise  # a fault of the config
+            if not is_fault_of_video(error):
+                raise
             reason = f' ({type(error).__name__}: {error})'
             if isinstance(error, ProcessFailed):
                 reason = f': {error}'
-            message = f'{item["filename"]} cannot be read{reason}.'
+            message = f'{shown(item["filename"])} cannot be read{reason}.'
             if not self.skip_bad_videos:
                 hint = ' To train without such videos, set skip_bad_videos=True.'
                 raise VideoReadError(message + ('' if self.test_mode else hint)) from error
@@ -286,7 +287,7 @@ def explain_data_loader() -> Iterator[None]:
         modules = [
             frame.f_globals['__name__'] for frame, _ in traceback.walk_tb(error.__traceback__)
         ]
-        places = [module.startswith('torch.utils.data.') for module in modules]
+        places = [module == 'torch.utils.data.dataloader' for module in modules]
         # A broken connection shows deep in it. What a worker raises is raised again elsewhere.
         broken = isinstance(error, (ConnectionError, EOFError)) and any(places)
         if not broken and not (isinstance(error, RuntimeError) and places[-1]):
@@ -311,12 +312,12 @@ def _seed_everything(numbers: tuple[int, ...]) -> None:
 
 
 def _read(
-    pipeline: Callable, item: dict, seed: tuple[int, ...] | None = None
+    pipeline: Callable, item: dict, measure: bool, seed: tuple[int, ...] | None = None
 ) -> tuple[dict | None, list[str]]:
     """Run a pipeline; with a seed, in a process of its own."""
     if seed is not None:
         _seed_everything(seed)
-    with signs_of_damage(item['filename'], alone=seed is not None) as signs:
+    with signs_of_damage(item['filename'], seed is not None, measure) as signs:
         data = pipeline(dict(item))
     return data, signs
 

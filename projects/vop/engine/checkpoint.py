@@ -80,26 +80,25 @@ def check_fit(model: nn.Module, filename: str) -> None:
     Example:
         >>> check_fit(runner.model, 'work_dirs/vop_msrvtt/epoch_5.pth')
     """
-    checkpoint = load_safely(filename, map_location='cpu')
-    if not isinstance(checkpoint, dict):
-        raise UserError(f'{filename} holds no state dict but a {type(checkpoint).__name__}.')
-    check_state(model, checkpoint.get('state_dict', checkpoint), filename)
+    check_state(model, load_safely(filename, map_location='cpu'), filename)
 
 
-def check_state(model: nn.Module, state_dict: dict, filename: str) -> None:
-    """Refuse a state dict as :func:`check_fit` does.
+def check_state(model: nn.Module, checkpoint: Any, filename: str) -> None:
+    """Refuse a checkpoint that is loaded, as :func:`check_fit` does.
 
     Args:
         model (nn.Module): The model, or its distributed wrapper.
-        state_dict (dict): The state dict.
+        checkpoint (Any): What the file holds.
         filename (str): The file that it is from.
 
     Raises:
         UserError: If weights are missing, unknown or of another shape.
     """
+    if not isinstance(checkpoint, dict):
+        raise UserError(f'{filename} holds no state dict but a {type(checkpoint).__name__}.')
     if is_model_wrapper(model):
         model = model.get_submodule('module')
-    theirs = _shapes(state_dict)
+    theirs = _shapes(checkpoint.get('state_dict', checkpoint))
     ours = _shapes(model.state_dict())
     faults = [
         f'{what} {", ".join(sorted(names)[:4])}{", ..." if len(names) > 4 else ""}'

@@ -23,11 +23,16 @@ from .checkpoint import load_safely
 
 # What the last part of a metric's name contains, in small letters. MdR and MnR
 # are the median and the mean rank of the right item.
-LESS = ('loss', 'error', 'mdr', 'mnr', 'medr', 'meanr', 'mean_rank', 'median_rank')
-GREATER = (
+LOWER_IS_BETTER = ('loss', 'error', 'mean_rank', 'median_rank')
+HIGHER_IS_BETTER = (
     *('r@', 'recall', 'rsum', 'sumr', 'mrr', 'ndcg'),
     *('acc', 'top', 'auc', 'precision', 'map', 'mdice', 'miou'),
 )
+
+
+# What the whole last part is.
+RULES = {name: 'less' for name in ('mdr', 'mnr', 'medr', 'meanr')}
+RULES |= {name: 'greater' for name in ('r1', 'r5', 'r10')}
 
 
 def rule_of(metric: str, greater: Iterable[str] = (), less: Iterable[str] = ()) -> str:
@@ -48,10 +53,18 @@ def rule_of(metric: str, greater: Iterable[str] = (), less: Iterable[str] = ()) 
         >>> rule_of('t2v/R@1'), rule_of('t2v/MnR')
         ('greater', 'less')
     """
-    name = metric.rpartition('/')[2].lower()
-    for rule, parts in (('less', less), ('greater', greater), ('less', LESS), ('greater', GREATER)):
-        if any(part.lower() in name or part == metric for part in parts):
+    last = metric.rpartition('/')[2].lower()
+    hints = ('less', less), ('greater', greater)
+    known = ('less', LOWER_IS_BETTER), ('greater', HIGHER_IS_BETTER)
+    for rule, parts in hints:
+        if any(part.lower() in last or part == metric for part in parts):
             return rule
+    if last in RULES:
+        return RULES[last]
+    for name in (last, metric.lower()):  # the whole of mAP/overall
+        for rule, parts in known:
+            if any(part in name for part in parts):
+                return rule
     raise UserError(
         f'save_best={metric}: its name does not tell whether more or less of it is better. Set '
         "default_hooks.checkpoint.rule to 'greater' or 'less'."
@@ -102,11 +115,12 @@ class CheckpointHook(hooks.CheckpointHook):
         *,
         save_best: str | list[str] | None = None,
         rule: str | list[str] | None = None,
-        greater_keys: str | Iterable[str] = (),
-        less_keys: str | Iterable[str] = (),
+        greater_keys: str | Iterable[str] | None = None,
+        less_keys: str | Iterable[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.hints = [[key] if isinstance(key, str) else key for key in (greater_keys, less_keys)]
+        keys = greater_keys, less_keys
+        self.hints = [[key] if isinstance(key, str) else key or () for key in keys]
         metrics = [save_best] if isinstance(save_best, str) else save_best or []
         if not metrics:
             rule = None
@@ -302,7 +316,7 @@ def _is_to_publish(path: str | None) -> bool:
         return bool(path)
     file = Path(path)
     copies = file.parent.glob(f'{glob.escape(file.stem)}-????????.pth')
-    return all(copy.stat().st_mtime < file.stat().st_mtime for copy in copies)
+    return file.is_file() and all(copy.stat().st_mtime < file.stat().st_mtime for copy in copies)
 
 
 def _step(runner) -> int:

@@ -200,11 +200,9 @@ def fit_tokenizers(part: Any, clip: dict) -> None:
         return
     for value in part.values():
         fit_tokenizers(value, clip)
-    kind = part.get('type')
-    if isinstance(kind, str) and kind.startswith('vop.'):
-        kind = TRANSFORMS.get(kind)
-    ours = isinstance(kind, type) and issubclass(kind, TRANSFORMS.get('vop.CLIPTokenize'))
-    if not ours and kind not in ('CLIPTokenize', 'mmaction.CLIPTokenize'):
+    kind = class_of(part, TRANSFORMS)
+    ours = issubclass(kind, TRANSFORMS.get('vop.CLIPTokenize'))
+    if not ours and not issubclass(kind, TRANSFORMS.get('mmaction.CLIPTokenize')):
         return
     name, cache_dir = clip.get('name', PAPER_CLIP), clip.get('cache_dir')
     given = part.get('name', PAPER_CLIP)

@@ -220,8 +220,8 @@ def lock_work_dir(cfg: Config) -> Iterator[None]:
         >>> with lock_work_dir(cfg):
         ...     build_train_runner(cfg).train()
     """
-    names = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
-    rank = os.environ.get(names.get(cfg.get('launcher', 'none'), ''), '0')
+    # Where check_launcher has put it.
+    rank = '0' if cfg.get('launcher', 'none') == 'none' else os.environ.get('RANK', '0')
     lock = file_lock(osp.join(cfg.work_dir, '.lock')) if rank == '0' else nullcontext()
     with lock:
         yield

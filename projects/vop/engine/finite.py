@@ -39,10 +39,8 @@ class FiniteHook(Hook):
         def check(model: Any, args: tuple, kwargs: dict, losses: Any) -> None:
             if not (model.training and isinstance(losses, dict)):
                 return  # a prediction
-            samples = kwargs.get('data_samples') or (args[1] if len(args) > 1 else [])
-            names = [
-                s.get('video_id') or s.get('filename') or 'one without a name' for s in samples
-            ]
+            samples = kwargs['data_samples'] if 'data_samples' in kwargs else args[1:2]
+            names = _names(samples[0] if isinstance(samples, tuple) and samples else samples)
             loss = model.parse_losses(losses)[0]
             if not loss.isfinite().all():
                 inputs = kwargs.get('inputs', args[0] if args else None)
@@ -80,7 +78,7 @@ class FiniteHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Start from no checkpoint that is of no use."""
         name = runner.cfg.get('load_from') or f'the latest in {runner.work_dir}'
-        self._check_weights(runner, checkpoint, f'so {name} is of no use: take an earlier one')
+        self._check_weights(runner, checkpoint, f'so {name} cannot be used: take an earlier one')
 
     def _check_weights(self, runner: Runner, checkpoint: dict, what: str) -> None:
         # Not buffers: some hold infinity on purpose, such as masks.
@@ -108,6 +106,12 @@ def _not_finite_rows(inputs: Any) -> list[int]:
         if isinstance(value, Tensor) and value.dim() > 1 and value.is_floating_point():
             rows.update((~value.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist())
     return sorted(rows)
+
+
+def _names(samples: Any) -> list[str]:
+    """Names of the videos of a batch, if it has data samples."""
+    named = [s for s in samples if hasattr(s, 'get')] if isinstance(samples, (list, tuple)) else []
+    return [str(s.get('video_id') or s.get('filename') or 'an unnamed one') for s in named]
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapperDict
+from mmengine.registry import STRATEGIES
 from mmengine.runner import IterBasedTrainLoop
 
 from ..errors import UserError
@@ -59,6 +60,8 @@ def find_checkpoint(cfg: Config) -> str | None:
         named = Path(cfg.work_dir, 'last_checkpoint').read_text().strip()
     except (OSError, UnicodeDecodeError):
         named = ''
+    if '://' in named:
+        return named
     here = [osp.join(folder, osp.basename(named)) for folder in folders if osp.basename(named)]
     latest = [path for path in here if osp.isfile(path)][:1]
     if 'runner_type' in cfg and here and osp.isdir(here[-1]):  # of DeepSpeed or FSDP
@@ -188,8 +191,8 @@ class ResumeHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         meta = checkpoint['meta']
-        if 'runner_type' not in runner.cfg:
-            check_state(runner.model, checkpoint['state_dict'], self.path)
+        if _is_whole(runner):
+            check_state(runner.model, checkpoint, self.path)
         ours, theirs = parse_config(runner.cfg.pretty_text), parse_config(meta.get('cfg', ''))
         changes = []
         if theirs:
@@ -197,9 +200,12 @@ class ResumeHook(Hook):
             world = runner.world_size
             batches = _batch(ours, world), _batch(theirs, meta.get('world_size', world))
             changes = [*_changes(ours, theirs), *_differences('batch_size in total', *batches)]
-        schedule = any(key.startswith(SCHEDULE) for key, *_ in changes)
-        length, by_iter = len(runner.train_dataloader), _counts_iterations(runner.train_loop)
-        if not by_iter and meta['epoch'] and meta['iter'] != meta['epoch'] * length:
+        schedule = any(key.startswith((*SCHEDULE, 'batch_size')) for key, *_ in changes)
+        by_iter = _counts_iterations(runner.train_loop)
+        hook = (theirs.get('default_hooks') or {}).get('checkpoint') or {}
+        between_epochs = not by_iter and meta['epoch'] and hook.get('by_epoch', True)
+        length = len(runner.train_dataloader) if between_epochs else None
+        if between_epochs and meta['iter'] != meta['epoch'] * length:
             changes.append(('steps in an epoch', length, f'{meta["iter"] / meta["epoch"]:g}'))
             meta['iter'] = meta['epoch'] * length
             schedule = True
@@ -214,11 +220,11 @@ class ResumeHook(Hook):
     def _refuse_other_kind(self, ours: dict, theirs: dict) -> None:
         for what, kind in (('optimizer', _optimizer), ('loop', _loop)):
             if kind(ours) != kind(theirs):
-                self._refuse(f'the {what} {kind(theirs)}, and the config has {kind(ours)}')
+                self._refuse(f'the {what} {kind(theirs)}, but the config has {kind(ours)}')
 
     def _refuse(self, difference: str) -> None:
         raise UserError(
-            f'{self.path} was trained with {difference}: it cannot be resumed so. Start a new '
+            f'{self.path} was trained with {difference}: it cannot be resumed with that. Start a new '
             f'training from its weights, without --resume: --cfg-options load_from={self.path}'
         )
 
@@ -236,14 +242,14 @@ class ResumeHook(Hook):
             or any(getattr(scheduler, 'need_val_args', False) for scheduler in schedulers)
         ):
             return ' But optimizer and schedule stay those of the checkpoint.'
-        steps, length = checkpoint['meta']['iter'], len(runner.train_dataloader)
-        by_iter = _counts_iterations(runner.train_loop)
+        steps, by_iter = checkpoint['meta']['iter'], _counts_iterations(runner.train_loop)
+        length = 0 if by_iter else len(runner.train_dataloader)
         with warnings.catch_warnings():
             # They miss the steps of the optimizer, which were taken before.
             warnings.simplefilter('ignore')
             for step in range(1, steps + 1):
                 for scheduler in schedulers:
-                    if not scheduler.by_epoch or (step % length == 0 and not by_iter):
+                    if not scheduler.by_epoch or (not by_iter and step % length == 0):
                         scheduler.step()
         checkpoint['param_schedulers'] = [scheduler.state_dict() for scheduler in schedulers]
         if saved:
@@ -260,6 +266,12 @@ class ResumeHook(Hook):
         return f' The learning rate is now {", ".join(f"{rate:.3g}" for rate in sorted(rates))}.'
 
 
+def _is_whole(runner) -> bool:
+    """Whether each process holds the whole model, as FSDP's and DeepSpeed's do not."""
+    whole = [STRATEGIES.get(name) for name in ('SingleDeviceStrategy', 'DDPStrategy')]
+    return 'runner_type' not in runner.cfg or type(runner.strategy) in whole
+
+
 def _counts_iterations(loop) -> bool:
     return isinstance(loop, IterBasedTrainLoop)
 
@@ -267,13 +279,15 @@ def _counts_iterations(loop) -> bool:
 def _optimizer(cfg: dict) -> Any:
     wrapper = cfg.get('optim_wrapper')
     optimizer = wrapper.get('optimizer') if isinstance(wrapper, dict) else None
-    return optimizer.get('type') if isinstance(optimizer, dict) else None
+    kind = optimizer.get('type') if isinstance(optimizer, dict) else None
+    # A class is written as its path.
+    return kind.rpartition('.')[2] if isinstance(kind, str) else kind
 
 
 def _loop(cfg: dict) -> str:
     loop = cfg.get('train_cfg') or {}
     by_iter = 'IterBased' in str(loop.get('type')) or loop.get('by_epoch') is False
-    return 'of iterations' if by_iter else 'of epochs'
+    return 'IterBasedTrainLoop' if by_iter else 'EpochBasedTrainLoop'
 
 
 def _batch(cfg: dict, world_size: int) -> Any:
