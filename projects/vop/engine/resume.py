@@ -224,8 +224,8 @@ class ResumeHook(Hook):
 
     def _refuse(self, difference: str) -> None:
         raise UserError(
-            f'{self.path} was trained with {difference}: it cannot be resumed with that. Start a new '
-            f'training from its weights, without --resume: --cfg-options load_from={self.path}'
+            f'{self.path} was trained with {difference}: it cannot be resumed with that. Start anew '
+            f'from its weights, without --resume: --cfg-options load_from={self.path}'
         )
 
     def _follow_schedule(self, runner, checkpoint: dict) -> str:
