@@ -224,7 +224,7 @@ class ResumeHook(Hook):
 
     def _refuse(self, difference: str) -> None:
         raise UserError(
-            f'{self.path} was trained with {difference}: it cannot be resumed with that. Start anew '
+            f'{self.path} was trained with {difference}: it cannot be resumed so. Start anew '
             f'from its weights, without --resume: --cfg-options load_from={self.path}'
         )
 
