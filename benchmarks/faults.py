@@ -350,7 +350,7 @@ def annotations(folder: Path, count: int) -> None:
                     found = read(folder / copy)
                 # A changed letter of a caption is not to be told from another caption.
                 whole = found is None or found == read(folder / name)
-                outcomes['read' if whole else 'read, with other captions'] += 1
+                outcomes['read' if whole else 'read with other captions'] += 1
             except UserError as error:
                 outcomes['refused by name' if copy in str(error) else f'unnamed: {error}'] += 1
             except Exception as error:
@@ -426,13 +426,15 @@ def ranks(folder: Path, count: int) -> None:
             process = subprocess.Popen(command, stdout=file, stderr=file, env=env)
         while 'Epoch(train) [1]' not in log.read_text() and process.poll() is None:
             time.sleep(0.1)
-        time.sleep(random.uniform(0, 3))
+        assert process.poll() is None, log.read_text()[-3000:]
+        time.sleep(random.uniform(0, 1))
         [launcher] = children(process.pid)
         os.kill(random.choice(children(launcher)), signal.SIGKILL)
         begin = time.monotonic()
         code = process.wait(300)
         seconds = time.monotonic() - begin
-        again = run(log, 'tools/train.py', config, '--resume', '--work-dir', out)
+        with open(log, 'a') as file:
+            again = subprocess.call([*command, '--resume'], stdout=file, stderr=file, env=env)
         rows.append([number, f'{seconds:.0f}', code, again])
     print_table(['kill', 'seconds until all had ended', 'exit code', 'of resuming'], *rows)
 

@@ -1,5 +1,6 @@
 """Shared by all tests: a small CLIP, and real videos."""
 
+import gc
 import importlib.util
 import json
 import logging
@@ -33,6 +34,20 @@ def pytest_collection_modifyitems(items):
     """Files with slow tests first: none is left for one process alone at the end."""
     slow = Counter(item.path for item in items if item.get_closest_marker('slow'))
     items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _cheap_collections():
+    """What is imported stays, and need not be looked at by each collection."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _collected():
+    """The processes in which data sets read end when these are collected."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -188,8 +203,11 @@ def run_tool(monkeypatch):
         tool = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(tool)
         monkeypatch.setattr(sys, 'argv', [path, *map(str, arguments)])
-        with fresh_instances():
-            tool.main()
+        try:
+            with fresh_instances():
+                tool.main()
+        finally:
+            gc.collect()  # data sets, whose processes would stay
 
     return run
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import faulthandler
+import gc
 import io
 import itertools
 import mmap
@@ -254,6 +255,7 @@ def _rounded(size: int) -> int:
 def _serve(function: Callable, connection: Connection, arena: Any, parent: int) -> None:
     """Answer calls until the parent is gone."""
     _end_with(parent)
+    gc.freeze()  # a collection would copy memory that is shared with the parent
     torch.set_num_threads(1)  # threads of OpenMP do not survive a fork, and processes share cores
     taken: dict[int, int] = {}  # where results begin and end that the parent still holds
     while True:

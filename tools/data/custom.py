@@ -97,7 +97,8 @@ def locate(path: Path, rows: Lines, folder: Path) -> dict[str, str]:
         else:
             missing.append(f'{shown(name, 100)} (line {line})')
     if missing:
-        text = f'{len(missing):,} of {len(first):,} videos are not in {folder}: {some(missing)}.'
+        text = f'{len(missing):,} of {len(first):,} videos of {path} are not in {folder}: '
+        text += f'{some(missing)}.'
         raise UserError(f'{text} Videos are {", ".join(VIDEO_SUFFIXES)}.')
     check_lines(path, rows, there)
     if unnamed := sorted({file for files in there.values() for file in files} - {*found.values()}):
