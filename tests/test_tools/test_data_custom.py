@@ -159,9 +159,8 @@ def test_names_however_they_are_spelled(convert, refuse, on_disk, told):
         assert {*train, *test} == {on_disk, 'clip0.mp4'}
         if 'folder' not in told:
             break
-    assert '1 of 2 videos of captions.csv are not in' in refuse(
-        [('/else/clip1.mp4', 'a dog'), ('clip0', 'b')]
-    )
+    refused = refuse([('/else/clip1.mp4', 'a dog'), ('clip0', 'b')])
+    assert '1 of 2 videos of captions.csv are not in' in refused
 
 
 def test_videos_without_a_line_are_said(convert):
