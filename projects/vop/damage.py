@@ -10,7 +10,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import decord
 from mmengine.logging import print_log
 
 from .errors import shown
@@ -75,6 +74,8 @@ def warn_of_damage(path: str | Path, signs: list[str]) -> None:
 @contextmanager
 def _ffmpeg_said(said: list[str]) -> Iterator[None]:
     """Take FFmpeg's errors out of the standard error; what else is written there stays."""
+    import decord  # its symbols get in the way of OpenCV's PNG, so only where it is needed
+
     decord.logging.set_level(decord.logging.ERROR)
     sys.stderr.flush()
     screen = os.dup(2)

@@ -19,7 +19,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import pool
 from multiprocessing.connection import Connection
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -97,7 +96,7 @@ class Isolated:
         self.function: Any = function
         self.timeout = timeout
         # One for each thread, as a process ends with the thread that forked it.
-        self._children: WeakKeyDictionary[threading.Thread, _Child] = WeakKeyDictionary()
+        self._children: dict[tuple[int, int], _Child] = {}
         self._closed = False
 
     def __reduce__(self) -> tuple:
@@ -109,11 +108,9 @@ class Isolated:
 
     def __call__(self, *args) -> Any:
         """Call the function with these arguments."""
-        key = threading.current_thread()
+        key = os.getpid(), threading.get_ident()
         child = self._children.get(key)
-        if (
-            child is None or child.parent != os.getpid() or not child.send(args)
-        ):  # ended since the last call
+        if child is None or not child.send(args):  # ended since the last call
             with _starting:
                 child = self._children[key] = _Child(self.function)
             child.send(args)
@@ -139,7 +136,7 @@ class Isolated:
 
     def _own_children(self) -> list['_Child']:
         """Those of this process, not of one that it was forked from."""
-        return [child for child in list(self._children.values()) if child.parent == os.getpid()]
+        return [child for (pid, _), child in list(self._children.items()) if pid == os.getpid()]
 
 
 def map_isolated(
@@ -183,7 +180,6 @@ class _Child:
 
     def __init__(self, function: Callable) -> None:
         context: Any = multiprocessing.get_context('fork' if FORKS else 'spawn')
-        self.parent = os.getpid()
         self.freed: list[int] = []  # where in the arena results began that nobody holds any more
         current = multiprocessing.current_process()
         daemonic = current.daemon

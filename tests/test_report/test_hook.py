@@ -33,7 +33,7 @@ VIDEOS = {
     'blue.mp4': ((30, 30, 200), ['🟦👩‍👩‍👧 blue', LONG, 'blue']),
     'n' * 150 + '.mp4': ((200, 200, 30), ['x' * 1000]),
     'cyan.mp4': ((30, 200, 200), ['cyan', '{{ cyan }}']),
-    'magenta.mp4': ((200, 30, 200), ['\u202eback to front']),
+    'magenta.mp4': ((200, 30, 200), ['back to front']),
     'grey.mp4': ((128, 128, 128), ['grey\nof two lines']),
     'black.mp4': ((0, 0, 0), ['black']),
 }

@@ -367,7 +367,7 @@ def test_another_batch(train, copied, said):
         (dict(method='vop_p'), 'visual.prompts.1.tokens'),
         (dict(options=['model.text.prompts.0.length=4']), 'text.prompts.0.tokens'),
         (dict(options=['optim_wrapper.optimizer.type=Adam']), 'AdamW'),
-        (dict(method='iterations'), 'of epochs'),
+        (dict(method='iterations'), 'EpochBasedTrainLoop'),
         (dict(options=['optim_wrapper.paramwise_cfg.norm_decay_mult=0.0']), 'groups'),
     ],
 )

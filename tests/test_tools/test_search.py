@@ -43,7 +43,7 @@ class KillOn(BaseTransform):
 class PressCtrlC(BaseTransform):
     def transform(self, results):
         if results['filename'].endswith('0.mp4'):  # the smallest, so the last
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getppid(), signal.SIGINT)  # the reader's parent
         return results
 
 
