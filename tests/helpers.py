@@ -9,7 +9,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import decord
 import numpy as np
 import open_clip
 import torch
@@ -375,6 +374,8 @@ def numbered(number):
 
 def numbers_shown(path):
     """Which of them the frames of a video are."""
+    import decord  # before OpenCV, it would get in the way of its PNG
+
     reader = decord.VideoReader(str(path), num_threads=1)
     frames = reader.get_batch(range(len(reader))).asnumpy()
     digits = [(half.mean((1, 2, 3)) - 20) / 13 for half in np.array_split(frames, 2, 2)]
