@@ -144,6 +144,18 @@ def test_an_answer_that_nobody_waited_for_is_not_taken_for_another(isolated):
     assert holds(isolated('rows', 3, 2), 3)
 
 
+def test_a_process_ends_that_is_forgotten(isolated, monkeypatch):
+    monkeypatch.setattr(isolation, 'IDLE', 0.6)
+    first = isolated('pid')
+    assert isolated('pid') == first
+    time.sleep(0.4)  # it is about to end, so it is asked no more
+    second = isolated('pid')
+    assert second != first
+    time.sleep(1)
+    assert not multiprocessing.active_children()
+    assert isolated('pid') not in (first, second)
+
+
 def test_many_threads(isolated):
     with closing(map_isolated(act_on, range(40), num_workers=4, timeout=9, ahead=8)) as results:
         assert all(holds(future.result(), n) for n, future in results)

@@ -12,6 +12,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -31,6 +32,9 @@ FORKS = sys.platform == 'linux'
 A_WEEK = 7 * 24 * 3600  # waiting cannot take a much larger number
 # Shared memory of a process, of which only what is used is allocated: 140 clips of 12 frames.
 ARENA = 256 * 2**20
+# A process ends that was not asked for so many seconds, as its owner may be forgotten and not gone:
+# it would keep memory that the parent has changed since. The parent asks none after half of them.
+IDLE = 30.0
 # Starting a process is one at a time: another that is forked meanwhile would inherit its pipe,
 # and hide its end.
 _starting = threading.Lock()
@@ -181,6 +185,7 @@ class _Child:
     def __init__(self, function: Callable) -> None:
         context: Any = multiprocessing.get_context('fork' if FORKS else 'spawn')
         self.freed: list[int] = []  # where in the arena results began that nobody holds any more
+        self.idle_since = time.monotonic()
         current = multiprocessing.current_process()
         daemonic = current.daemon
         try:
@@ -199,7 +204,10 @@ class _Child:
                 current.daemon = True
 
     def send(self, args: tuple) -> bool:
-        """Ask for a call, unless the process has ended."""
+        """Ask for a call, unless the process has ended, or is about to."""
+        if time.monotonic() - self.idle_since > IDLE / 2:
+            self.end()
+            return False
         freed = self.freed[:]  # which other threads may add to
         del self.freed[: len(freed)]
         try:
@@ -217,6 +225,7 @@ class _Child:
             payload, sizes, start = pickle.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
             raise ProcessFailed(*self._why()) from None
+        self.idle_since = time.monotonic()
         if start is None:
             return pickle.loads(payload, buffers=sizes)
         region = np.frombuffer(self.arena, np.uint8, sum(map(_rounded, sizes)), start)
@@ -249,12 +258,12 @@ def _rounded(size: int) -> int:
 
 
 def _serve(function: Callable, connection: Connection, arena: Any, parent: int) -> None:
-    """Answer calls until the parent is gone."""
+    """Answer calls until there are none."""
     _end_with(parent)
     gc.freeze()  # a collection would copy memory that is shared with the parent
     torch.set_num_threads(1)  # threads of OpenMP do not survive a fork, and processes share cores
     taken: dict[int, int] = {}  # where results begin and end that the parent still holds
-    while True:
+    while connection.poll(IDLE):
         try:
             args, freed = pickle.loads(connection.recv_bytes())
         except EOFError:
