@@ -204,6 +204,23 @@ def wrap_model(cfg: Config, wrapper: dict) -> None:
         cfg.strategy = dict(strategy, model_wrapper=wrapper)
 
 
+def make_work_dir(cfg: Config) -> None:
+    """Make the work dir of a config, or say why it cannot be.
+
+    Raises:
+        UserError: If it cannot be made, or not be written to.
+    """
+    work_dir = cfg.get('work_dir') or 'work_dirs'
+    try:
+        os.makedirs(work_dir, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f'The work dir {work_dir} cannot be made: {error.strerror}. Name another (--work-dir).'
+        ) from error
+    if not os.access(work_dir, os.W_OK | os.X_OK):
+        raise UserError(f'The work dir {work_dir} is read-only. Name another (--work-dir).')
+
+
 @contextmanager
 def lock_work_dir(cfg: Config) -> Iterator[None]:
     """Keep other trainings out of the work dir.
@@ -220,6 +237,7 @@ def lock_work_dir(cfg: Config) -> Iterator[None]:
         >>> with lock_work_dir(cfg):
         ...     build_train_runner(cfg).train()
     """
+    make_work_dir(cfg)
     # Where check_launcher has put it.
     rank = '0' if cfg.get('launcher', 'none') == 'none' else os.environ.get('RANK', '0')
     lock = file_lock(osp.join(cfg.work_dir, '.lock')) if rank == '0' else nullcontext()

@@ -1,7 +1,5 @@
 """Building MMEngine's runners."""
 
-import os
-
 from mmengine.config import Config
 from mmengine.registry import RUNNERS, STRATEGIES
 from mmengine.runner import Runner
@@ -10,6 +8,7 @@ from torch import nn
 from ..errors import UserError
 from ..registry import class_of
 from .config import check_pixels, fit_tokenizers
+from .distributed import make_work_dir
 from .finite import FiniteHook
 from .parameters import build_without_weights
 
@@ -39,15 +38,7 @@ def build_runner(cfg: Config) -> Runner:
     if isinstance(clip, dict):
         for split in ('train', 'val', 'test'):
             fit_tokenizers(cfg.get(f'{split}_dataloader'), clip)
-    work_dir = cfg.get('work_dir') or 'work_dirs'
-    try:
-        os.makedirs(work_dir, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f'The work dir {work_dir} cannot be made: {error.strerror}. Name another (--work-dir).'
-        ) from error
-    if not os.access(work_dir, os.W_OK | os.X_OK):
-        raise UserError(f'The work dir {work_dir} is read-only. Name another (--work-dir).')
+    make_work_dir(cfg)
     strategy = class_of(cfg.get('strategy'), STRATEGIES)
     if cfg.get('launcher', 'none') == 'none' and issubclass(
         strategy, STRATEGIES.get('DDPStrategy')
