@@ -172,7 +172,7 @@ def retrieval_config(tiny_clip, video_folder):
 @pytest.fixture
 def with_classes(tmp_path, monkeypatch):
     """Writes a config in MMEngine's pure Python style, of subclasses that no registry knows."""
-    rooms = ('datasets', 'evaluation', 'models')
+    rooms = ('datasets', 'engine', 'evaluation', 'models')
 
     def write(config) -> Path:
         ours = r"'vop\.(\w+)'"
