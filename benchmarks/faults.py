@@ -313,7 +313,7 @@ def damaged_videos(folder: Path, count: int) -> None:
         silent = {video for video in captions if video not in used[name] | named[name]}
         rows.append(
             [
-                *(name, codes.get(name, 0)),
+                *(name, codes.get(name, '-')),
                 *(len(source.keys() & kind) for kind in (named[name] - used[name], named[name])),
                 len(source.keys() & (used[name] - changed - named[name])),
                 len((used[name] & changed) - named[name]),

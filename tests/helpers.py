@@ -150,6 +150,15 @@ def run(*command, cwd=ROOT, paths=(), ok=True, **env):
     return output
 
 
+def records(work_dir):
+    """All that a run and its resumptions logged, in order."""
+    return [
+        json.loads(line)
+        for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+        for line in path.read_text().splitlines()
+    ]
+
+
 # The authors' released model on ModelScope: names and layout of its file.
 
 MODELSCOPE_VISUAL = 'visual_prompt_learner.visual_prompts'

@@ -12,6 +12,7 @@ from projects.vop.engine import (
     build_runner,
     check_data,
     check_launcher,
+    check_state,
     merge_options,
     open_config,
     pin_memory,
@@ -20,7 +21,6 @@ from projects.vop.engine import (
     work_dir_of,
     wrap_model,
 )
-from projects.vop.engine.checkpoint import check_state
 from projects.vop.errors import UserError
 from projects.vop.evaluation import RetrievalMetric
 from projects.vop.fileio import check_writable, name_full_disk

@@ -19,8 +19,6 @@ SLACK, PART = Fraction(1, 10), Fraction(3, 100)
 # Nothing has to be decoded to learn what is asked here.
 HEADER_ALONE = dict(probesize='32', analyzeduration='0')
 SEGMENT = b'\x18\x53\x80\x67'  # what holds all of a Matroska file but its first bytes
-
-
 # A line of FFmpeg's log: who says it, and what.
 FFMPEG_LINE = re.compile(rb'\[([\w,]+) @ 0x[0-9a-f]+\] (.*)')
 
@@ -36,7 +34,7 @@ def signs_of_damage(path: str | Path, alone: bool, measure: bool = True) -> Iter
     Args:
         path (str | Path): The video.
         alone (bool): Whether nothing else writes to the standard error of this process. If not,
-            FFmpeg is not listened to.
+            FFmpeg is not listened to, nor is it on Windows and macOS.
         measure (bool): Whether to look where the file ends, which opens it again. Defaults to
             True.
 
@@ -51,7 +49,9 @@ def signs_of_damage(path: str | Path, alone: bool, measure: bool = True) -> Iter
     """
     signs: list[str] = []
     said: list[str] = []
-    with _ffmpeg_said(said) if alone else nullcontext():
+    # Only Linux has such files in memory, and a disk may be full.
+    listen = alone and hasattr(os, 'memfd_create')
+    with _ffmpeg_said(said) if listen else nullcontext():
         yield signs
     if measure and (reason := missing_end(path)):
         signs.append(f'is cut off: {reason}. What is left of it is used; get it again.')
@@ -79,7 +79,7 @@ def _ffmpeg_said(said: list[str]) -> Iterator[None]:
     decord.logging.set_level(decord.logging.ERROR)
     sys.stderr.flush()
     screen = os.dup(2)
-    with open(os.memfd_create('ffmpeg'), 'w+b') as file:  # in memory: a disk may be full
+    with open(os.memfd_create('ffmpeg'), 'w+b') as file:
         os.dup2(file.fileno(), 2)
         try:
             yield

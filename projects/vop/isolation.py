@@ -78,10 +78,9 @@ class Isolated:
     """A function in a process of its own, where it may hang, crash or be killed.
 
     The process is forked at the first call (on Linux; elsewhere it is started anew), serves all
-    calls of a thread, and is replaced when it has failed. It ends with its parent, however that
-    ends, and must not touch a GPU. Arrays and CPU tensors of the result come by shared memory:
-    a clip takes 0.2 ms more than in the same process. Daemonic processes, such as the workers of
-    data loaders, may use it.
+    calls of a thread, and is replaced when it has failed. It must not touch a GPU. On Linux it
+    ends with its parent, however that ends, and arrays and CPU tensors of the result come by
+    shared memory. Daemonic processes, such as the workers of data loaders, may use it.
 
     Args:
         function (Callable): The function. What it returns and raises must be picklable, and so

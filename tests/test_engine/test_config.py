@@ -237,6 +237,14 @@ def test_captions_are_tokenised_for_the_clip(write_clip, kind, text, fits):
         assert step == before
 
 
+def test_a_tokenizer_without_a_scope_is_of_the_default_one(write_clip):
+    clip, step = dict(name=write_clip(context_length=248)), dict(type='CLIPTokenize')
+    fit_tokenizers(step, clip, 'vop')
+    assert step['name'] == clip['name']
+    with pytest.raises(UserError, match='tokenizer'):  # MMAction2's, which takes no name
+        fit_tokenizers(dict(type='CLIPTokenize'), clip, 'mmaction')
+
+
 def test_words_that_a_clip_lacks_are_said(write_clip):
     with pytest.raises(UserError, match=r'clip\.json has 30522 words.*hf_tokenizer_name'):
         fit_tokenizers(dict(type='vop.CLIPTokenize'), dict(name=write_clip(vocab_size=30522)))

@@ -1,7 +1,6 @@
 """Trainings that are killed, moved, copied, or resumed with other settings."""
 
 import itertools
-import json
 import math
 import os
 import resource
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, save_clip
+from helpers import ROOT, records, save_clip
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import CheckpointHook as MMEngineHook
@@ -135,15 +134,6 @@ def kill(train, *arguments, event, name, number=1, **kwargs):
             os.kill(os.getpid(), signal.SIGTERM)
     status = os.waitpid(pid, 0)[1]
     assert os.WTERMSIG(status) == signal.SIGKILL, f'{name} had fewer than {number} {event}'
-
-
-def records(work_dir):
-    """All that a run and its resumptions logged, in order."""
-    return [
-        json.loads(line)
-        for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
-        for line in path.read_text().splitlines()
-    ]
 
 
 def result(work_dir):

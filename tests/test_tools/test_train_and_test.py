@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, free_port, in_two_processes, run, save_clip
+from helpers import ROOT, free_port, in_two_processes, records, run, save_clip
 from mmengine.config import Config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -100,15 +100,6 @@ def train(config, work_dir, *arguments, **kwargs):
     """Train in a process of its own."""
     command = [sys.executable, 'tools/train.py', config, '--work-dir', work_dir]
     return run(*command, *arguments, **kwargs)
-
-
-def records(work_dir):
-    """All that a run and its resumptions logged, in order."""
-    return [
-        json.loads(line)
-        for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
-        for line in path.read_text().splitlines()
-    ]
 
 
 def losses(work_dir):

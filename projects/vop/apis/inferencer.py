@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ..clip_config import absolute_name
 from ..datasets import CLIPTokenize
-from ..engine import check_fit, fit_tokenizers, load_safely, open_config, plain_config
+from ..engine import check_state, fit_tokenizers, load_safely, open_config, plain_config
 from ..errors import UserError, shown
 from ..fileio import available_cores, is_video, walk_files
 from ..isolation import check_timeout
@@ -105,7 +105,8 @@ class VoPInferencer:
         self.timeout = check_timeout(timeout)
         cfg.model.clip.update(_clip_files(cfg))  # so that cfg can be kept elsewhere
         steps = copy.deepcopy(cfg.test_dataloader.dataset.pipeline)
-        fit_tokenizers(steps, towers.tokenizer if towers else cfg.model.clip)
+        clip = towers.tokenizer if towers else cfg.model.clip
+        fit_tokenizers(steps, clip, cfg.get('default_scope', 'mmaction'))
         steps = Compose(steps).transforms
         tokenizers = [step.tokenizer for step in steps if isinstance(step, CLIPTokenize)]
         if not tokenizers:
@@ -116,8 +117,8 @@ class VoPInferencer:
         self.towers = towers or towers_of(dict(cfg.model.clip))
         self.model = MODELS.build(dict(cfg.model, clip=self.towers)).to(device).eval()
         if checkpoint is not None:
-            check_fit(self.model, checkpoint)
             state = load_safely(checkpoint, map_location='cpu')
+            check_state(self.model, state, checkpoint)
             state = state.get('state_dict', state)
             self.model.load_state_dict({k.removeprefix('module.'): v for k, v in state.items()})
         elif untrained := sum(p.numel() for p in self.model.parameters() if p.requires_grad):

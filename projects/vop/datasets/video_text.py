@@ -116,10 +116,9 @@ class VideoTextDataset(BaseActionDataset):
         files = [video if osp.splitext(video)[1] else f'{video}.mp4' for video in annotations]
         paths = [osp.join(folder, file) for file in files]
         # Flags of each video, shared by all workers.
-        self._bad = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
-        self._named = torch.zeros_like(self._bad).share_memory_()
-        self._measured = torch.zeros_like(self._bad).share_memory_()
-        self._reading = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
+        self._bad, self._named, self._measured, self._reading = (
+            torch.zeros(len(paths), dtype=torch.bool).share_memory_() for _ in range(4)
+        )
         if '://' not in folder:  # which is no folder
             self._find(folder, files, paths)
             paths = [as_file(path) for path in paths]

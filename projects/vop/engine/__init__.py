@@ -1,4 +1,4 @@
-from .checkpoint import check_fit, load_safely
+from .checkpoint import check_fit, check_state, load_safely
 from .checkpoint_hook import CheckpointHook, use_checkpoint_hook
 from .config import (
     check_amp,
@@ -34,6 +34,7 @@ __all__ = [
     'check_data',
     'check_fit',
     'check_launcher',
+    'check_state',
     'find_checkpoint',
     'fit_tokenizers',
     'load_safely',

@@ -178,7 +178,7 @@ def _check_files(dataset: dict, split: str) -> None:
         )
 
 
-def fit_tokenizers(part: Any, clip: dict) -> None:
+def fit_tokenizers(part: Any, clip: dict, scope: str | None = None) -> None:
     """Let ``vop.CLIPTokenize`` in a part of a config tokenise for a CLIP.
 
     Where the default tokenizer is that of the CLIP, nothing changes.
@@ -186,6 +186,8 @@ def fit_tokenizers(part: Any, clip: dict) -> None:
     Args:
         part (Any): A part of a config, such as a data loader; it is changed.
         clip (dict): ``name`` and ``cache_dir`` of the CLIP; others are not read.
+        scope (str, optional): ``default_scope`` of the config, in which names
+            without one are. Defaults to the current one.
 
     Raises:
         UserError: If the transform names the tokenizer of another CLIP.
@@ -195,12 +197,12 @@ def fit_tokenizers(part: Any, clip: dict) -> None:
     """
     if isinstance(part, (list, tuple)):
         for item in part:
-            fit_tokenizers(item, clip)
+            fit_tokenizers(item, clip, scope)
     if not isinstance(part, dict):
         return
     for value in part.values():
-        fit_tokenizers(value, clip)
-    kind = class_of(part, TRANSFORMS)
+        fit_tokenizers(value, clip, scope)
+    kind = class_of(part, TRANSFORMS, scope)
     ours = issubclass(kind, TRANSFORMS.get('vop.CLIPTokenize'))
     if not ours and not issubclass(kind, TRANSFORMS.get('mmaction.CLIPTokenize')):
         return

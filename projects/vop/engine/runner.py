@@ -35,9 +35,10 @@ def build_runner(cfg: Config) -> Runner:
     """
     check_pixels(cfg.get('model', {}))
     clip = cfg.get('model', {}).get('clip')
+    scope = cfg.get('default_scope', 'mmengine')
     if isinstance(clip, dict):
         for split in ('train', 'val', 'test'):
-            fit_tokenizers(cfg.get(f'{split}_dataloader'), clip)
+            fit_tokenizers(cfg.get(f'{split}_dataloader'), clip, scope)
     make_work_dir(cfg)
     strategy = class_of(cfg.get('strategy'), STRATEGIES)
     if cfg.get('launcher', 'none') == 'none' and issubclass(
