@@ -320,7 +320,7 @@ def damaged_videos(folder: Path, count: int) -> None:
                 *(len(silent), len(named[name] - source.keys())),
             ]
         )
-    heading = ['', 'exit code', 'named and left out', 'named', 'not named, same pictures']
+    heading = ['read by', 'exit code', 'named and left out', 'named', 'not named, same pictures']
     print_table([*heading, 'not named, other pictures', 'neither', 'whole ones named'], *rows)
 
 
@@ -475,7 +475,7 @@ def memory(folder: Path, count: int) -> None:
         assert not process.exitcode, (folder / 'log').read_text()
         middle, last = seen[len(seen) // 3 : 2 * len(seen) // 3], seen[2 * len(seen) // 3 : -5]
         rows.append([name, count, *(f'{statistics.median(part):.0f}' for part in (middle, last))])
-    print_table(['', 'steps or videos', 'MiB in the middle third', 'MiB in the last third'], *rows)
+    print_table(['run', 'steps or videos', 'MiB in the middle third', 'MiB in the last third'], *rows)
 
 
 def captions(folder: Path, count: int) -> None:

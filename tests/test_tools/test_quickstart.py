@@ -11,7 +11,7 @@ from helpers import ROOT, run
 PYTHON = f"""#!/bin/sh
 [ "$1 $2" = "-m pip" ] && exit 0
 echo "$@" >> "$LOG"
-[ "$1" = tools/data/moving_shapes.py ] && set -- "$@" --clip-steps 20
+[ "$1" = tools/data/moving_shapes.py ] && set -- "$@" --clip-steps 250
 exec {sys.executable} "$@"
 """
 

@@ -32,7 +32,7 @@ class KillOn(BaseTransform):
     def transform(self, results):
         name = os.path.basename(results['filename'])
         if name == os.environ.get('KILL_ON'):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getppid(), signal.SIGKILL)  # the reader's parent
         with open(os.environ['LOG'], 'a') as log:
             log.write(name + ' ')
         return results
