@@ -17,8 +17,8 @@ import torch
 from helpers import ROOT
 
 from projects.vop import isolation
-from projects.vop.errors import UserError
-from projects.vop.isolation import Isolated, ProcessFailed, map_isolated
+from projects.vop.errors import ProcessFailed, UserError
+from projects.vop.isolation import Isolated, map_isolated
 
 
 class Stubborn(Exception):

@@ -70,18 +70,43 @@ class NotFiniteError(UserError):
     exit_code = 3  # by which a process that starts many runs tells it from other errors
 
 
-def is_fault_of_video(error: Exception) -> bool:
-    """Whether what reading a video raised is the video's fault, not a config's or a bug's.
+class ProcessFailed(Exception):
+    """The process of a call ended, or took too long; the message says how.
 
-    A damaged file can raise nearly anything.
+    Attributes:
+        exitcode (int | None): Of the process, negative for a signal; None if it took too long.
 
     Example:
-        >>> is_fault_of_video(RuntimeError('no frame can be decoded'))
-        True
+        >>> try:
+        ...     data = read(video)  # an Isolated
+        ... except ProcessFailed as error:
+        ...     print(error)
+        it took longer than 60 s
     """
-    if isinstance(error, UserError):
-        return isinstance(error, VideoReadError)
-    return not isinstance(error, (AttributeError, KeyError, NameError, TypeError))
+
+    def __init__(self, reason: str, exitcode: int | None = None) -> None:
+        super().__init__(reason)
+        self.exitcode = exitcode
+
+
+def fault_of_video(error: Exception) -> str:
+    """Say why a video cannot be read.
+
+    Args:
+        error (Exception): What reading it raised; a damaged file can raise nearly anything.
+
+    Raises:
+        Exception: The same, if a config or a bug is at fault.
+
+    Example:
+        >>> fault_of_video(RuntimeError('no frame can be decoded'))
+        'RuntimeError: no frame can be decoded'
+    """
+    if isinstance(error, (ProcessFailed, VideoReadError)):
+        return str(error).rstrip('.')
+    if isinstance(error, (UserError, AttributeError, KeyError, NameError, TypeError)):
+        raise error
+    return f'{type(error).__name__}: {error}'
 
 
 @contextmanager

@@ -14,9 +14,8 @@ import sys
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from multiprocessing import pool
 from multiprocessing.connection import Connection
 from typing import Any
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .errors import UserError
+from .errors import ProcessFailed, UserError
 
 # A forked process is there at once, and scripts need no `if __name__ == '__main__'`; macOS and
 # Windows start one anew.
@@ -47,18 +46,6 @@ def _forget_threads() -> None:
 
 if FORKS:
     os.register_at_fork(after_in_child=_forget_threads)
-
-
-class ProcessFailed(Exception):
-    """The process of a call ended, or took too long; the message says how.
-
-    Attributes:
-        exitcode (int | None): Of the process, negative for a signal; None if it took too long.
-    """
-
-    def __init__(self, reason: str, exitcode: int | None = None) -> None:
-        super().__init__(reason)
-        self.exitcode = exitcode
 
 
 def check_timeout(timeout: Any) -> float | None:
@@ -143,7 +130,12 @@ class Isolated:
 
 
 def map_isolated(
-    function: Callable, items: Iterable, num_workers: int, timeout: float | None, ahead: int
+    function: Callable,
+    items: Iterable,
+    num_workers: int,
+    timeout: float | None,
+    ahead: int,
+    ordered: bool = True,
 ) -> Generator[tuple[Any, Future], None, None]:
     """Call a function with each item, side by side, each call :class:`Isolated`.
 
@@ -153,9 +145,11 @@ def map_isolated(
         num_workers (int): Processes.
         timeout (float, optional): Seconds that a call may take. None is no limit.
         ahead (int): How many items may be begun before they are asked for.
+        ordered (bool): Whether items come in their order. Else they come as they are done, and
+            one that takes long holds none back.
 
     Yields:
-        tuple[Any, Future]: Each item, in order, and what gives or raises its result. Closing the
+        tuple[Any, Future]: Each item, and what gives or raises its result. Closing the
         generator ends the processes.
 
     Example:
@@ -164,14 +158,20 @@ def map_isolated(
     """
     call = Isolated(function, timeout)
     threads = ThreadPoolExecutor(num_workers)  # each waits for the process that it starts
-    begun: deque[tuple[Any, Future]] = deque()
+    begun: dict[Future, Any] = {}
+
+    def next_one() -> tuple[Any, Future]:
+        done = begun if ordered else wait(begun, return_when=FIRST_COMPLETED).done
+        future = next(iter(done))
+        return begun.pop(future), future
+
     try:
         for item in items:
-            begun.append((item, threads.submit(call, item)))
+            begun[threads.submit(call, item)] = item
             if len(begun) > ahead:
-                yield begun.popleft()
+                yield next_one()
         while begun:
-            yield begun.popleft()
+            yield next_one()
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
         call.close()

@@ -22,9 +22,15 @@ from tqdm import tqdm
 
 from projects.vop.damage import signs_of_damage
 from projects.vop.engine import open_config
-from projects.vop.errors import UserError, exit_on_user_error, is_fault_of_video, shown
+from projects.vop.errors import (
+    UserError,
+    VideoReadError,
+    exit_on_user_error,
+    fault_of_video,
+    shown,
+)
 from projects.vop.fileio import as_file, available_cores, is_video, walk_files, why_no_file
-from projects.vop.isolation import ProcessFailed, check_timeout, map_isolated
+from projects.vop.isolation import check_timeout, map_isolated
 from projects.vop.registry import DATASETS
 
 
@@ -42,36 +48,31 @@ def items_of_annotations(path: Path, folder: Path, dataset: dict) -> list[dict]:
     return list({item['filename']: item for item in items}.values())[::-1]
 
 
-def look(pipeline: Callable, item: dict) -> tuple[str | None, list[str]]:
-    """Why a video cannot be used, and else the signs that it is damaged."""
+def read(pipeline: Callable, item: dict) -> list[str]:
+    """Read a video; give the signs that it is damaged."""
     if reason := why_no_file(item['filename']):
-        return reason, []
-    try:
-        with signs_of_damage(item['filename'], alone=True) as signs:
-            pipeline(item)
-    except Exception as error:
-        if not is_fault_of_video(error):
-            raise
-        return f'{type(error).__name__}: {error}', []
-    return None, signs
+        raise VideoReadError(reason)
+    with signs_of_damage(item['filename'], alone=True) as signs:
+        pipeline(item)
+    return signs
 
 
 def check(cfg: Config, items: list[dict], jobs: int, timeout: float | None) -> int:
     """Read the videos, and print those that cannot be used, or are damaged; count the first."""
-    read = partial(look, Compose(cfg.train_dataloader.dataset.pipeline))
+    function = partial(read, Compose(cfg.train_dataloader.dataset.pipeline))
     bad, jobs = 0, min(jobs, len(items))
     with (
-        closing(map_isolated(read, items, jobs, timeout, 4 * jobs)) as results,
+        closing(map_isolated(function, items, jobs, timeout, 4 * jobs)) as results,
         tqdm(total=len(items), unit='video', disable=None) as bar,
     ):
         for item, future in results:
             try:
-                reason, signs = future.result()
-            except ProcessFailed as error:
-                reason, signs = str(error), []
-            bad += reason is not None
-            for text in [f': {reason}'] if reason else [f' {sign}' for sign in signs]:
-                bar.write(f'{shown(item["filename"])}{text}')
+                notes = [f' {sign}' for sign in future.result()]
+            except Exception as error:
+                notes = [f': {fault_of_video(error)}']
+                bad += 1
+            for note in notes:
+                bar.write(f'{shown(item["filename"])}{note}')
             bar.update()
     return bad
 

@@ -15,19 +15,20 @@ takes too long (--timeout) is listed, and the exit code is 1.
 """
 
 import argparse
-import concurrent.futures as futures
 import json
 import math
 import os
-from itertools import islice
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
-from transcode import CODECS, CopySettings, TranscodeError, encode
+from transcode import CODECS, CopySettings, encode
 
 from projects.vop import fileio
-from projects.vop.errors import UserError, exit_on_user_error, shown
-from projects.vop.isolation import Isolated, ProcessFailed
+from projects.vop.errors import UserError, exit_on_user_error, fault_of_video, shown
+from projects.vop.isolation import map_isolated
 
 SETTINGS = 'compress_videos.json'
 UNREADABLE = 'unreadable.txt'
@@ -102,41 +103,26 @@ def copy_videos(
     Returns:
         dict[Path, str]: Why videos are unreadable.
     """
-    unreadable, running, waiting = {}, {}, iter(videos)
-    jobs = max(1, min(jobs, len(videos)))
-    # Each thread waits for the process that it starts.
-    copy, threads = Isolated(encode, timeout), futures.ThreadPoolExecutor(jobs)
-    try:
-        while True:
-            # Few at a time, as a copy stays in memory until it is written.
-            for video in islice(waiting, 2 * jobs - len(running)):
-                time_ns = mtime_ns(video)
-                running[threads.submit(copy, video, settings)] = video, time_ns
-            if not running:
-                return unreadable
-            for future in futures.wait(running, return_when='FIRST_COMPLETED').done:
-                video, time_ns = running.pop(future)
-                error = future.exception()
-                if not error:
-                    write_copy(videos[video], future.result(), time_ns)
-                elif isinstance(error, UserError):  # no fault of the video
-                    raise error
-                else:
-                    reason = f'{type(error).__name__}: {error}'
-                    if isinstance(error, TranscodeError):
-                        reason = str(error)
-                    elif isinstance(error, ProcessFailed) and error.exitcode is None:
-                        reason = f'it takes longer than {timeout:g} s (--timeout)'
-                    elif isinstance(error, ProcessFailed):
-                        reason = 'its process crashed or was killed (exit code '
-                        reason += f'{error.exitcode}), perhaps because memory ran out'
-                    unreadable[video] = reason
-                    videos[video].unlink(missing_ok=True)  # an older copy
-                bar.update()
-    finally:
-        threads.shutdown(wait=False, cancel_futures=True)
-        copy.close()
-        threads.shutdown()
+    unreadable, times = {}, {}
+
+    def begun() -> Iterator[Path]:
+        for video in videos:
+            times[video] = mtime_ns(video)
+            yield video
+
+    copy, jobs = partial(encode, settings=settings), max(1, min(jobs, len(videos)))
+    # Few ahead, as a copy stays in memory until it is written.
+    with closing(map_isolated(copy, begun(), jobs, timeout, 2 * jobs, ordered=False)) as copies:
+        for video, future in copies:
+            try:
+                data = future.result()
+            except Exception as error:
+                unreadable[video] = fault_of_video(error)
+                videos[video].unlink(missing_ok=True)  # an older copy
+            else:
+                write_copy(videos[video], data, times[video])
+            bar.update()
+    return unreadable
 
 
 def compress(src: Path, dst: Path, settings: CopySettings, jobs: int, timeout: float) -> int:

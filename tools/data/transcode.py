@@ -18,7 +18,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
 from projects.vop.damage import missing_end
-from projects.vop.errors import shown
+from projects.vop.errors import VideoReadError, shown
 
 CONTAINERS = {'.mp4': 'mp4', '.m4v': 'mp4', '.mov': 'mp4'}  # AVI has one rate for all frames
 
@@ -57,7 +57,7 @@ class CopySettings(NamedTuple):
         return ' '.join(f'--{name.replace("_", "-")} {value}' for name, value in items)
 
 
-class TranscodeError(Exception):
+class TranscodeError(VideoReadError):
     """A video cannot be copied; the message says why."""
 
 

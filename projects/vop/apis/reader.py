@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..damage import signs_of_damage, warn_of_damage
-from ..errors import is_fault_of_video
+from ..errors import VideoReadError, fault_of_video
 from ..fileio import as_file, why_no_file
-from ..isolation import FORKS, ProcessFailed, map_isolated
+from ..isolation import FORKS, map_isolated
 
 
 class VideoFrames(NamedTuple):
@@ -47,35 +47,29 @@ def read_videos(
         VideoFrames: One per video, in order. Closing the generator ends the workers.
     """
     if not num_workers and not FORKS:
-        yield from (_warned(*_read(pipeline, False, path)) for path in paths)
+        for path in paths:
+            yield _video(path, partial(_read, pipeline, False, path))
         return
     workers = max(1, min(num_workers, len(paths)))
+    read = partial(_read, pipeline, True)
     ahead = ahead if num_workers else 0
-    with closing(
-        map_isolated(partial(_read, pipeline, True), paths, workers, timeout, ahead)
-    ) as videos:
+    with closing(map_isolated(read, paths, workers, timeout, ahead)) as videos:
         for path, future in videos:
-            try:
-                yield _warned(*future.result())
-            except ProcessFailed as error:
-                yield VideoFrames(path, None, f'{error}.')
+            yield _video(path, future.result)
 
 
-def _read(
-    pipeline: Callable[[dict], dict], alone: bool, path: str
-) -> tuple[VideoFrames, list[str]]:
+def _read(pipeline: Callable, alone: bool, path: str) -> tuple[np.ndarray, list[str]]:
     if reason := why_no_file(path):
-        return VideoFrames(path, None, f'{reason}.'), []
+        raise VideoReadError(reason)
+    with signs_of_damage(path, alone) as signs:
+        data = pipeline(dict(filename=as_file(path), start_index=0, modality='RGB', text=[]))
+    return data['inputs']['imgs'].numpy(), signs
+
+
+def _video(path: str, get: Callable) -> VideoFrames:
     try:
-        with signs_of_damage(path, alone) as signs:
-            data = pipeline(dict(filename=as_file(path), start_index=0, modality='RGB', text=[]))
-        return VideoFrames(path, data['inputs']['imgs'].numpy()), signs
+        frames, signs = get()
     except Exception as error:
-        if not is_fault_of_video(error):
-            raise
-        return VideoFrames(path, None, f'{type(error).__name__}: {error}'), []
-
-
-def _warned(video: VideoFrames, signs: list[str]) -> VideoFrames:
-    warn_of_damage(video.path, signs)
-    return video
+        return VideoFrames(path, None, f'{fault_of_video(error)}.')
+    warn_of_damage(path, signs)
+    return VideoFrames(path, frames)

@@ -16,9 +16,9 @@ from mmaction.datasets import BaseActionDataset
 from mmengine.logging import print_log
 
 from ..damage import signs_of_damage, warn_of_damage
-from ..errors import UserError, VideoReadError, is_fault_of_video, shown
+from ..errors import UserError, VideoReadError, fault_of_video, shown
 from ..fileio import as_file, same_name, walk_files, why_no_file
-from ..isolation import FORKS, Isolated, ProcessFailed, check_timeout
+from ..isolation import FORKS, Isolated, check_timeout
 from ..registry import DATASETS
 from .annotations import Annotation, read_annotations
 from .items import Items, Texts
@@ -230,12 +230,7 @@ class VideoTextDataset(BaseActionDataset):
         try:
             return self._run_pipeline(item, idx)
         except Exception as error:
-            if not is_fault_of_video(error):
-                raise
-            reason = f' ({type(error).__name__}: {error})'
-            if isinstance(error, ProcessFailed):
-                reason = f': {error}'
-            message = f'{shown(item["filename"])} cannot be read{reason}.'
+            message = f'{shown(item["filename"])} cannot be read: {fault_of_video(error)}.'
             if not self.skip_bad_videos:
                 hint = ' To train without such videos, set skip_bad_videos=True.'
                 raise VideoReadError(message + ('' if self.test_mode else hint)) from error
