@@ -15,6 +15,7 @@ import difflib
 import itertools
 import json
 import os
+import runpy
 import subprocess
 import sys
 import time
@@ -321,7 +322,12 @@ def main() -> None:
         return
     run_all(todo, args)
     if not args.no_report:
-        subprocess.run([sys.executable, ROOT / 'tools/analysis/summarize_runs.py', args.work_dir])
+        # Here, as it loads what draws plots.
+        summary = runpy.run_path(str(ROOT / 'tools/analysis/summarize_runs.py'))
+        try:
+            summary['summarize'](args.work_dir)
+        except UserError as error:  # no run is finished, or all diverged
+            print(error)
     if failed := [run.name for run in todo if not run.finished]:
         names = ', '.join(failed)
         print(f'{len(failed)} runs failed: {names}. The same command tries them again.')

@@ -4,6 +4,7 @@ import csv
 import json
 
 import cv2
+import numpy as np
 import pytest
 
 from projects.vop.errors import UserError
@@ -59,9 +60,11 @@ def test_the_best_rate_is_shown_with_the_paper_after_it(summarize, tmp_path):
     assert picture.shape[0] > 400 and picture.std() > 5
 
 
-def test_other_data_sets_have_no_row_of_the_paper(summarize):
+def test_other_data_sets_have_no_row_of_the_paper(summarize, tmp_path):
     output, _ = summarize(('vop', 1e-3, 0, 38.0), dataset='didemo')
     assert 'paper' not in output and '| VoP ' in output
+    red = np.subtract(*np.split(cv2.imread(str(tmp_path / 'results.png')), 3, 2)[2:0:-1]) > 99
+    assert 50 < red.sum() < 500  # a single point
     with pytest.raises(UserError, match='didemo, msrvtt'):
         summarize(('vop', 1e-3, 1, 38.0))
 

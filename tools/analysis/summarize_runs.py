@@ -119,7 +119,10 @@ def plot(best: dict, dataset: str, path: Path) -> None:
     seeds = max(len(runs) for runs in best.values())
     spread = f': mean and standard deviation of {seeds} seeds' if seeds > 1 else ''
     axes.set_title(dataset + spread + (', hollow: the paper' if dataset in OF_TABLE_1 else ''))
-    axes.margins(x=0.15, y=0.15)
+    axes.margins(y=0.15)
+    if points:
+        counts = [x for _, x, _ in points]
+        axes.set_xlim(min(counts) / 2, 2 * max(counts))  # of one point, there would be no width
     axes.grid(alpha=0.3)
     figure.tight_layout()
     label_points(axes, points)
@@ -148,11 +151,8 @@ def label_points(axes: pyplot.Axes, points: list[tuple[str, float, float]]) -> N
         taken.append(text.get_window_extent())
 
 
-def main() -> None:
-    """Read all results, and write the three files."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('work_dir', type=Path, help='the --work-dir of tools/reproduce.py')
-    folder = parser.parse_args().work_dir
+def summarize(folder: Path) -> None:
+    """Read all results in a folder, and write the three files."""
     results = collect(folder)
     if not results:
         raise UserError(f'No run in {folder} is finished.')
@@ -173,6 +173,13 @@ def main() -> None:
     write_csv(results, folder / 'results.csv')
     plot(best, dataset, folder / 'results.png')
     print(f'{text}\n\n{note}\nWritten to results.md, results.csv and results.png in {folder}.')
+
+
+def main() -> None:
+    """Read the argument, and summarize."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('work_dir', type=Path, help='the --work-dir of tools/reproduce.py')
+    summarize(parser.parse_args().work_dir)
 
 
 if __name__ == '__main__':
