@@ -96,7 +96,7 @@ def main() -> None:
         print('| --- | --- | --- | --- | --- | --- |')
         for name, serialize_data in FORMS.items():
             # A new process, whose memory is its own.
-            with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+            with ProcessPoolExecutor(1, multiprocessing.get_context('forkserver')) as pool:
                 seconds, *sizes, item = pool.submit(measure, path, serialize_data).result()
             sizes = [f'{size:.1f} MiB' for size in sizes]
             print(f'| {name} | {seconds:.1f} s | {" | ".join(sizes)} | {item:.1f} µs |')

@@ -34,6 +34,7 @@ import torch
 from mmengine.logging import MMLogger
 
 from projects.vop.apis import VoPInferencer
+from projects.vop.compat import fresh_instances
 from projects.vop.datasets.annotations import read_annotations
 from projects.vop.engine import open_config
 from projects.vop.errors import UserError, VideoReadError
@@ -125,11 +126,13 @@ def start(log: Path, tool: str, *arguments) -> BaseProcess:
 
 def _run(log: Path, tool: str, arguments: list[str]) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+    for number in (1, 2):
+        os.dup2(file, number)
+    sys.stdout, sys.stderr = (open(number, 'w', closefd=False) for number in (1, 2))
     sys.argv = [tool, *arguments]
     sys.path.insert(0, str(ROOT / Path(tool).parent))
-    runpy.run_path(str(ROOT / tool), run_name='__main__')
+    with fresh_instances():  # loggers, which print elsewhere
+        runpy.run_path(str(ROOT / tool), run_name='__main__')
 
 
 def run(log: Path, tool: str, *arguments) -> int:
@@ -475,7 +478,8 @@ def memory(folder: Path, count: int) -> None:
         assert not process.exitcode, (folder / 'log').read_text()
         middle, last = seen[len(seen) // 3 : 2 * len(seen) // 3], seen[2 * len(seen) // 3 : -5]
         rows.append([name, count, *(f'{statistics.median(part):.0f}' for part in (middle, last))])
-    print_table(['run', 'steps or videos', 'MiB in the middle third', 'MiB in the last third'], *rows)
+    heading = ['run', 'steps or videos', 'MiB in the middle third', 'MiB in the last third']
+    print_table(heading, *rows)
 
 
 def captions(folder: Path, count: int) -> None:
