@@ -8,10 +8,12 @@ import re
 import signal
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import av
 import numpy as np
+import open_clip
 import pytest
 import torch
 from helpers import ROOT, TINY_CLIP, save_clip
@@ -36,16 +38,14 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: -slow[item.path])
 
 
-@pytest.fixture(scope='session', autouse=True)
-def _cheap_collections():
-    """What is imported stays, and need not be looked at by each collection."""
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.fixture(scope='module', autouse=True)
 def _collected():
-    """The processes in which data sets read end when these are collected."""
+    """The processes in which data sets read end when these are collected.
+
+    What is left stays, such as what is imported, and need not be looked at by each collection.
+    """
+    gc.collect()
+    gc.freeze()
     yield
     gc.collect()
 
@@ -56,10 +56,12 @@ def _mmaction_scope():
 
 
 @pytest.fixture(scope='session', autouse=True)
-def _default_roots():
-    """Whatever DATA_ROOT the user works with."""
+def _default_surroundings():
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv('DATA_ROOT', raising=False)
+        patch.delenv('DATA_ROOT', raising=False)  # whatever the user works with
+        # To lay out a config takes longer than to train a few steps.
+        patch.setattr('mmengine.config.config.FormatCode', lambda text, **kwargs: (text, None))
+        patch.setattr('open_clip.get_tokenizer', cache(open_clip.get_tokenizer))
         yield
 
 
@@ -195,8 +197,6 @@ def with_classes(tmp_path, monkeypatch):
 def run_tool(monkeypatch):
     """Runs a tool in this process: a new one takes seconds to start."""
     monkeypatch.setenv('LOCAL_RANK', '0')  # which some tools set
-    # To lay out a config takes longer than to train a few steps.
-    monkeypatch.setattr('mmengine.config.config.FormatCode', lambda text, **kwargs: (text, None))
 
     def run(path, *arguments) -> None:
         spec = importlib.util.spec_from_file_location(f'{Path(path).stem}_tool', ROOT / path)

@@ -2,10 +2,13 @@
 
 import json
 import os
+import runpy
 import socket
 import subprocess
 import sys
+import tempfile
 from fractions import Fraction
+from multiprocessing import get_context
 from pathlib import Path
 
 import av
@@ -17,6 +20,7 @@ from mmaction.structures import ActionDataSample
 from mmengine.config import Config
 from torch.multiprocessing import start_processes
 
+from projects.vop.compat import fresh_instances
 from projects.vop.models import open_towers
 from projects.vop.registry import MODELS
 
@@ -124,6 +128,35 @@ def _rank(rank, function, args, port):
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
     function(*args)
+
+
+def run_forked(tool, *arguments, cwd=ROOT, paths=(), exitcode=0, **env):
+    """Run a Python tool in a process of its own; return what it prints.
+
+    It is forked: a new one would import for seconds. ``paths`` and ``env`` are those of
+    :func:`run`.
+    """
+    with tempfile.NamedTemporaryFile() as log:
+        words = [str(ROOT / tool), *map(str, arguments)]
+        setting = log.fileno(), words, cwd, list(map(str, paths)), env
+        process = get_context('fork').Process(target=_be_tool, args=setting)
+        process.start()
+        process.join()
+        output = Path(log.name).read_text()
+    assert process.exitcode == exitcode, output[-3000:]
+    return output
+
+
+def _be_tool(log, words, cwd, paths, env):
+    for number in (1, 2):
+        os.dup2(log, number)
+    sys.stdout, sys.stderr = (open(number, 'w', closefd=False) for number in (1, 2))
+    os.chdir(cwd)
+    os.environ.update(env)
+    sys.path[:0] = [str(Path(words[0]).parent), *paths]
+    sys.argv = words
+    with fresh_instances():
+        runpy.run_path(words[0], run_name='__main__')
 
 
 def run(*command, cwd=ROOT, paths=(), ok=True, **env):

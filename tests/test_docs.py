@@ -5,7 +5,6 @@ a copy of configs/ and tools/ whose CLIP is a tiny one and whose data sets are
 small copies in their owners' formats. Python runs in this process.
 """
 
-import gc
 import json
 import os
 import re
@@ -23,7 +22,6 @@ import pytest
 import torch
 from helpers import ROOT, SOURCES, TINY_CLIP, WANTED, free_port, released_state, run, save_clip
 from mmengine.registry import init_default_scope
-from open_clip import get_tokenizer
 from pytest import MonkeyPatch
 from torch.distributed.run import get_args_parser
 
@@ -219,18 +217,6 @@ SMALLER = {
     'persistent_workers=True': 'persistent_workers=False',
     r'\b224\b': '32',
 }
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _what_takes_time():
-    """Without it, the runs of this file take twice as long."""
-    gc.freeze()  # data sets collect garbage, among all that was imported
-    with MonkeyPatch.context() as patch:
-        # Nothing depends on the layout of the configs that are logged.
-        patch.setattr('mmengine.config.config.FormatCode', lambda text, **kwargs: (text, True))
-        patch.setattr('open_clip.get_tokenizer', cache(get_tokenizer))
-        yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope='module')

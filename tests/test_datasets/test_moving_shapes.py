@@ -1,19 +1,21 @@
 """MovingShapes: real clips, and nothing but order between two reverses."""
 
 import json
-from pathlib import Path
+import runpy
 
 import decord
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from mmengine.config import Config
 
 from projects.vop.datasets import VideoTextDataset, moving_shapes
 from projects.vop.datasets.moving_shapes import Scene, write_moving_shapes
 from projects.vop.evaluation import evaluate_embeddings
+from projects.vop.models import open_towers
 
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+CONFIGS = ROOT / 'configs'
 
 
 @pytest.fixture(scope='module')
@@ -118,3 +120,17 @@ def test_what_is_there_is_left_alone(root):
     assert {path: path.read_text() for path in root.glob('*directions.txt')} == lists
     assert {path: path.stat().st_mtime_ns for path in (root / 'videos').iterdir()} == clips
     assert not list(root.glob('*.part'))
+
+
+def test_a_small_clip_is_saved_if_it_learned_the_stills(monkeypatch, tmp_path):
+    path, stills = tmp_path / 'clip.pt', moving_shapes.still_captions()
+    monkeypatch.chdir(ROOT)
+
+    def train(stills):
+        monkeypatch.setattr(moving_shapes, 'still_captions', lambda: stills)
+        tool = runpy.run_path('tools/data/moving_shapes.py')
+        return tool['train_clip'](path, steps=1, seed=0)
+
+    assert not train(stills) and not path.exists()
+    assert train(stills[:1])  # which cannot be taken for another
+    open_towers('configs/moving_shapes/moving-shapes-clip.json', str(path))

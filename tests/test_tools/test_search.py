@@ -8,10 +8,11 @@ import signal
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, free_port
+from helpers import ROOT, in_two_processes
 from helpers import run as run_command
 from mmcv.transforms import BaseTransform
 from mmengine.config import Config
+from torch.multiprocessing import ProcessExitedException
 
 from projects.vop.apis import VoPInferencer
 from projects.vop.errors import UserError
@@ -188,7 +189,9 @@ def test_ctrl_c_keeps_what_is_encoded(printed, run_tool, model, video_folder, tm
 
 
 @pytest.mark.slow
-def test_two_processes_killed_and_started_again(model, video_folder, tmp_path):
+def test_two_processes_killed_and_started_again(
+    run_tool, model, video_folder, tmp_path, monkeypatch
+):
     """What was saved is not encoded again, and all is as from one process."""
     (tmp_path / 'killer.py').write_text(KILLER)
     cfg = Config.fromfile(model[1])
@@ -200,16 +203,22 @@ def test_two_processes_killed_and_started_again(model, video_folder, tmp_path):
     for number in range(12):
         shutil.copy(video_folder / f'{number % 5}.mp4', videos / f'{number:02}.mp4')
     largest = sorted(sorted(videos.iterdir()), key=lambda path: -path.stat().st_size)
-    more = dict(LOG=str(log), PORT=free_port(), paths=[tmp_path])
-    hooked = [ROOT / 'tools/dist_search.sh', videos, index, '2', '--batch-size', '1']
-    hooked += ['--num-workers', '0', '--config', tmp_path / 'hooked.py', *model[2:]]
-    run_command(*hooked, KILL_ON=largest[7].name, ok=False, **more)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv('LOG', str(log))
+    monkeypatch.setenv('KILL_ON', largest[7].name)
+    hooked = ['tools/search.py', 'index', videos, index, '--batch-size', 1, '--num-workers', 0]
+    hooked += ['--config', tmp_path / 'hooked.py', *model[2:], '--launcher', 'pytorch']
+    with pytest.raises(ProcessExitedException, match='SIGKILL'):
+        in_two_processes(run_tool, *hooked)
     parts = [np.load(path)['names'].tobytes() for path in index.glob('parts/*/*.npz')]
     saved = {name for names in parts for name in json.loads(names)}
     # Also what the process had finished that was killed.
     assert {largest[place].name for place in (1, 3, 5)} <= saved and len(saved) < 12
     log.unlink()
-    run_command(*hooked, **more)  # an index does not import a transform that is not registered
+    monkeypatch.delenv('KILL_ON')
+    in_two_processes(
+        run_tool, *hooked
+    )  # an index does not import a transform that is not registered
     assert sorted(log.read_text().split()) == sorted({path.name for path in largest} - saved)
     inferencer = VoPInferencer(model[1], model[3], 'cpu', show_progress=False)
     update_index(inferencer, videos, tmp_path / 'alone', num_workers=0)
