@@ -97,7 +97,7 @@ def test_what_is_given_says_what_is_found(printed, index, video_folder):
     ranked = sorted(zip(scores, texts), reverse=True)
     hits = json.loads(both)[0]['hits']
     assert [hit['text'] for hit in hits] == [text for _, text in ranked]
-    assert [hit['score'] for hit in hits] == pytest.approx([score for score, _ in ranked])
+    assert [hit['score'] for hit in hits] == pytest.approx([s for s, _ in ranked], abs=1e-6)
     # Warnings, such as that a text is cut, are not among the answers.
     out, err = printed('query', index, 'dog ' * 2000, '--json')
     assert len(json.loads(out)[0]['hits']) == 5 and 'longer than' in err
