@@ -40,6 +40,7 @@ def index(made, tmp_path, monkeypatch):
             file = folder / f'{name}.py'
             file.parent.mkdir(exist_ok=True)
             file.write_text(f'open({str(tmp_path / "ran")!r}, "w")')
+    torch.save(dict(state_dict=Code(tmp_path / 'ran')), tmp_path / 'code.pth')
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend('')  # as in a notebook
     return path
@@ -81,7 +82,18 @@ CODE_IN_A_CONFIG = [
     (['model', 'clip', 'pretrained'], 'index/mc.py'),
     (['model', 'clip', 'name'], 'local-dir:index'),
     (['pipeline', 0], dict(type='mmengine.LoadImageFromFile', backend_args=dict(backend='x'))),
+    (['model', 'loss'], dict(type='mmaction.OmniResNet', pretrain_2d='code.pth')),
 ]
+
+
+def test_of_other_packages_only_what_is_harmless_is_made(index):
+    """OmniResNet opens a checkpoint in its constructor."""
+    path = next(index.glob('config-*.json'))
+    edit(path, ['model', 'loss'], dict(type='mmaction.OmniResNet'))
+    with pytest.raises(UserError, match=r"model\.loss\.type: 'mmaction.OmniResNet' is not among"):
+        open_config(path)
+    edit(path, ['model', 'loss'], dict(type='mmaction.SimpleMeanAdapter'))
+    open_config(path)
 
 
 @pytest.mark.parametrize('place, value', CODE_IN_A_CONFIG, ids=lambda value: str(value)[-30:])
@@ -230,7 +242,7 @@ def test_a_clip_that_came_along_is_not_opened(index):
     """TorchScript, which OpenAI's weights are, is code."""
     path = next(index.glob('config-*.json'))
     edit(path, ['model', 'clip', 'pretrained'], str(path))
-    with pytest.raises(UserError, match='came with'):
+    with pytest.raises(UserError, match='a file of the index'):
         use(index)
 
 
