@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -83,6 +84,7 @@ CODE_IN_A_CONFIG = [
     (['model', 'clip', 'name'], 'local-dir:index'),
     (['pipeline', 0], dict(type='mmengine.LoadImageFromFile', backend_args=dict(backend='x'))),
     (['model', 'loss'], dict(type='mmaction.OmniResNet', pretrain_2d='code.pth')),
+    (['model', 'clip', 'cache_dir'], 'index'),
 ]
 
 
@@ -93,7 +95,26 @@ def test_of_other_packages_only_what_is_harmless_is_made(index):
     with pytest.raises(UserError, match=r"model\.loss\.type: 'mmaction.OmniResNet' is not among"):
         open_config(path)
     edit(path, ['model', 'loss'], dict(type='mmaction.SimpleMeanAdapter'))
+    edit(path, ['pipeline', 0, 'backend_args'], dict(backend='local'))
     open_config(path)
+
+
+def test_lists_in_another_file_are_not_opened(index, tmp_path):
+    """FAISS would map whichever file the index names, and write to it."""
+    path, opened = next(index.glob('ivf-*')), VideoIndex.open(index)
+    held = faiss.read_index(str(path))
+    lists = faiss.OnDiskInvertedLists(held.nlist, held.code_size, str(tmp_path / 'another'))
+    held.reset()
+    held.replace_invlists(lists)
+    held.add_with_ids(np.array(opened.embeddings), opened.stamps[:, 0].copy())
+    flat = faiss.IndexIDMap2(faiss.IndexFlatIP(held.d))
+    for each, reason in ((held, 'another file'), (flat, 'IndexIDMap2')):
+        faiss.write_index(each, str(path))
+        edit(index / 'index.json', ['files', 'ivf'], path.stat().st_size)
+        with pytest.raises(UserError, match=f'{path.name} .*{reason}'):
+            VideoIndex.open(index)
+        with pytest.raises(UserError, match=f'{path.name} .*{reason}'):
+            opened.open_ivf(mapped=False)
 
 
 @pytest.mark.parametrize('place, value', CODE_IN_A_CONFIG, ids=lambda value: str(value)[-30:])

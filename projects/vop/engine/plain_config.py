@@ -78,10 +78,18 @@ def read_plain_config(path: str | Path) -> Config:
         >>> read_plain_config('my_index/config-0123456789ab.json').model.type
         <class 'projects.vop.models.retriever.RetrievalRecognizer'>
     """
-    return check_plain_config(read_json(path), path)
+    read = check_plain_config(read_json(path), path)
+    return Config(
+        dict(
+            default_scope='mmaction',
+            model=read['model'],
+            test_dataloader=dict(dataset=dict(pipeline=read['pipeline'])),
+        ),
+        filename=str(path),
+    )
 
 
-def check_plain_config(parts: Any, path: str | Path, advice: str = FOR_READERS) -> Config:
+def check_plain_config(parts: Any, path: str | Path, advice: str = FOR_READERS) -> dict[str, Any]:
     """Refuse what :func:`read_plain_config` would, before it is written.
 
     Args:
@@ -90,7 +98,7 @@ def check_plain_config(parts: Any, path: str | Path, advice: str = FOR_READERS) 
         advice (str): The end of the messages: what to do.
 
     Returns:
-        Config: As :func:`read_plain_config`.
+        dict: ``model`` and ``pipeline``, classes in place of their names.
 
     Raises:
         UserError: If it has more than such a config needs; the message names the key.
@@ -109,14 +117,7 @@ def check_plain_config(parts: Any, path: str | Path, advice: str = FOR_READERS) 
     }
     if not isinstance(read['model'], dict) or not isinstance(read['pipeline'], list):
         raise UserError(f'{path}: "model" must be an object, and "pipeline" a list.')
-    return Config(
-        dict(
-            default_scope='mmaction',
-            model=read['model'],
-            test_dataloader=dict(dataset=dict(pipeline=read['pipeline'])),
-        ),
-        filename=str(path),
-    )
+    return read
 
 
 def _registered(registry: Registry) -> dict[str, Any]:
@@ -141,7 +142,11 @@ def _came_along(clip: Any, path: str | Path) -> bool:
 
 def _plain(value: Any, registered: dict[str, Any], scopes: tuple[str, ...]) -> Any:
     if isinstance(value, dict):
-        value = {key: _plain(each, registered, scopes) for key, each in value.items()}
+        value = {
+            key: _plain(each, registered, scopes)
+            for key, each in value.items()
+            if key != 'cache_dir'  # of this machine
+        }
         kind = str(value.get('type'))
         for name in (kind, *(f'{scope}.{kind}' for scope in scopes)):
             if name in registered:
@@ -187,6 +192,8 @@ def _resolve(
             raise refuse('only local files are read here', key)
         if key in ('name', 'pretrained') and _came_along(each, path):
             raise refuse('CLIP is not opened from a relative path or a file of the index', key)
+        if key == 'cache_dir' and each is not None:  # the folder of the index would be one, too
+            raise refuse('where CLIP is kept is not for an index to say', key)
     value = {key: resolve(each, key) for key, each in value.items()}
     if 'type' in value:
         kind = value['type']
