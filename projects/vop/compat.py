@@ -214,8 +214,7 @@ def open_checkpoints_safely() -> None:
     CheckpointLoader.register_scheme('', load_from_local, force=True)
 
     load_url = checkpoint.load_url
-    default = inspect.signature(load_url).parameters['weights_only'].default
-    if load_url.__module__ == __name__ or default is True:
+    if inspect.signature(load_url).parameters['weights_only'].default is True:
         return
 
     def load_url_safely(url: str, *args, weights_only: bool = True, **kwargs) -> dict:
