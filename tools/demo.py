@@ -4,6 +4,7 @@ import argparse
 import html
 import ipaddress
 import os
+import signal
 import socket
 import stat
 import string
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
 
 from projects.vop.apis import VoPInferencer
-from projects.vop.errors import UserError, exit_on_user_error
+from projects.vop.errors import UserError, exit_on_user_error, shown
 from projects.vop.search import Hit, VideoIndex
 
 with exit_on_user_error():
@@ -34,6 +35,7 @@ with exit_on_user_error():
 
 MOST = 24  # players on the page
 CLIP_MB = 500  # the largest clip that can be uploaded
+FORM = 1 << 16  # bytes of the form around it
 GRID = (
     'display: grid; gap: 1em; align-items: end; overflow-wrap: anywhere; '
     'grid-template-columns: repeat(auto-fill, minmax(260px, 1fr))'
@@ -50,7 +52,6 @@ TYPES = {
     **{'.3gp': 'video/3gpp', '.ogv': 'video/ogg'},
 }
 LOOPBACK = ('localhost', '127.0.0.1', '::1')
-ANY_NUMBER = '(any address of numbers)'
 HEADERS = {
     'X-Content-Type-Options': 'nosniff',
     'Cross-Origin-Resource-Policy': 'same-origin',
@@ -75,11 +76,8 @@ def player(index: VideoIndex, rank: int, hit: Hit) -> str:
         video = f'<video src="videos/{row}" controls preload="metadata" style="{PLAYER}"></video>'
     else:
         video, label = '', f'{label}: no longer there, or changed since it was indexed'
-    # Names need not be text.
-    label = os.fsencode(label).decode('utf-8', 'replace')
-    return (
-        f'<figure style="margin: 0"><figcaption>{html.escape(label)}</figcaption>{video}</figure>'
-    )
+    caption = html.escape(shown(label))
+    return f'<figure style="margin: 0"><figcaption>{caption}</figcaption>{video}</figure>'
 
 
 def is_indexed(index: VideoIndex, row: int) -> bool:
@@ -127,7 +125,7 @@ def build_page(index: VideoIndex, inferencer: VoPInferencer, topk: int) -> gr.Bl
     def search(text: str, clip: str | None, count: int) -> tuple[str, str]:
         if clip:
             if is_text(clip):
-                raise gr.Error('The clip is no video.')
+                raise gr.Error('The clip is not a video.')
             # A worker reads it, so that no upload can end the server.
             encoded = inferencer.encode_videos([clip], num_workers=1)
             if encoded.failed:
@@ -185,13 +183,14 @@ class Guard:
     Args:
         app (Callable): The application, as of ASGI.
         uploads (str): The folder of what was uploaded.
-        names (set[str]): Names of this machine in addresses, or ``ANY_NUMBER``, which is
-            safe as an address of numbers stands for no other machine.
+        names (set[str]): Names of this machine in addresses.
+        numbers (bool): Answer under any address of numbers, too, which is safe as it stands for
+            no other machine.
     """
 
-    def __init__(self, app: Callable, uploads: str, names: set[str]) -> None:
+    def __init__(self, app: Callable, uploads: str, names: set[str], numbers: bool) -> None:
         self.app, self.uploads = app, f'/gradio_api/file={uploads}/'
-        self.names = {name.lower() for name in names}
+        self.names, self.numbers = {name.lower() for name in names}, numbers
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         """Answer, or refuse to."""
@@ -219,29 +218,38 @@ class Guard:
             return PlainTextResponse('Another page may not ask here.', 403)
         if path.startswith('/gradio_api/file') and not path.startswith(self.uploads):
             return PlainTextResponse('Only what was uploaded is served here.', 403)
-        limit = CLIP_MB + 1 if path == '/gradio_api/upload' else 1
+        limit = CLIP_MB if path == '/gradio_api/upload' else 1
         size = headers.get('content-length', '')
-        if method == 'POST' and not (size.isdecimal() and int(size) <= limit << 20):
-            return PlainTextResponse(f'Say a size of {limit} MB at most.', 413)
+        # A body in chunks is of any length, whatever else is said.
+        is_said = size.isdecimal() and 'transfer-encoding' not in headers
+        if method == 'POST' and not (is_said and int(size) <= (limit << 20) + FORM):
+            return PlainTextResponse(
+                f'The request must have a Content-Length of at most {limit} MB.', 413
+            )
         return None
 
     def is_own(self, host: str) -> bool:
         """Whether a ``Host`` is a name of this machine."""
         with suppress(ValueError):  # of what is no name and no number
             name = urlsplit(f'//{host}').hostname
-            return name in self.names or (
-                ANY_NUMBER in self.names and bool(ipaddress.ip_address(name))
-            )
+            return name in self.names or (self.numbers and bool(ipaddress.ip_address(name)))
         return False
 
 
-def serve(page: gr.Blocks, index: VideoIndex, names: Sequence[str] = (), **kwargs) -> tuple:
+def serve(
+    page: gr.Blocks,
+    index: VideoIndex,
+    names: Sequence[str] = (),
+    numbers: bool = False,
+    **kwargs,
+) -> tuple:
     """Launch the page, with no file but the indexed videos and what was uploaded.
 
     Args:
         page (gr.Blocks): Of :func:`build_page`.
         index (VideoIndex): What is searched.
         names (Sequence[str]): See :class:`Guard`; those of the loopback address are known.
+        numbers (bool): Likewise.
         **kwargs: Of ``gr.Blocks.launch``.
     """
 
@@ -252,7 +260,7 @@ def serve(page: gr.Blocks, index: VideoIndex, names: Sequence[str] = (), **kwarg
         path = index.path(index.names[row])
         return FileResponse(path, media_type=TYPES[path.suffix.lower()])
 
-    guard = Middleware(Guard, uploads=page.GRADIO_CACHE, names={*LOOPBACK, *names})
+    guard = Middleware(Guard, uploads=page.GRADIO_CACHE, names={*LOOPBACK, *names}, numbers=numbers)
     return page.launch(
         app_kwargs=dict(routes=[Route('/videos/{row:int}', video)], middleware=[guard]),
         blocked_paths=[str(index.video_dir), str(index.folder)],
@@ -296,8 +304,11 @@ def main() -> None:
     inferencer = index.load_inferencer(args.device)
     inferencer.show_progress = False
     names = [args.host, *args.allow_host]
-    if args.host not in LOOPBACK:
-        names += [ANY_NUMBER, socket.gethostname(), socket.getfqdn()]
+    is_open = args.host not in LOOPBACK
+    if is_open:
+        names += [socket.gethostname(), socket.getfqdn()]
+    # Only an exception lets the uploads be deleted.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(dir=os.environ.get('GRADIO_TEMP_DIR')) as uploads:
         os.environ['GRADIO_TEMP_DIR'] = os.path.realpath(uploads)
         page = build_page(index, inferencer, args.topk)
@@ -306,6 +317,7 @@ def main() -> None:
                 page,
                 index,
                 names,
+                is_open,
                 server_name=args.host,
                 server_port=args.port,
                 prevent_thread_lock=True,

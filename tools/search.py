@@ -79,7 +79,7 @@ def parse_args() -> argparse.Namespace:
     index = commands.add_parser('index', help='make or update the index of a folder of videos')
     index.add_argument('video_dir', type=Path, metavar='VIDEO_DIR')
     index.add_argument('index', type=Path, metavar='INDEX')
-    add_model(index, "needed once; then the index's own serves")
+    add_model(index, 'needed only the first time')
     index.add_argument(
         '--batch-size',
         type=at_least_one,
@@ -146,10 +146,12 @@ def init_processes(launcher: str) -> None:
         init_dist(launcher, backend='gloo')
 
 
-def open_model(args: argparse.Namespace, show_progress: bool) -> VoPInferencer:
-    """The model of the command line, or else of the index."""
+def open_model(
+    args: argparse.Namespace, show_progress: bool, index: VideoIndex | None = None
+) -> VoPInferencer:
+    """The model of the command line, or else of the index, which may be open."""
     if args.config is None:
-        config, own = model_files(args.index)
+        config, own = (index.config_file, index.state_file) if index else model_files(args.index)
         checkpoint = args.checkpoint or str(own)
         return open_index_model(config, checkpoint, args.device, show_progress, args.cfg_options)
     cfg = open_config(args.config)
@@ -194,7 +196,7 @@ def query(args: argparse.Namespace) -> None:
         if getattr(handler, 'stream', None) is sys.stdout:
             handler.setStream(sys.stderr)
     index = VideoIndex.open(args.index)
-    inferencer = open_model(args, show_progress=False)
+    inferencer = open_model(args, False, index)
     index.check_model(inferencer.model_fingerprint)
     if args.video is None:
         asked = [dict(text=text) for text in args.texts]

@@ -5,6 +5,8 @@ where it is not. :func:`apply` runs before anything of MMAction2 is imported.
 """
 
 import importlib.util
+import inspect
+import pickle
 import sys
 import warnings
 from collections import OrderedDict
@@ -25,10 +27,11 @@ from mmengine.dataset import BaseDataset
 from mmengine.fileio import LocalBackend, file_client
 from mmengine.hub import hub
 from mmengine.logging import HistoryBuffer, MessageHub, MMLogger
-from mmengine.runner import CheckpointLoader
+from mmengine.runner import CheckpointLoader, checkpoint
 from mmengine.utils import ManagerMixin, package_utils
 from torch import nn
 
+from .errors import UserError
 from .fileio import write_file
 
 # Logs are smoothed over some 20 steps; keeping all would make a checkpoint of
@@ -194,10 +197,12 @@ def keep_message_hub_plain() -> None:
 
 
 def open_checkpoints_safely() -> None:
-    """Let MMEngine open local checkpoints without running code from them.
+    """Let MMEngine open checkpoints without running code from them.
 
     MMEngine leaves ``weights_only`` to torch, whose default before 2.6 runs
     whatever code a pickle holds, and torch's own message advises to do that.
+    The default for downloads still does, by which MMEngine opens addresses of
+    the web, torchvision and OpenMMLab.
     """
 
     def load_from_local(filename: str, map_location: Any = None) -> dict:
@@ -207,6 +212,22 @@ def open_checkpoints_safely() -> None:
 
     # MMEngine logs the part of the function's name after 'load_from_'.
     CheckpointLoader.register_scheme('', load_from_local, force=True)
+
+    load_url = checkpoint.load_url
+    if inspect.signature(load_url).parameters['weights_only'].default is True:
+        return
+
+    def load_url_safely(url: str, *args, weights_only: bool = True, **kwargs) -> dict:
+        try:
+            return load_url(url, *args, weights_only=True, **kwargs)
+        except pickle.UnpicklingError as error:
+            # torch advises to load the file unsafely: its message is not passed on.
+            raise UserError(
+                f'{url} is not a checkpoint that can be opened safely: only tensors and plain '
+                'data are loaded.'
+            ) from error
+
+    checkpoint.load_url = load_url_safely
 
 
 def write_files_whole() -> None:

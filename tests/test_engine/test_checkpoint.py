@@ -4,6 +4,9 @@ import copy
 import json
 import pickle
 import shutil
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 import torch
@@ -42,6 +45,24 @@ def test_refuses_code(tmp_path, load):
     assert not marker.exists()
     torch.load(path, weights_only=False)
     assert marker.exists(), 'the file was harmless'
+
+
+def test_refuses_code_of_an_address(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'downloads'))
+    state = nn.Linear(2, 2).state_dict()
+    torch.save(state, tmp_path / 'good.pth')
+    torch.save(dict(state_dict=state, meta=Code(tmp_path / 'ran')), tmp_path / 'code.pth')
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        Thread(target=server.serve_forever).start()
+        try:
+            address = f'http://127.0.0.1:{server.server_port}'
+            load_by_mmengine(f'{address}/good.pth')
+            with pytest.raises(UserError, match=r'code\.pth is not a checkpoint'):
+                load_by_mmengine(f'{address}/code.pth')
+        finally:
+            server.shutdown()
+    assert not (tmp_path / 'ran').exists()
 
 
 @pytest.mark.parametrize('legacy', [False, True])

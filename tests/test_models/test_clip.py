@@ -538,6 +538,21 @@ def test_opens_a_repository(save_folder, monkeypatch):
     assert open_tokenizer(**towers.tokenizer)(['a dog']).equal(open_clip.tokenize(['a dog']))
 
 
+def test_torchscript_of_a_repository_is_not_opened(save_folder, monkeypatch):
+    """It is code, and an index may name any repository."""
+    folder = Path(save_folder()[0].partition(':')[2])
+    (archive,) = folder.glob('*.safetensors')
+    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), archive)
+
+    def find(repository, filename, cache_dir):
+        return str(folder / filename if filename.endswith('.json') else archive)
+
+    monkeypatch.setattr(open_clip.factory, 'download_pretrained_from_hf', find)
+    monkeypatch.setattr(torch.jit, 'load', lambda *args, **kwargs: pytest.fail('it was opened'))
+    with pytest.raises(UserError, match='hf-hub:org/clip are TorchScript'):
+        open_towers('hf-hub:org/clip')
+
+
 def test_weights_that_are_not_asked_for_are_not_opened(save_folder, logged_warnings):
     name, _ = save_folder(file='')
     open_towers(name, load_weights=False)

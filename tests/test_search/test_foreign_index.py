@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -40,6 +41,7 @@ def index(made, tmp_path, monkeypatch):
             file = folder / f'{name}.py'
             file.parent.mkdir(exist_ok=True)
             file.write_text(f'open({str(tmp_path / "ran")!r}, "w")')
+    torch.save(dict(state_dict=Code(tmp_path / 'ran')), tmp_path / 'code.pth')
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend('')  # as in a notebook
     return path
@@ -81,7 +83,38 @@ CODE_IN_A_CONFIG = [
     (['model', 'clip', 'pretrained'], 'index/mc.py'),
     (['model', 'clip', 'name'], 'local-dir:index'),
     (['pipeline', 0], dict(type='mmengine.LoadImageFromFile', backend_args=dict(backend='x'))),
+    (['model', 'loss'], dict(type='mmaction.OmniResNet', pretrain_2d='code.pth')),
+    (['model', 'clip', 'cache_dir'], 'index'),
 ]
+
+
+def test_of_other_packages_only_what_is_harmless_is_made(index):
+    """OmniResNet opens a checkpoint in its constructor."""
+    path = next(index.glob('config-*.json'))
+    edit(path, ['model', 'loss'], dict(type='mmaction.OmniResNet'))
+    with pytest.raises(UserError, match=r"model\.loss\.type: 'mmaction.OmniResNet' is not among"):
+        open_config(path)
+    edit(path, ['model', 'loss'], dict(type='mmaction.SimpleMeanAdapter'))
+    edit(path, ['pipeline', 0, 'backend_args'], dict(backend='local'))
+    open_config(path)
+
+
+def test_lists_in_another_file_are_not_opened(index, tmp_path):
+    """FAISS would map whichever file the index names, and write to it."""
+    path, opened = next(index.glob('ivf-*')), VideoIndex.open(index)
+    held = faiss.read_index(str(path))
+    lists = faiss.OnDiskInvertedLists(held.nlist, held.code_size, str(tmp_path / 'another'))
+    held.reset()
+    held.replace_invlists(lists)
+    held.add_with_ids(np.array(opened.embeddings), opened.stamps[:, 0].copy())
+    flat = faiss.IndexIDMap2(faiss.IndexFlatIP(held.d))
+    for each, reason in ((held, 'another file'), (flat, 'IndexIDMap2')):
+        faiss.write_index(each, str(path))
+        edit(index / 'index.json', ['files', 'ivf'], path.stat().st_size)
+        with pytest.raises(UserError, match=f'{path.name} .*{reason}'):
+            VideoIndex.open(index)
+        with pytest.raises(UserError, match=f'{path.name} .*{reason}'):
+            opened.open_ivf(mapped=False)
 
 
 @pytest.mark.parametrize('place, value', CODE_IN_A_CONFIG, ids=lambda value: str(value)[-30:])
@@ -230,7 +263,7 @@ def test_a_clip_that_came_along_is_not_opened(index):
     """TorchScript, which OpenAI's weights are, is code."""
     path = next(index.glob('config-*.json'))
     edit(path, ['model', 'clip', 'pretrained'], str(path))
-    with pytest.raises(UserError, match='came with'):
+    with pytest.raises(UserError, match='a file of the index'):
         use(index)
 
 

@@ -19,7 +19,7 @@ from projects.vop.errors import UserError
 from projects.vop.fileio import file_lock
 from projects.vop.search import VideoIndex, update, update_index
 from projects.vop.search.store import check_room
-from projects.vop.search.update import EXACT_BELOW, model_files
+from projects.vop.search.update import EXACT_BELOW, model_files, naming_files
 
 ODD = os.fsdecode(b'caf\xe9 "\xe7\x8c\xab"\n\xff.mp4')  # names need not be text
 NAMES = ['0.mp4', '1.MP4', '2.mp4', ODD, 'cats/0.mp4']  # numbers 0 to 4
@@ -239,6 +239,57 @@ def test_folders_are_not_mixed_up(inferencer, folder):
     write(strangers, {'index.json': '{"of": "another program"}'})
     with pytest.raises(UserError, match='index.json'):
         update_index(inferencer, folder, strangers)
+
+
+def test_the_folder_of_another_tool_is_no_unfinished_index(inferencer, folder):
+    """Training and copying leave a lock, too."""
+    strangers = {'.lock': '', 'epoch_1.pth': 'x', 'model-5.pth': 'x', 'config-1.json': 'x'}
+    write(folder.parent / 'index', strangers)
+    with pytest.raises(UserError, match='epoch_1.pth'):
+        run(inferencer, folder)
+    assert contents(folder).keys() == strangers.keys() - {'.lock'}
+    (folder.parent / 'index' / 'epoch_1.pth').rename(folder.parent / 'index' / 'index.json.part')
+    assert run(inferencer, folder).added == 5
+
+
+def test_a_model_that_could_not_be_opened_again_is_refused_first(inferencer, folder, monkeypatch):
+    for part, key, value in (
+        (inferencer.cfg.model, '_scope_', 'vop'),
+        (inferencer.cfg.model, 'odd', dict(type='mmaction.OmniResNet')),
+        (inferencer.cfg.test_dataloader.dataset.pipeline[-1], 'name', 'videos/0.mp4'),
+    ):
+        with monkeypatch.context() as patch:
+            patch.chdir(folder.parent)
+            patch.setitem(part, key, value)
+            with pytest.raises(UserError, match=f'{key}.*: change the config'):
+                run(inferencer, folder)
+        assert not inferencer.encoded
+    assert run(inferencer, folder).added == 5
+
+
+def test_where_downloads_are_kept_is_not_part_of_an_index(inferencer, folder, monkeypatch):
+    monkeypatch.setitem(inferencer.cfg.model.clip, 'cache_dir', 'downloads')
+    run(inferencer, folder)
+    assert 'cache_dir' not in opened(folder).config_file.read_text()
+
+
+def test_a_run_that_ends_meanwhile_is_no_error(inferencer, folder, monkeypatch):
+    run_and_stop(inferencer, folder)
+
+    def vanish(path):
+        is_file = os.path.isfile(path)
+        if path.name.startswith('run-'):
+            path.unlink(missing_ok=True)
+        return is_file
+
+    monkeypatch.setattr(Path, 'is_file', vanish)
+    with pytest.raises(UserError, match='There is no index'):
+        opened(folder)
+
+
+def test_an_error_without_a_file_names_none():
+    with pytest.raises(UserError, match='^no more$'), naming_files():
+        raise OSError('no more')
 
 
 def keep_opening(index, pipe):

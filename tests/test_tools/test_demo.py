@@ -6,12 +6,15 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote, urlsplit
 
 import pytest
+from helpers import free_port
 
 from projects.vop.apis import VoPInferencer
 from projects.vop.errors import UserError
@@ -251,7 +254,7 @@ def test_a_clip_is_what_was_uploaded(request_, served, index):
         line = f'http://127.0.0.1:{asked.server_port}/a.ts'
         playlist = f'#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\n{line}\n#EXT-X-ENDLIST\n'
         Path(own).write_text(playlist)
-        assert b'The clip is no video' in search(own)[2]
+        assert b'The clip is not a video' in search(own)[2]
         asked.timeout = 0
         asked.handle_timeout = lambda: asked.__dict__.update(quiet=True)
         asked.handle_request()
@@ -265,16 +268,57 @@ def test_every_kind_of_video_has_a_type():
 
 def test_names_of_this_machine_are_answered():
     demo = load_demo()
-    guard = demo.Guard(None, '/uploads', {*demo.LOOPBACK, 'Lab.example', demo.ANY_NUMBER})
+    guard = demo.Guard(None, '/uploads', {*demo.LOOPBACK, 'Lab.example'}, numbers=True)
     assert all(map(guard.is_own, ['lab.example:7860', '10.0.0.1', '[::1]:7860', '[fe80::1]']))
-    assert not any(map(guard.is_own, ['evil.example', '10.0.0.1.evil.example', '', ':7860']))
+    for name in ('evil.example', '10.0.0.1.evil.example', '', ':7860', '(any address of numbers)'):
+        assert not guard.is_own(name)
+
+
+def test_a_request_says_how_long_it_is():
+    demo = load_demo()
+    guard = demo.Guard(None, '/uploads', {'localhost'}, numbers=False)
+    for path, most in (('/gradio_api/upload', 500), ('/gradio_api/queue/join', 1)):
+        for said, is_refused in (
+            (dict(content_length=most << 20), False),
+            (dict(content_length=(most + 1) << 20), True),
+            (dict(content_length=1, transfer_encoding='chunked'), True),
+            ({}, True),
+        ):
+            said = {name.replace('_', '-'): str(value) for name, value in said.items()}
+            refusal = guard.refuse('POST', path, demo.Headers(dict(host='localhost', **said)))
+            assert bool(refusal) == is_refused, (path, said)
+            if refusal:
+                assert refusal.status_code == 413 and f'at most {most} MB' in str(refusal.body)
+
+
+@pytest.mark.slow
+def test_uploads_are_deleted_also_when_it_is_terminated(run_tool, index, tmp_path, monkeypatch):
+    during = []
+
+    def terminate(page):
+        try:
+            during.extend(tmp_path.iterdir())
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            page.close()
+
+    monkeypatch.setenv('GRADIO_TEMP_DIR', str(tmp_path))
+    monkeypatch.setattr(gr.Blocks, 'block_thread', terminate)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_tool('tools/demo.py', index.folder, '--device', 'cpu', '--port', free_port())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert len(during) == 1 and not list(tmp_path.iterdir())
 
 
 def test_names_need_not_be_text_and_videos_may_be_gone(index, monkeypatch):
     player, name = load_demo().player, os.fsdecode(b'caf\xe9.mp4')
     monkeypatch.setattr(index, 'names', [*index.names[1:], name])
     gone = player(index, 1, Hit(name, 0.5))
-    assert '1. caf\ufffd.mp4 (0.500): no longer there' in gone
+    assert '1. caf\\xe9.mp4 (0.500): no longer there' in gone
     assert '<video' not in gone
     gone.encode()
 

@@ -143,6 +143,22 @@ def test_faults_are_named(run_tool, capsys, retrieval_config, index, model, vide
     run_tool('tools/search.py', 'query', index, 'a dog', *model)  # its own may be named
 
 
+def test_a_wrong_option_does_not_ask_to_delete_the_index(run_tool, index):
+    with pytest.raises(UserError, match=r'The model of .* cannot be made: .*promts') as refused:
+        run_tool(
+            'tools/search.py', 'query', index, 'a dog', '--cfg-options', 'model.visual.promts=[]'
+        )
+    assert 'damaged' not in str(refused.value) and 'Delete' not in str(refused.value)
+
+
+def test_a_query_opens_the_index_once(printed, index, monkeypatch):
+    """An update between two looks would be taken for another model."""
+    opened, open_it = [], VideoIndex.open
+    monkeypatch.setattr(VideoIndex, 'open', lambda path: opened.append(path) or open_it(path))
+    printed('query', index, 'a dog')
+    assert opened == [index]
+
+
 def test_an_update_needs_no_model_and_may_be_approximate(printed, index, video_folder, tmp_path):
     """Names need not be text."""
     moved = shutil.copytree(index, tmp_path / 'index')

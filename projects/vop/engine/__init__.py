@@ -19,7 +19,7 @@ from .distributed import (
     wrap_model,
 )
 from .finite import FiniteHook
-from .plain_config import plain_config
+from .plain_config import check_plain_config, plain_config
 from .resume import ResumeHook, find_checkpoint, prepare_resume
 from .runner import build_runner, build_train_runner
 
@@ -33,6 +33,7 @@ __all__ = [
     'check_amp',
     'check_data',
     'check_fit',
+    'check_plain_config',
     'check_launcher',
     'check_state',
     'find_checkpoint',

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import Registry
 
 from ..errors import UserError
@@ -13,8 +14,27 @@ from ..registry import MODELS, TRANSFORMS
 
 REGISTRIES = dict(model=MODELS, pipeline=TRANSFORMS)
 # MMEngine's other ways to open a file take code (memcached's `sys_path`) or servers.
-LOCAL_ONLY = dict(io_backend=('disk', 'local'), backend_args=(None,), file_client_args=(None,))
+LOCAL_ONLY = dict(
+    io_backend=('disk', 'local'),
+    backend_args=(None, dict(backend='local')),
+    file_client_args=(None,),
+)
 DEEPEST = 30
+# Others of these packages load pickles, fetch files or call what their arguments name.
+HOSTS = {'mmcv', 'mmengine', *MODULE2PACKAGE}
+HARMLESS = {
+    f'mmaction.{name}'
+    for name in (
+        *('DecordInit', 'DecordDecode', 'OpenCVInit', 'OpenCVDecode', 'PyAVInit', 'PyAVDecode'),
+        *('SampleFrames', 'UniformSample', 'UniformSampleFrames', 'DenseSampleFrames'),
+        *('Resize', 'CenterCrop', 'ThreeCrop', 'TenCrop', 'FormatShape', 'PackActionInputs'),
+        *('SimpleMeanAdapter', 'TransformerAdapter'),
+    )
+}
+FOR_READERS = (
+    'Nothing of an index is run. If it is yours, name its config and checkpoint with --config and '
+    '--checkpoint.'
+)
 
 
 def plain_config(cfg: Config) -> dict[str, Any]:
@@ -41,7 +61,8 @@ def plain_config(cfg: Config) -> dict[str, Any]:
 def read_plain_config(path: str | Path) -> Config:
     """Open what :func:`plain_config` made, in a JSON file.
 
-    Nothing of it is imported or run: a ``type`` must be registered already.
+    Nothing of it is imported or run: a ``type`` must be registered already, and be of this
+    project, your own, or one of the few ``HARMLESS`` ones of MMAction2.
 
     Args:
         path (str | Path): The file.
@@ -57,18 +78,7 @@ def read_plain_config(path: str | Path) -> Config:
         >>> read_plain_config('my_index/config-0123456789ab.json').model.type
         <class 'projects.vop.models.retriever.RetrievalRecognizer'>
     """
-    parts = read_json(path)
-    if not isinstance(parts, dict) or parts.keys() != REGISTRIES.keys():
-        raise UserError(
-            f'{path} is not the config of an index, which has the keys {", ".join(REGISTRIES)} '
-            'and no others. Other configs are Python files.'
-        )
-    read = {
-        part: _resolve(value, _registered(REGISTRIES[part]), path, (part,))
-        for part, value in parts.items()
-    }
-    if not isinstance(read['model'], dict) or not isinstance(read['pipeline'], list):
-        raise UserError(f'{path}: "model" must be an object, and "pipeline" a list.')
+    read = check_plain_config(read_json(path), path)
     return Config(
         dict(
             default_scope='mmaction',
@@ -77,6 +87,37 @@ def read_plain_config(path: str | Path) -> Config:
         ),
         filename=str(path),
     )
+
+
+def check_plain_config(parts: Any, path: str | Path, advice: str = FOR_READERS) -> dict[str, Any]:
+    """Refuse what :func:`read_plain_config` would, before it is written.
+
+    Args:
+        parts (Any): What :func:`plain_config` made.
+        path (str | Path): The file that it is of, or will be.
+        advice (str): The end of the messages: what to do.
+
+    Returns:
+        dict: ``model`` and ``pipeline``, classes in place of their names.
+
+    Raises:
+        UserError: If it has more than such a config needs; the message names the key.
+
+    Example:
+        >>> check_plain_config(plain_config(cfg), 'my_index/config-0123456789ab.json')
+    """
+    if not isinstance(parts, dict) or parts.keys() != REGISTRIES.keys():
+        raise UserError(
+            f'{path} is not the config of an index, which has the keys {", ".join(REGISTRIES)} '
+            'and no others. Other configs are Python files.'
+        )
+    read = {
+        part: _resolve(value, _registered(REGISTRIES[part]), path, (part,), advice)
+        for part, value in parts.items()
+    }
+    if not isinstance(read['model'], dict) or not isinstance(read['pipeline'], list):
+        raise UserError(f'{path}: "model" must be an object, and "pipeline" a list.')
+    return read
 
 
 def _registered(registry: Registry) -> dict[str, Any]:
@@ -101,7 +142,11 @@ def _came_along(clip: Any, path: str | Path) -> bool:
 
 def _plain(value: Any, registered: dict[str, Any], scopes: tuple[str, ...]) -> Any:
     if isinstance(value, dict):
-        value = {key: _plain(each, registered, scopes) for key, each in value.items()}
+        value = {
+            key: _plain(each, registered, scopes)
+            for key, each in value.items()
+            if key != 'cache_dir'  # of this machine
+        }
         kind = str(value.get('type'))
         for name in (kind, *(f'{scope}.{kind}' for scope in scopes)):
             if name in registered:
@@ -119,37 +164,42 @@ def _name_of(part: Any, registered: dict[str, Any]) -> str:
     return min(names, default=f'{part.__module__}.{part.__qualname__}')
 
 
+def _package(part: Any) -> str:
+    return getattr(part, '__module__', '').partition('.')[0]
+
+
 def _resolve(
-    value: Any, registered: dict[str, Any], path: str | Path, place: tuple[str, ...]
+    value: Any, registered: dict[str, Any], path: str | Path, place: tuple[str, ...], advice: str
 ) -> Any:
     def refuse(reason: str, *key: str) -> UserError:
-        return UserError(
-            f'{path}, {".".join([*place, *key])[:200]}: {reason}. Nothing of an index is run. If '
-            'it is yours, name its config and checkpoint with --config and --checkpoint.'
-        )
+        return UserError(f'{path}, {".".join([*place, *key])[:200]}: {reason}. {advice}')
+
+    def resolve(value: Any, *key: str) -> Any:
+        return _resolve(value, registered, path, (*place, *key), advice)
 
     if len(place) > DEEPEST:
         raise refuse('it is nested too deeply')
     if isinstance(value, list):
-        return [
-            _resolve(each, registered, path, (*place, str(number)))
-            for number, each in enumerate(value)
-        ]
+        return [resolve(each, str(number)) for number, each in enumerate(value)]
     if not isinstance(value, dict):
         return value
     if value.keys() == {'tuple'} and isinstance(value['tuple'], list):
-        return tuple(_resolve(value['tuple'], registered, path, place))
+        return tuple(resolve(value['tuple']))
     for key, each in value.items():
         if key.startswith('_'):  # _base_, _delete_, _scope_
             raise refuse('keys that begin with _ have no meaning here', key)
         if key in LOCAL_ONLY and each not in LOCAL_ONLY[key]:
             raise refuse('only local files are read here', key)
         if key in ('name', 'pretrained') and _came_along(each, path):
-            raise refuse('CLIP is not opened from a file that came with the index', key)
-    value = {key: _resolve(each, registered, path, (*place, key)) for key, each in value.items()}
+            raise refuse('CLIP is not opened from a relative path or a file of the index', key)
+        if key == 'cache_dir' and each is not None:  # the folder of the index would be one, too
+            raise refuse('where CLIP is kept is not for an index to say', key)
+    value = {key: resolve(each, key) for key, each in value.items()}
     if 'type' in value:
         kind = value['type']
         if not isinstance(kind, str) or kind not in registered:
             raise refuse(f'{str(kind)[:80]!r} is not registered', 'type')
+        if _package(registered[kind]) in HOSTS and kind not in HARMLESS:
+            raise refuse(f'{kind!r} is not among the types that an index may name', 'type')
         value['type'] = registered[kind]
     return value

@@ -15,9 +15,9 @@ from open_clip.transformer import (
 )
 from torch import Tensor
 
-from ..clip_config import PAPER_CLIP, own_weights, read_clip_config, short_reason
+from ..clip_config import HF_HUB, PAPER_CLIP, own_weights, read_clip_config, short_reason
 from ..errors import UserError
-from .clip_weights import read_weights
+from .clip_weights import is_jit_archive, read_weights
 
 
 @dataclass(frozen=True)
@@ -229,6 +229,12 @@ def _load_weights(
     model: open_clip.CustomTextCLIP, config: dict, name: str, pretrained: str | None, file: str
 ) -> None:
     """Load a file of weights, if they were not trained with another activation."""
+    if pretrained is None and name.startswith(HF_HUB) and is_jit_archive(Path(file)):
+        raise UserError(
+            f'The weights of {name} are TorchScript, which is code, and only tensors are loaded '
+            'from the Hub. Choose another repository, or if you trust it, name its file '
+            f'{file} by clip.pretrained.'
+        )
     weights = read_weights(file, model.state_dict(), name)
     has_quick = bool(config.get('quick_gelu'))
     ours, other = ('QuickGELU', 'GELU') if has_quick else ('GELU', 'QuickGELU')

@@ -104,7 +104,7 @@ def _open(path: Path) -> Any:
             head = file.read(200)
         if head[8:9] == b'{':  # after the length of its header
             return safetensors.torch.load_file(path)
-        if _is_jit_archive(path):
+        if is_jit_archive(path):
             return torch.jit.load(path, map_location='cpu').state_dict()
         return torch.load(path, map_location='cpu', weights_only=True)
     except OSError as error:
@@ -116,7 +116,13 @@ def _open(path: Path) -> Any:
         raise _Unfit(_what_is(path, head)) from error
 
 
-def _is_jit_archive(path: Path) -> bool:
+def is_jit_archive(path: Path) -> bool:
+    """Whether a file is TorchScript, as OpenAI's are.
+
+    Example:
+        >>> is_jit_archive(Path('ViT-B-32.pt'))
+        True
+    """
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:

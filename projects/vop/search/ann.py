@@ -126,10 +126,20 @@ class IVF:
 
         Raises:
             RuntimeError: FAISS's, if the file is damaged.
+            ValueError: If it holds another kind of index, or names another file.
         """
         faiss = open_faiss()
         flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mapped else 0
-        return cls(faiss.read_index(str(path), flags), settings)
+        index = faiss.read_index(str(path), flags)
+        if type(index) is not faiss.IndexIVFFlat:
+            raise ValueError(f'it holds an {type(index).__name__}')
+        if type(faiss.downcast_index(index.quantizer)) is not faiss.IndexFlatIP:
+            raise ValueError('its lists are of another kind')
+        lists = faiss.downcast_InvertedLists(index.invlists)
+        # FAISS maps whichever file this one names, and writes to it.
+        if getattr(lists, 'filename', '') not in ('', str(path) if mapped else ''):
+            raise ValueError('its lists are in another file')
+        return cls(index, settings)
 
     def write(self, path: Path) -> None:
         """Write a file, or raise OSError."""

@@ -4,6 +4,7 @@ import os
 import re
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -298,7 +299,8 @@ def open_index_model(
         options (dict, optional): Changes of the config by dotted keys.
 
     Raises:
-        UserError: If config or weights are damaged, or CLIP's weights are not there.
+        UserError: If config or weights are damaged, CLIP's weights are not there, or the model
+            cannot be made.
     """
     cfg = open_config(config)
     merge_options(cfg, options)
@@ -306,8 +308,12 @@ def open_index_model(
         return VoPInferencer(cfg, checkpoint, device, show_progress)
     except (UserError, torch.cuda.OutOfMemoryError):
         raise
-    except Exception as error:  # a damaged config can raise nearly anything
-        raise damaged(config, f'{type(error).__name__}: {str(error)[:200]}') from error
+    except Exception as error:  # a wrong config can raise nearly anything
+        raise UserError(
+            f'The model of {config} cannot be made: {type(error).__name__}: {str(error)[:200]}. '
+            'Check --cfg-options and --device, or name config and checkpoint with --config and '
+            '--checkpoint.'
+        ) from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -360,13 +366,17 @@ def check_fields(path: Path, value: Any, **kinds: type) -> None:
 
 
 def _why_missing(folder: Path) -> str:
-    runs = [path for path in folder.glob(f'{PARTS}/*/run-*.json') if path.is_file()]
+    runs = {}
+    for path in folder.glob(f'{PARTS}/*/run-*.json'):
+        with suppress(FileNotFoundError):  # a run that ends removes it
+            if path.is_file():
+                runs[path] = path.stat().st_mtime
     if not runs:
         return (
             f'There is no index in {folder}: it has no {MANIFEST}. '
             '`python tools/search.py index VIDEO_DIR INDEX` makes one.'
         )
-    run = max(runs, key=lambda path: path.stat().st_mtime)
+    run = max(runs, key=lambda path: runs[path])
     about = read_json(run)
     check_fields(run, about, video_dir=str, videos=int)
     done = {name for name, *_ in read_parts(run.parent.glob('*.npz'))}

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from mmengine.logging import print_log
 
 from ..apis.inferencer import VoPInferencer
-from ..engine import plain_config
+from ..engine import check_plain_config, plain_config
 from ..errors import UserError
 from ..fileio import check_writable, file_lock
 from .ann import IVF, open_faiss
@@ -38,6 +38,10 @@ from .store import (
     writing,
 )
 
+NOT_TO_BE_OPENED = (
+    'An index with this model could not be opened: change the config, whose other types may be '
+    'subclasses of your own.'
+)
 EXACT_BELOW = 100_000  # smaller collections are searched exactly
 # A process saves what it has finished after so many videos or seconds.
 SAVE_VIDEOS, SAVE_SECONDS = 256, 30
@@ -167,6 +171,8 @@ def naming_files() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.filename is None:
+            raise UserError(str(error)) from error
         raise UserError(f'{error.filename}: {error.strerror}.') from error
 
 
@@ -174,9 +180,13 @@ def claim(folder: Path) -> None:
     """Make the folder of an index, or refuse one that is something else."""
     if folder.is_dir():
         names = {path.name for path in folder.iterdir()}
-        if names and not names & {MANIFEST, LOCK}:
+        strange = set() if MANIFEST in names else names - {LOCK}
+        if LOCK in names:  # of an unfinished index, or of a training or copies
+            ours = (PARTS, FAILED, f'{FAILED}.part', f'{MANIFEST}.part')
+            strange = {name for name in strange if name not in ours and not OURS.fullmatch(name)}
+        if strange:
             raise UserError(
-                f'{folder} holds {min(names)} and is no index: nothing is written there. Give '
+                f'{folder} holds {min(strange)} and is no index: nothing is written there. Give '
                 'the folder of an index, or a new one.'
             )
     check_writable(folder / MANIFEST)
@@ -370,7 +380,9 @@ class _Update:
     def _keep_model(self) -> None:
         """Write the config and the weights that were trained."""
         path = self.model_files['config']
-        config = json.dumps(plain_config(self.inferencer.cfg), indent=1).encode()
+        plain = plain_config(self.inferencer.cfg)
+        check_plain_config(plain, path, NOT_TO_BE_OPENED)
+        config = json.dumps(plain, indent=1).encode()
         # CLIP's weights, which it names, may have moved.
         if not path.exists() or path.read_bytes() != config:
             write_bytes(path, config)
