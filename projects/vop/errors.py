@@ -89,17 +89,20 @@ class ProcessFailed(Exception):
         self.exitcode = exitcode
 
 
-def fault_of_video(error: Exception) -> str:
-    """Say why a video cannot be read.
+def reason_or_raise(error: Exception) -> str:
+    """Say why a video cannot be read, or raise the error if the video is not at fault.
 
     Args:
         error (Exception): What reading it raised; a damaged file can raise nearly anything.
 
+    Returns:
+        str: The reason.
+
     Raises:
-        Exception: The same, if a config or a bug is at fault.
+        Exception: ``error``, if a config or a bug is at fault.
 
     Example:
-        >>> fault_of_video(RuntimeError('no frame can be decoded'))
+        >>> reason_or_raise(RuntimeError('no frame can be decoded'))
         'RuntimeError: no frame can be decoded'
     """
     if isinstance(error, (ProcessFailed, VideoReadError)):

@@ -26,7 +26,7 @@ from projects.vop.errors import (
     UserError,
     VideoReadError,
     exit_on_user_error,
-    fault_of_video,
+    reason_or_raise,
     shown,
 )
 from projects.vop.fileio import as_file, available_cores, is_video, walk_files, why_no_file
@@ -69,7 +69,7 @@ def check(cfg: Config, items: list[dict], jobs: int, timeout: float | None) -> i
             try:
                 notes = [f' {sign}' for sign in future.result()]
             except Exception as error:
-                notes = [f': {fault_of_video(error)}']
+                notes = [f': {reason_or_raise(error)}']
                 bad += 1
             for note in notes:
                 bar.write(f'{shown(item["filename"])}{note}')
