@@ -171,7 +171,7 @@ def _check_files(dataset: dict, split: str) -> None:
             f'missing.{by_variable or " " + how}'
         )
     folder = osp.join(root, dataset.get('data_prefix', {}).get('video', ''))
-    if '://' not in folder and not osp.isdir(folder):
+    if '://' not in folder and not osp.isdir(folder or '.'):
         raise UserError(
             f'The folder {folder} of the videos is missing. Put or link '
             f'the videos there, or set data_prefix.{by_variable}'
