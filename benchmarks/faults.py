@@ -14,6 +14,7 @@ import logging
 import multiprocessing
 import os
 import random
+import re
 import runpy
 import shutil
 import signal
@@ -278,12 +279,17 @@ def damaged_videos(folder: Path, count: int) -> None:
         name: {video for video in captions if f'/{video}' in log} for name, log in logs.items()
     }
     used = dict(
-        # Of these two, what they do not leave out.
+        # Of these two, what they do not name as left out.
         training={v for v in captions if f'/{v} cannot' not in logs['training']},
         checking={v for v in captions if f'/{v}: ' not in logs['checking']},
         indexing=set(VideoIndex.open(folder / 'index').names),
         copying={path.name for path in (folder / 'copies/videos').iterdir()},
     )
+    # And how many they do not leave out, by their own count.
+    skipped = re.findall(r'(\d+) of \d+ videos skipped so far', logs['training'])
+    last = logs['checking'].splitlines()[-1].replace(',', '')  # N videos read; N cannot be used.
+    read, bad = map(int, re.findall(r'\d+', last))
+    counts = dict(training=len(captions) - max(map(int, skipped), default=0), checking=read - bad)
 
     # Here, the log holds the signs of damage in what is used.
     messages: list[str] = []
@@ -313,14 +319,15 @@ def damaged_videos(folder: Path, count: int) -> None:
 
     rows = []
     for name in used:
-        silent = {video for video in captions if video not in used[name] | named[name]}
+        silent = len(captions.keys() - used[name] - named[name])
+        silent += abs(len(used[name]) - counts.get(name, len(used[name])))
         rows.append(
             [
                 *(name, codes.get(name, '-')),
                 *(len(source.keys() & kind) for kind in (named[name] - used[name], named[name])),
                 len(source.keys() & (used[name] - changed - named[name])),
                 len((used[name] & changed) - named[name]),
-                *(len(silent), len(named[name] - source.keys())),
+                *(silent, len(named[name] - source.keys())),
             ]
         )
     heading = ['read by', 'exit code', 'named and left out', 'named', 'not named, same pictures']

@@ -41,3 +41,12 @@ def test_a_device_is_written_to_and_not_replaced():
     with pytest.raises(UserError, match='/dev/full cannot be written'):
         fileio.write_file(device, 'text')
     assert device.is_char_device() and not Path('/dev/full.part').exists()
+
+
+def test_the_longest_names_can_be_written(tmp_path):
+    names = ['é' * 127 + end for end in 'ab']  # of 255 bytes
+    with pytest.raises(UserError), fileio.atomic_write(tmp_path / names[0]) as part:
+        assert part.parent == tmp_path and part.suffix == '.part'
+        fileio.write_file(tmp_path / names[1], 'text')
+        raise OSError
+    assert [path.name for path in tmp_path.iterdir()] == names[1:]

@@ -8,10 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# What a line of text cannot hold, or does not show: control characters, separators of lines,
-# changes of the direction of writing, byte order marks, and parts of characters.
+# What a line of text cannot hold, or does not show: control characters, hyphens and spaces without
+# width, separators of lines, changes of the direction of writing, byte order marks, parts of
+# characters, what stands for lost ones, and tags but for those of flags, such as Scotland's.
+# Persian, Hindi and emoji need U+200C and U+200D.
 UNSEEN = re.compile(
-    '[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufffe\uffff\ud800-\udfff]'
+    '(?:[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2064'
+    '\u2066-\u2069\ufeff\ufff9-\ufffb\ufffd-\uffff\ud800-\udfff]'
+    '|(?<![\U0001f3f4\U000e0020-\U000e007f])[\U000e0000-\U000e007f]+)'
 )
 
 
@@ -89,17 +93,20 @@ class ProcessFailed(Exception):
         self.exitcode = exitcode
 
 
-def fault_of_video(error: Exception) -> str:
-    """Say why a video cannot be read.
+def reason_or_raise(error: Exception) -> str:
+    """Say why a video cannot be read, or raise the error if the video is not at fault.
 
     Args:
         error (Exception): What reading it raised; a damaged file can raise nearly anything.
 
+    Returns:
+        str: The reason.
+
     Raises:
-        Exception: The same, if a config or a bug is at fault.
+        Exception: ``error``, if a config or a bug is at fault.
 
     Example:
-        >>> fault_of_video(RuntimeError('no frame can be decoded'))
+        >>> reason_or_raise(RuntimeError('no frame can be decoded'))
         'RuntimeError: no frame can be decoded'
     """
     if isinstance(error, (ProcessFailed, VideoReadError)):

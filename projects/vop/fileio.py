@@ -2,6 +2,7 @@
 
 import codecs
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -50,7 +51,10 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         ...     part.write_text(text)
     """
     path = Path(path)
-    part = path.with_name(f'{path.name}.part')
+    name = os.fsencode(f'{path.name}.part')
+    if len(name) > 255:  # bytes, which a file system allows
+        name = hashlib.sha256(name).hexdigest().encode() + b'.part'
+    part = path.with_name(os.fsdecode(name))
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
             yield path  # a device or a pipe, which no file is to replace

@@ -19,6 +19,7 @@ def table(benchmark_rows, monkeypatch, tmp_path):
 def test_damaged_videos_are_used_or_named(table):
     for row in table('videos', '--count', 12):
         assert row['neither'] == row['whole ones named'] == '0'
+        assert int(row['not named, other pictures']) <= 3
         assert int(row['named']) >= int(row['named and left out']) > 0
 
 

@@ -6,7 +6,8 @@ import random
 import pytest
 
 from projects.vop.datasets import Annotation, read_annotations
-from projects.vop.errors import UNSEEN, UserError
+from projects.vop.datasets.annotations import check_caption
+from projects.vop.errors import UNSEEN, UserError, shown
 from projects.vop.fileio import read_json
 
 
@@ -49,6 +50,8 @@ from projects.vop.fileio import read_json
         ('{"a\u2066.mp4": ["x"]}', 'the name of a video holds the character \\u2066'),
         ('{"a\\u0000.mp4": ["x"]}', 'the name of a video holds the character \\x00'),
         ('{"a\\ud800.mp4": ["x"]}', 'the name of a video holds the character \\ud800'),
+        ('{"a\u200b.mp4": ["x"]}', 'the name of a video holds the character \\u200b'),
+        ('{"a.mp4": ["caf\ufffd"]}', 'caption 1 holds the character \\ufffd'),
         ('{" ": ["x"]}', '" " is no name of a video'),
         # What Python's reader fails on, or would repeat at length.
         (b'{"a.mp4":\n [0, "\0"]}', 'line 2, column 7'),
@@ -72,6 +75,26 @@ def test_malformed_annotations_name_the_place(tmp_path, text, place):
         read_annotations(path)
     assert str(path) in str(error.value) and place in str(error.value)
     assert len(str(error.value)) < len(str(path)) + 400
+
+
+@pytest.mark.parametrize(
+    'text',
+    [*'\xad\u180e\u200b\u2060\u2064\ufff9\ufffb\ufffd\U000e0001\U000e0041\U000e007f']
+    + ['\U000e0067\U000e0062', '\U0001f600\U000e0061'],
+)
+def test_no_caption_holds_what_is_not_seen(text):
+    with pytest.raises(UserError, match='which cannot be seen') as error:
+        check_caption(f'a {text} b', 'x.json')
+    escape = text.lstrip('\U0001f600').encode('unicode_escape').decode()
+    assert f'the character {escape},' in str(error.value)
+    assert str(error.value).isascii() or '\U0001f600' in text
+
+
+def test_captions_hold_what_writing_and_emoji_need():
+    scotland = '\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f'
+    family = '\U0001f468\u200d\U0001f469'
+    for text in (f'{scotland} plays', f'a {family}', 'می\u200cروم', 'क्\u200dष'):
+        assert check_caption(text, 'x.json') == shown(text) == text
 
 
 @pytest.mark.parametrize('name', ['x.json', 'x' * 300, 'x' * 10**5, 'x\0'])

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections import Counter
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -208,6 +209,37 @@ def test_without_times_in_the_file_the_rate_counts(tmp_path):
     reader = decord.VideoReader(str(tmp_path / 'a.avi'))
     assert abs(reader.get_frame_timestamp([5])).max() > 1e9
     assert frames_in(tmp_path / 'a.avi', 1, 2) == slice(25, 50)
+
+
+def test_where_times_start_over_the_rate_counts_as_in_a_copy(tmp_path):
+    look = dict(fmt='mpegts', options=dict(qp='4', bf='0'))
+    joined, counters = bytearray(), Counter()
+    for part in np.split(np.array(numbered(100)), 2):
+        write_pictures(tmp_path / 'part.ts', part, **look)
+        joined += (tmp_path / 'part.ts').read_bytes()
+    for at in range(0, len(joined), 188):  # no packet is to seem lost
+        stream = joined[at + 1] % 32, joined[at + 2]
+        joined[at + 3] = joined[at + 3] // 16 * 16 + counters[stream] % 16
+        counters[stream] += joined[at + 3] // 16 % 2
+    path, small = tmp_path / 'joined.ts', tmp_path / 'copy.ts'
+    path.write_bytes(joined)
+    small.write_bytes(encode(path, CopySettings(fps=25)))
+    for video in (path, small):
+        assert np.array_equal(numbers_shown(video), np.arange(100))
+        for second in range(4):
+            frames = slice(25 * second, 25 * second + 25)
+            assert frames_in(video, second, second + 1) == frames
+        with pytest.raises(VideoReadError, match='lasts 4.00 s'):
+            frames_in(video, 4, 5)
+
+
+def test_a_time_that_two_frames_share_does_not_hide_those_of_others(grey):
+    reader = decord.VideoReader(str(grey / 'grey.mp4'))
+    times = reader.get_frame_timestamp(range(FRAMES))
+    times[7] = times[6]
+    reader.get_frame_timestamp = lambda numbers: times[list(numbers)]
+    video = dict(filename='grey.mp4', video_reader=reader, total_frames=FRAMES, avg_fps=1000)
+    assert TimeWindow()(dict(video, start=10, end=20))['total_frames'] == 20
 
 
 def test_other_readers_are_refused(tmp_path, grey):

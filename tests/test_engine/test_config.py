@@ -128,6 +128,8 @@ def test_a_missing_folder_of_videos_is_named(tmp_path):
     check_data(config, 'test')
     dataset.data_prefix = dict(video='s3://bucket/videos')
     check_data(config, 'test')  # cannot be looked into
+    dataset.update(data_root=None, ann_file=str(tmp_path / 'test.json'), data_prefix=dict(video=''))
+    check_data(config, 'test')  # of whole paths
 
 
 @pytest.mark.parametrize(

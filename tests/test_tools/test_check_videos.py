@@ -44,12 +44,13 @@ def videos(video_folder, tmp_path):
 def check(run_tool, capsys, tmp_path, video_folder):
     """Runs the tool with a short pipeline; gives its exit code and what it printed."""
     config = tmp_path / 'config.py'
-    config.write_text("""train_dataloader = dict(dataset=dict(
-        type='vop.VideoTextDataset', timeout=1, pipeline=[
+    pipeline = """[
         dict(type='DecordInit'), dict(type='vop.ActByName'), dict(type='vop.TimeWindow'),
-        dict(type='UniformSample', clip_len=2, num_clips=1), dict(type='DecordDecode')]))""")
+        dict(type='UniformSample', clip_len=2, num_clips=1), dict(type='DecordDecode')]"""
+    whole = "dict(type='vop.VideoTextDataset', timeout=1, pipeline={})"
 
-    def run(source, *options):
+    def run(source, *options, dataset=whole):
+        config.write_text(f'train_dataloader = dict(dataset={dataset.format(pipeline)})')
         code = 0
         try:
             run_tool(SCRIPT, source, '--config', config, '--jobs', 2, *options)
@@ -102,6 +103,27 @@ def test_an_annotation_file(check, videos):
     assert check(videos, '--jobs', 0)[0] == 2
     with pytest.raises(UserError, match='timeout'):
         check(videos, '--timeout', 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'wrapper', ["'ConcatDataset', datasets=[{}]", "'RepeatDataset', dataset={}"]
+)
+def test_data_sets_in_others_and_of_other_classes(check, videos, wrapper):
+    for name in ('crash', 'gone', 'hang', 'pipe', 'caf\udce9'):
+        (videos / f'{name}.mp4').unlink()
+    path = videos.parent / 'train.json'
+    path.write_text(json.dumps({'a.mp4': ['x']}))
+    part = "dict(type='vop.VideoTextDataset', pipeline={})"
+    inside = f'dict(type={wrapper.format(part)})'
+    assert check(path, dataset=inside) == (0, '1 videos read; 0 cannot be used.\n')
+    assert check(videos, dataset=inside) == (0, '2 videos read; 0 cannot be used.\n')
+    other = "dict(type='VideoDataset', pipeline={})"
+    assert check(videos, dataset=other)[0] == 0
+    with pytest.raises(UserError, match='config.py: train_dataloader.dataset is no vop.Vid.*train'):
+        check(path, dataset=other)
+    with pytest.raises(UserError, match='config.py: train_dataloader.dataset has no pipeline'):
+        check(videos, dataset=f'dict(type={wrapper.format(other)})')
 
 
 @pytest.mark.slow

@@ -196,9 +196,20 @@ def test_names_that_are_taken_or_no_names(refuse):
         assert f'NAME is {name[:100]!r}' in refuse(LINES, name=name)
 
 
+def test_a_space_may_come_before_a_quotation_mark(convert):
+    convert('video, "caption"\nclip0, "a ""big"" dog, barking "\nclip2,  b "c" \n')
+    train, test = read_splits()
+    assert {**train, **test} == {
+        path_of(0): Annotation(['a "big" dog, barking']),
+        path_of(2): Annotation(['b "c"']),
+    }
+
+
 @pytest.mark.parametrize(
     'text, at_fault',
     [
+        ('video,caption\nclip0, "a" b\n', 'line 2: not valid csv'),
+        ('video,caption\nclip0,a\n \nclip2,b\n', 'line 3: 2 columns expected'),
         ('', 'captions.csv, line 1: no column video, caption'),
         ('video,caption,caption\nclip0,a,b\n', 'line 1: the column caption is listed twice'),
         ('video,caption\nclip0,a\nvideo,caption\nclip2,b\n', 'line 3 is a header again'),

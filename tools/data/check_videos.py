@@ -5,8 +5,9 @@
 
 The first reads the videos of an annotation file, with its windows of time, the
 second all videos in a folder. Each is read once, by the train pipeline of
---config. The exit code is 1 if one cannot be used: if it is missing or no
-regular file, fails, crashes its decoder or takes longer than --timeout.
+--config; of several, by the first. The exit code is 1 if one cannot be used: if
+it is missing or no regular file, fails, crashes its decoder or takes longer
+than --timeout.
 """
 
 import argparse
@@ -22,11 +23,12 @@ from tqdm import tqdm
 
 from projects.vop.damage import signs_of_damage
 from projects.vop.engine import open_config
+from projects.vop.engine.config import video_text_datasets
 from projects.vop.errors import (
     UserError,
     VideoReadError,
     exit_on_user_error,
-    fault_of_video,
+    reason_or_raise,
     shown,
 )
 from projects.vop.fileio import as_file, available_cores, is_video, walk_files, why_no_file
@@ -57,9 +59,26 @@ def read(pipeline: Callable, item: dict) -> list[str]:
     return signs
 
 
-def check(cfg: Config, items: list[dict], jobs: int, timeout: float | None) -> int:
+def find_dataset(cfg: Config, config: Path, source: Path) -> dict:
+    """What reads the videos of a folder or an annotation file, of the data sets of a config."""
+    if not cfg.get('train_dataloader'):
+        raise UserError(f'{config} has no train_dataloader.')
+    whole = cfg.train_dataloader.dataset.to_dict()
+    dataset = next(video_text_datasets(whole, cfg.get('default_scope', 'mmaction')), None)
+    if not dataset and not source.is_dir():
+        raise UserError(
+            f'{config}: train_dataloader.dataset is no vop.VideoTextDataset, which alone reads '
+            f'{source}. Give the folder of the videos, or another --config.'
+        )
+    dataset = dataset or whole
+    if 'pipeline' not in dataset:
+        raise UserError(f'{config}: train_dataloader.dataset has no pipeline.')
+    return dataset
+
+
+def check(pipeline: list, items: list[dict], jobs: int, timeout: float | None) -> int:
     """Read the videos, and print those that cannot be used, or are damaged; count the first."""
-    function = partial(read, Compose(cfg.train_dataloader.dataset.pipeline))
+    function = partial(read, Compose(pipeline))
     bad, jobs = 0, min(jobs, len(items))
     with (
         closing(map_isolated(function, items, jobs, timeout, 4 * jobs)) as results,
@@ -69,7 +88,7 @@ def check(cfg: Config, items: list[dict], jobs: int, timeout: float | None) -> i
             try:
                 notes = [f' {sign}' for sign in future.result()]
             except Exception as error:
-                notes = [f': {fault_of_video(error)}']
+                notes = [f': {reason_or_raise(error)}']
                 bad += 1
             for note in notes:
                 bar.write(f'{shown(item["filename"])}{note}')
@@ -96,9 +115,7 @@ def main() -> None:
         parser.error('--jobs must be at least 1')
     cfg = open_config(args.config)
     init_default_scope(cfg.get('default_scope', 'mmaction'))
-    if not cfg.get('train_dataloader'):
-        raise UserError(f'{args.config} has no train_dataloader.')
-    dataset = cfg.train_dataloader.dataset.to_dict()
+    dataset = find_dataset(cfg, args.config, args.source)
     timeout = args.timeout if args.timeout is not None else dataset.get('timeout', 60)
     check_timeout(timeout)
     if args.source.is_dir():
@@ -109,7 +126,7 @@ def main() -> None:
     if not items:
         raise UserError(f'There is no video in {args.source}.')
     try:
-        bad = check(cfg, items, args.jobs, timeout)
+        bad = check(dataset['pipeline'], items, args.jobs, timeout)
     except KeyboardInterrupt:
         print('\nStopped.')
         raise SystemExit(130) from None

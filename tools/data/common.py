@@ -91,8 +91,9 @@ def read_csv(path: Path, video: str, *captions: str) -> Lines:
     The columns of the name of a video and of captions are there, checked and not empty; all are
     stripped.
     """
-    reader, rows = csv.reader(io.StringIO(read_text(path), newline=''), strict=True), []
-    columns, line = (video, *captions), 0
+    text = io.StringIO(read_text(path), newline='')
+    reader = csv.reader(text, strict=True, skipinitialspace=True)  # before a quotation mark, too
+    rows, columns, line = [], (video, *captions), 0
     try:
         header = [column.strip() for column in next(reader, [])]
         if missing := ', '.join(column for column in columns if column not in header):

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transcode import CODECS, CopySettings, encode
 
 from projects.vop import fileio
-from projects.vop.errors import UserError, exit_on_user_error, fault_of_video, shown
+from projects.vop.errors import UserError, exit_on_user_error, reason_or_raise, shown
 from projects.vop.isolation import map_isolated
 
 SETTINGS = 'compress_videos.json'
@@ -117,7 +117,7 @@ def copy_videos(
             try:
                 data = future.result()
             except Exception as error:
-                unreadable[video] = fault_of_video(error)
+                unreadable[video] = reason_or_raise(error)
                 videos[video].unlink(missing_ok=True)  # an older copy
             else:
                 write_copy(videos[video], data, times[video])

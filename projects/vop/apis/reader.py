@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..damage import signs_of_damage, warn_of_damage
-from ..errors import VideoReadError, fault_of_video
+from ..errors import VideoReadError, reason_or_raise
 from ..fileio import as_file, why_no_file
 from ..isolation import FORKS, map_isolated
 
@@ -70,6 +70,6 @@ def _video(path: str, get: Callable) -> VideoFrames:
     try:
         frames, signs = get()
     except Exception as error:
-        return VideoFrames(path, None, f'{fault_of_video(error)}.')
+        return VideoFrames(path, None, f'{reason_or_raise(error)}.')
     warn_of_damage(path, signs)
     return VideoFrames(path, frames)

@@ -101,7 +101,8 @@ def check_caption(text: Any, place: str, number: int | None = None) -> str:
     writing and the like are damage, but a caption may have several lines.
     """
     stripped = text.strip() if isinstance(text, str) else ''
-    if stripped and (text.isprintable() or not NO_CAPTION.search(text)):
+    # Of what is not seen, U+FFFD alone is printable.
+    if stripped and (text.isprintable() and '\ufffd' not in text or not NO_CAPTION.search(text)):
         return stripped
     if number is not None:
         place = f'{place}: caption {number}'

@@ -2,6 +2,7 @@
 
 from mmengine.dataset import DefaultSampler
 
+from ..errors import UserError
 from ..registry import DATA_SAMPLERS
 
 
@@ -13,6 +14,10 @@ class ReproducibleSampler(DefaultSampler):
     number of workers and on how long they have been running, and a resumed
     run differs from an uninterrupted one. With this sampler it depends on the
     seed, the epoch and the item alone.
+
+    Raises:
+        UserError: If a wrapper such as RepeatDataset has items several times:
+            each time they would be the very same.
 
     Example:
         >>> train_dataloader = dict(
@@ -28,7 +33,14 @@ class ReproducibleSampler(DefaultSampler):
     def _tell(self, dataset, epoch: int) -> None:
         if hasattr(dataset, 'set_epoch'):
             dataset.set_epoch(epoch, self.seed)
-        elif hasattr(dataset, 'dataset'):  # RepeatDataset and its like
+        elif hasattr(dataset, 'dataset'):  # a wrapper
+            if len(dataset) > len(dataset.dataset):  # which asks for an item by the same index
+                raise UserError(
+                    f'{type(dataset).__name__} around {type(dataset.dataset).__name__} would give '
+                    'the very same items several times an epoch, with the same crops, as '
+                    'ReproducibleSampler makes them random by epoch and item. Remove it from '
+                    'train_dataloader.dataset, and raise train_cfg.max_epochs.'
+                )
             self._tell(dataset.dataset, epoch)
         for part in getattr(dataset, 'datasets', ()):  # ConcatDataset
             self._tell(part, epoch)

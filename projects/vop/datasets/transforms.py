@@ -57,9 +57,10 @@ class TimeWindow(BaseTransform):
     It goes between ``DecordInit`` and the sampling. The window holds the
     frames that are on screen between ``start`` and ``end``, by the time that
     the file gives each frame, from when the first one comes on screen. Only a
-    file that lacks these times is taken to have a constant frame rate. A
-    window that ends after the video's end is cut there. Without ``start`` and
-    ``end``, the whole video is used.
+    file that lacks these times, or in which they start over as where files
+    were joined, is taken to have a constant frame rate. A window that ends
+    after the video's end is cut there. Without ``start`` and ``end``, the
+    whole video is used.
 
     Required keys: ``filename``, ``total_frames``, and ``video_reader`` of
     ``DecordInit`` or, for a constant rate, ``avg_fps``. Optional keys:
@@ -109,7 +110,10 @@ class TimeWindow(BaseTransform):
         timestamps = getattr(results.get('video_reader'), 'get_frame_timestamp', None)
         if timestamps:  # it decodes nothing
             times = timestamps(range(total)).astype(np.float64)
-            if np.abs(times).max() < 1e8:  # a frame without a time has an absurd one
+            # A frame without a time has an absurd one. Where times start over, frames that follow
+            # each other have the times of others; decord sorts them.
+            same = np.diff(times[:, 0]) == 0
+            if np.abs(times).max() < 1e8 and not (same[:-2] & same[2:]).any():
                 starts, ends = (times - max(0, times[0, 0])).T
                 # Frames that an edit list hides come before 0.
                 shown = starts[np.searchsorted(starts, 0, 'right') - 1 :]

@@ -16,7 +16,7 @@ from mmaction.datasets import BaseActionDataset
 from mmengine.logging import print_log
 
 from ..damage import signs_of_damage, warn_of_damage
-from ..errors import UserError, VideoReadError, fault_of_video, shown
+from ..errors import UserError, VideoReadError, reason_or_raise, shown
 from ..fileio import as_file, same_name, walk_files, why_no_file
 from ..isolation import FORKS, Isolated, check_timeout
 from ..registry import DATASETS
@@ -230,7 +230,7 @@ class VideoTextDataset(BaseActionDataset):
         try:
             return self._run_pipeline(item, idx)
         except Exception as error:
-            message = f'{shown(item["filename"])} cannot be read: {fault_of_video(error)}.'
+            message = f'{shown(item["filename"])} cannot be read: {reason_or_raise(error)}.'
             if not self.skip_bad_videos:
                 hint = ' To train without such videos, set skip_bad_videos=True.'
                 raise VideoReadError(message + ('' if self.test_mode else hint)) from error

@@ -131,20 +131,32 @@ def check_data(cfg: Config, *splits: str) -> None:
     """
     for split in splits:
         loader = cfg.get(f'{split}_dataloader') or {}
-        for dataset in _video_text_datasets(
+        for dataset in video_text_datasets(
             loader.get('dataset'), cfg.get('default_scope', 'mmengine')
         ):
             _check_files(dataset, split)
 
 
-def _video_text_datasets(dataset: Any, scope: str | None) -> Iterator[dict]:
-    """The data sets of videos with captions in one, such as RepeatDataset and ConcatDataset."""
+def video_text_datasets(dataset: Any, scope: str | None) -> Iterator[dict]:
+    """The data sets of videos with captions in one, such as ConcatDataset.
+
+    Args:
+        dataset (Any): The part of a config, such as ``train_dataloader.dataset``.
+        scope (str, optional): ``default_scope`` of the config, in which names
+            without one are.
+
+    Yields:
+        dict: Each ``vop.VideoTextDataset`` or subclass.
+
+    Example:
+        >>> [dataset] = video_text_datasets(cfg.train_dataloader.dataset, 'mmaction')
+    """
     if not isinstance(dataset, dict):
         return
     if is_kind(dataset, 'vop.VideoTextDataset', DATASETS, scope):
         yield dataset
     for part in (dataset.get('dataset'), *dataset.get('datasets', ())):
-        yield from _video_text_datasets(part, scope)
+        yield from video_text_datasets(part, scope)
 
 
 def _check_files(dataset: dict, split: str) -> None:
@@ -171,7 +183,7 @@ def _check_files(dataset: dict, split: str) -> None:
             f'missing.{by_variable or " " + how}'
         )
     folder = osp.join(root, dataset.get('data_prefix', {}).get('video', ''))
-    if '://' not in folder and not osp.isdir(folder):
+    if '://' not in folder and not osp.isdir(folder or '.'):
         raise UserError(
             f'The folder {folder} of the videos is missing. Put or link '
             f'the videos there, or set data_prefix.{by_variable}'
