@@ -183,7 +183,7 @@ def report(summary: Summary, path: Path) -> None:
         f'{len(summary.failed):,} unreadable.'
     )
     for name, reason in list(summary.failed.items())[:10]:
-        print(f'  {shown(name)}: {shown(reason.strip(), 300)}')
+        print(f'  {shown(name)}: {reason}')
     if summary.failed:
         print(f'{path / FAILED} lists what cannot be read; it is tried again by each run.')
     print(f'{shown(str(path))}: {shown(str(VideoIndex.open(path)))}')

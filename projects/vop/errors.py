@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# What a line of text cannot hold, or does not show: control characters, hyphens and spaces without
-# width, separators of lines, changes of the direction of writing, byte order marks, parts of
-# characters, what stands for lost ones, and tags but for those of flags, such as Scotland's.
-# Persian, Hindi and emoji need U+200C and U+200D.
+# What a line of text cannot hold, or does not show: control characters, soft hyphens, separators
+# of lines, changes of the direction of writing, byte order marks, parts of characters, what stands
+# for lost ones, and tags but for those of flags, such as Scotland's. Khmer, Thai, Persian, Hindi
+# and emoji need U+200B to U+200D.
 UNSEEN = re.compile(
-    '(?:[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2064'
+    '(?:[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200e\u200f\u2028-\u202e\u2060-\u2064'
     '\u2066-\u2069\ufeff\ufff9-\ufffb\ufffd-\uffff\ud800-\udfff]'
     '|(?<![\U0001f3f4\U000e0020-\U000e007f])[\U000e0000-\U000e007f]+)'
 )
@@ -93,27 +93,31 @@ class ProcessFailed(Exception):
         self.exitcode = exitcode
 
 
-def reason_or_raise(error: Exception) -> str:
+def reason_or_raise(error: Exception, path: str | Path) -> str:
     """Say why a video cannot be read, or raise the error if the video is not at fault.
 
     Args:
         error (Exception): What reading it raised; a damaged file can raise nearly anything.
+        path (str | Path): The video.
 
     Returns:
-        str: The reason.
+        str: The reason, on one line.
 
     Raises:
-        Exception: ``error``, if a config or a bug is at fault.
+        Exception: ``error``, if a config or a bug is at fault. Its traceback names the video (from
+            Python 3.11 on).
 
     Example:
-        >>> reason_or_raise(RuntimeError('no frame can be decoded'))
+        >>> reason_or_raise(RuntimeError('no frame can be decoded'), 'a.mp4')
         'RuntimeError: no frame can be decoded'
     """
     if isinstance(error, (ProcessFailed, VideoReadError)):
         return str(error).rstrip('.')
     if isinstance(error, (UserError, AttributeError, KeyError, NameError, TypeError)):
+        if hasattr(error, 'add_note'):
+            error.add_note(f'This was raised while {shown(str(path))} was read.')
         raise error
-    return f'{type(error).__name__}: {error}'
+    return shown(f'{type(error).__name__}: {error}'.strip(), 300)
 
 
 @contextmanager

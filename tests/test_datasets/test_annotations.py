@@ -50,7 +50,7 @@ from projects.vop.fileio import read_json
         ('{"a\u2066.mp4": ["x"]}', 'the name of a video holds the character \\u2066'),
         ('{"a\\u0000.mp4": ["x"]}', 'the name of a video holds the character \\x00'),
         ('{"a\\ud800.mp4": ["x"]}', 'the name of a video holds the character \\ud800'),
-        ('{"a\u200b.mp4": ["x"]}', 'the name of a video holds the character \\u200b'),
+        ('{"a\u2060.mp4": ["x"]}', 'the name of a video holds the character \\u2060'),
         ('{"a.mp4": ["caf\ufffd"]}', 'caption 1 holds the character \\ufffd'),
         ('{" ": ["x"]}', '" " is no name of a video'),
         # What Python's reader fails on, or would repeat at length.
@@ -79,7 +79,7 @@ def test_malformed_annotations_name_the_place(tmp_path, text, place):
 
 @pytest.mark.parametrize(
     'text',
-    [*'\xad\u180e\u200b\u2060\u2064\ufff9\ufffb\ufffd\U000e0001\U000e0041\U000e007f']
+    [*'\xad\u180e\u2060\u2064\ufff9\ufffb\ufffd\U000e0001\U000e0041\U000e007f']
     + ['\U000e0067\U000e0062', '\U0001f600\U000e0061'],
 )
 def test_no_caption_holds_what_is_not_seen(text):
@@ -93,7 +93,7 @@ def test_no_caption_holds_what_is_not_seen(text):
 def test_captions_hold_what_writing_and_emoji_need():
     scotland = '\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f'
     family = '\U0001f468\u200d\U0001f469'
-    for text in (f'{scotland} plays', f'a {family}', 'می\u200cروم', 'क्\u200dष'):
+    for text in (f'{scotland} plays', f'a {family}', 'می\u200cروم', 'क्\u200dष', 'แมว\u200bนอน'):
         assert check_caption(text, 'x.json') == shown(text) == text
 
 

@@ -22,7 +22,7 @@ from helpers import ROOT, grey, numbered, numbers_shown
 from helpers import write_pictures as write
 
 from projects.vop.damage import missing_end
-from projects.vop.errors import UserError
+from projects.vop.errors import UserError, shown
 
 sys.path.append(str(ROOT / 'tools/data'))
 from transcode import CODECS, CopySettings, TranscodeError, encode  # noqa: E402
@@ -349,6 +349,11 @@ def test_bad_options_are_refused(tmp_path, compress, option):
     assert code == 2 and option.split()[0] in printed.splitlines()[-1]
 
 
+def test_a_limit_that_no_wait_can_have_is_refused(tmp_path, compress):
+    with pytest.raises(UserError, match='timeout=10000000.0 must be'):
+        compress(tmp_path, tmp_path / 'out', '--timeout', '1e7')
+
+
 @pytest.mark.slow
 def test_what_cannot_be_read_is_listed(source, tmp_path, compress):
     rng = np.random.default_rng(0)
@@ -383,10 +388,10 @@ def test_what_cannot_be_read_is_listed(source, tmp_path, compress):
 
     code, printed = compress(source, out)
     assert code == 1 and f'3 videos copied, 0 done before, {len(bad)} unreadable' in printed
-    listed = os.fsdecode((out / 'unreadable.txt').read_bytes()).splitlines()
+    listed = (out / 'unreadable.txt').read_text().splitlines()
     assert len(listed) == len(bad) and listed[-1] in printed
     for name, reason in bad.items():
-        line = next(line for line in listed if line.startswith(f'{videos / name}: '))
+        line = next(line for line in listed if line.startswith(f'{shown(str(videos / name))}: '))
         assert reason in line and not (out / 'videos' / name).exists()
         (videos / name).unlink()
     assert compress(source, out)[0] == 0 and not (out / 'unreadable.txt').exists()

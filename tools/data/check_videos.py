@@ -85,13 +85,14 @@ def check(pipeline: list, items: list[dict], jobs: int, timeout: float | None) -
         tqdm(total=len(items), unit='video', disable=None) as bar,
     ):
         for item, future in results:
+            path = item['filename']
             try:
                 notes = [f' {sign}' for sign in future.result()]
             except Exception as error:
-                notes = [f': {reason_or_raise(error)}']
+                notes = [f': {reason_or_raise(error, path)}']
                 bad += 1
             for note in notes:
-                bar.write(f'{shown(item["filename"])}{note}')
+                bar.write(f'{shown(path)}{note}')
             bar.update()
     return bad
 

@@ -28,7 +28,7 @@ from transcode import CODECS, CopySettings, encode
 
 from projects.vop import fileio
 from projects.vop.errors import UserError, exit_on_user_error, reason_or_raise, shown
-from projects.vop.isolation import map_isolated
+from projects.vop.isolation import check_timeout, map_isolated
 
 SETTINGS = 'compress_videos.json'
 UNREADABLE = 'unreadable.txt'
@@ -50,7 +50,7 @@ def list_files(folder: Path) -> list[str]:
         if os.path.isfile(file) or not os.path.exists(file):
             names.append(name)
         elif fileio.is_video(name):
-            print(f'{folder / name} is left out: {fileio.why_no_file(file)}.')
+            print(f'{shown(str(folder / name))} is left out: {fileio.why_no_file(file)}.')
     return names
 
 
@@ -117,7 +117,7 @@ def copy_videos(
             try:
                 data = future.result()
             except Exception as error:
-                unreadable[video] = reason_or_raise(error)
+                unreadable[video] = reason_or_raise(error, video)
                 videos[video].unlink(missing_ok=True)  # an older copy
             else:
                 write_copy(videos[video], data, times[video])
@@ -171,13 +171,10 @@ def list_unreadable(unreadable: dict[Path, str], dst: Path) -> None:
     path = dst / UNREADABLE
     path.unlink(missing_ok=True)
     if unreadable:
-        # Names of files need not be text.
-        lines = os.fsencode(
-            ''.join(f'{video}: {unreadable[video]}\n' for video in sorted(unreadable))
-        )
+        lines = ''.join(f'{shown(str(v))}: {unreadable[v]}\n' for v in sorted(unreadable))
         fileio.write_file(path, lines)
         print(
-            f'Unreadable (also in {path}):\n{lines.decode(errors="backslashreplace")}'
+            f'Unreadable (also in {path}):\n{lines}'
             f'Training on {dst} needs them there, readable, or '
             'train_dataloader.dataset.skip_bad_videos=True.'
         )
@@ -216,6 +213,7 @@ def main() -> None:
     vars(args).setdefault('quality', CODECS[args.codec].quality)
     if args.quality not in CODECS[args.codec].qualities:
         parser.error(f'--quality of {args.codec} is out of its range, which --help gives')
+    check_timeout(args.timeout)
     settings = CopySettings(*(getattr(args, name) for name in CopySettings._fields))
     try:
         unreadable = compress(args.src, args.dst, settings, args.jobs, args.timeout)

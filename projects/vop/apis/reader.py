@@ -70,6 +70,6 @@ def _video(path: str, get: Callable) -> VideoFrames:
     try:
         frames, signs = get()
     except Exception as error:
-        return VideoFrames(path, None, f'{reason_or_raise(error)}.')
+        return VideoFrames(path, None, f'{reason_or_raise(error, path)}.')
     warn_of_damage(path, signs)
     return VideoFrames(path, frames)

@@ -230,7 +230,8 @@ class VideoTextDataset(BaseActionDataset):
         try:
             return self._run_pipeline(item, idx)
         except Exception as error:
-            message = f'{shown(item["filename"])} cannot be read: {reason_or_raise(error)}.'
+            path = item['filename']
+            message = f'{shown(path)} cannot be read: {reason_or_raise(error, path)}.'
             if not self.skip_bad_videos:
                 hint = ' To train without such videos, set skip_bad_videos=True.'
                 raise VideoReadError(message + ('' if self.test_mode else hint)) from error
