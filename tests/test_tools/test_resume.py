@@ -247,6 +247,17 @@ def test_a_run_that_goes_on_elsewhere_leaves_the_first_folder_alone(
 
 
 @pytest.mark.slow
+def test_a_run_whose_files_are_numbered_with_zeros_goes_on_elsewhere(train, tmp_path):
+    first, second = tmp_path / 'first', tmp_path / 'second'
+    zeros = dict(options=['default_hooks.checkpoint.filename_tmpl=epoch_{:03d}.pth'])
+    train(first, **zeros)
+    train(second, '--resume', first / 'epoch_002.pth', **zeros)
+    assert {path.name for path in second.glob('best*.pth') if '-' not in path.name} == {
+        'best_score_epoch_002.pth'
+    }
+
+
+@pytest.mark.slow
 def test_a_best_checkpoint_that_is_lost_is_made_again(train, trained, copied):
     """As of a run that an older version cut off between two best ones."""
     for path in copied.glob('best*'):
