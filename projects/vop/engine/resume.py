@@ -155,7 +155,7 @@ def prepare_resume(cfg: Config, given: str | None = None) -> str | None:
         full = osp.join(osp.dirname(path), f'{step[1]}.pth') if step else ''
         instead = f'from {full}' if osp.isfile(full) else 'from an epoch_N.pth of its folder'
         raise UserError(
-            f'{path} holds weights alone, without the state of the training: it cannot be resumed '
+            f'{path} holds only weights, without the state of the training: it cannot be resumed '
             f'from. Resume {instead}, or start a new training from these weights, without '
             f'--resume: --cfg-options load_from={path}'
         )
