@@ -113,8 +113,7 @@ def main() -> None:
     with lock_work_dir(cfg), name_full_disk(cfg.work_dir), explain_data_loader():
         checkpoint = prepare_resume(cfg, args.resume)
         runner = build_train_runner(cfg)
-        if checkpoint:
-            runner.register_hook(ResumeHook(checkpoint))
+        runner.register_hook(ResumeHook(checkpoint))
         runner.train()
 
 

@@ -29,6 +29,7 @@ def test_it_tells_what_wrappers_hold():
     repeated.set_epoch(7)
     assert one.told == (7, 5)
     joined = ReproducibleSampler(ConcatDataset([two, Plain()]), seed=3)
+    assert two.told == (0, 3)
     joined.set_epoch(1)
     assert two.told == (1, 3)
 

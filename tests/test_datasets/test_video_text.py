@@ -277,6 +277,15 @@ def test_workers_do_not_change_items(dataset, items, num_workers, persistent):
     assert same(items, again) == 20
 
 
+@pytest.mark.slow
+def test_workers_that_start_before_the_first_epoch_is_set_change_no_items(dataset, items):
+    """As in training by iterations."""
+    sampler = DATA_SAMPLERS.build(dict(type='vop.ReproducibleSampler', dataset=dataset, seed=7))
+    loader = DataLoader(dataset, sampler=sampler, num_workers=1, collate_fn=lambda items: items[0])
+    again = {(0, index): item for index, item in zip(list(sampler), loader)}
+    assert len(again) == same(again, items) == 10
+
+
 def test_items_depend_on_seed_epoch_and_index_alone(dataset, items):
     random.seed(99)
     np.random.seed(99)

@@ -15,7 +15,7 @@ from mmengine.runner import load_checkpoint, save_checkpoint
 from mmengine.runner.checkpoint import get_state_dict
 from torch import nn
 
-from projects.vop.engine import check_fit, load_safely
+from projects.vop.engine import check_state, load_safely
 from projects.vop.errors import UserError
 from projects.vop.models import VideoEncoder, open_towers
 from projects.vop.registry import MODELS
@@ -96,10 +96,35 @@ def test_refuses_what_is_no_checkpoint(tmp_path, content):
             load(str(path))
 
 
-def test_refuses_a_file_without_a_state_dict(tmp_path):
-    torch.save([1, 2], tmp_path / 'list.pth')
-    with pytest.raises(UserError, match=r'list\.pth holds no state dict'):
-        check_fit(nn.Linear(1, 1), str(tmp_path / 'list.pth'))
+def test_refuses_a_file_that_lost_bytes_of_a_tensor(tmp_path):
+    """torch loads it."""
+    path = tmp_path / 'lost.pth'
+    torch.save(dict(state_dict=dict(weight=torch.ones(2000))), path)
+    data = path.read_bytes()
+    path.write_bytes(data[:4000] + bytes(512) + data[4512:])
+    assert not torch.load(path)['state_dict']['weight'].all()
+    for load in (load_safely, load_by_mmengine):
+        with pytest.raises(UserError, match=r'lost\.pth .* it is damaged'):
+            load(str(path))
+
+
+def test_opens_a_file_without_checksums(tmp_path):
+    if not hasattr(torch.serialization, 'set_crc32_options'):
+        pytest.skip('torch < 2.6 always writes them')
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(dict(weight=torch.ones(9)), tmp_path / 'plain.pth')
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert load_safely(str(tmp_path / 'plain.pth'))['weight'].all()
+
+
+@pytest.mark.parametrize('content', [[1, 2], dict(epoch=3, model=dict(weight=0)), {1: 2}, {}])
+def test_refuses_what_is_no_state_dict(content):
+    with pytest.raises(UserError, match=r'odd\.pth holds no state dict'):
+        check_state(nn.Linear(1, 1), content, 'odd.pth')
+    with pytest.raises(UserError, match=r'odd\.pth holds no state dict'):
+        check_state(nn.Linear(1, 1), dict(state_dict=content), 'odd.pth')
 
 
 def test_opens_a_plain_checkpoint(tmp_path, monkeypatch):
@@ -187,13 +212,13 @@ def test_one_changed_frozen_tensor_is_noticed(tiny_clip, tower):
         other.load_state_dict(model.state_dict())
 
 
-def test_the_names_of_a_wrapper_fit(tiny_clip, tmp_path):
+def test_the_names_of_a_wrapper_fit(tiny_clip):
     """As MMEngine's DDPStrategy saves them."""
-    model, path = build(tiny_clip), str(tmp_path / 'wrapped.pth')
-    torch.save(dict(state_dict=model.state_dict(prefix='module.')), path)
-    check_fit(model, path)
+    model = build(tiny_clip)
+    checkpoint = dict(state_dict=model.state_dict(prefix='module.'))
+    check_state(model, checkpoint, 'wrapped.pth')
     with pytest.raises(UserError, match='prompts'):
-        check_fit(build(tiny_clip, prompts={}), path)
+        check_state(build(tiny_clip, prompts={}), checkpoint, 'wrapped.pth')
 
 
 def test_a_missing_prompt_is_not_passed_over(tiny_clip):

@@ -49,6 +49,7 @@ def test_the_batch_is_shared_as_the_launcher_says(launcher, variables):
 def test_one_process_alone(variables):
     os.environ.update(variables)
     assert check_launcher('none') == 1
+    assert os.environ['LOCAL_RANK'] == '0'  # whatever is left over
     assert open_config(ROOT / 'configs/vop_msrvtt.py').train_dataloader.batch_size == 32
 
 
@@ -76,7 +77,7 @@ def test_one_process_alone(variables):
         ('slurm', SRUN | dict(WORLD_SIZE='8'), ['2 processes', 'WORLD_SIZE=8']),
         ('slurm', SALLOC | dict(SLURM_PROCID='1'), ['SLURM_STEP_NUM_TASKS=1']),
         ('pytorch', dict(TORCHRUN, RANK='2'), ['RANK=2', 'WORLD_SIZE=2']),
-        ('pytorch', dict(TORCHRUN, WORLD_SIZE='two'), ["WORLD_SIZE='two'"]),
+        ('pytorch', dict(TORCHRUN, WORLD_SIZE='two'), ["WORLD_SIZE='two' is not a number"]),
     ],
 )
 def test_what_disagrees_is_refused(launcher, variables, named):

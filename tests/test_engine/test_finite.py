@@ -9,7 +9,7 @@ from mmaction.structures import ActionDataSample
 from mmengine.config import Config
 
 from projects.vop.engine import FiniteHook
-from projects.vop.errors import NotFiniteError
+from projects.vop.errors import NotFiniteError, UserError
 
 
 def watch(model):
@@ -38,8 +38,9 @@ def test_names_the_video_whose_frames_are_not_finite(tiny_clip, batch):
     run(model, batch)
     batch['inputs']['imgs'] = [frames.float() for frames in batch['inputs']['imgs']]
     batch['inputs']['imgs'][1][2, 0, 5, 5] = torch.inf
-    with pytest.raises(NotFiniteError, match='step 7 is nan: frames of v1 are not finite'):
+    with pytest.raises(UserError, match='step 7 is nan: frames of v1 are not finite') as error:
         run(model, batch)
+    assert error.value.exit_code == 2  # it did not diverge
 
 
 def test_names_the_batch_before_if_its_step_spoilt_the_weights(tiny_clip, batch):
@@ -56,8 +57,9 @@ def test_weights_that_are_not_finite_from_the_start(tiny_clip, batch):
     model = make_model(tiny_clip)
     watch(model)
     model.visual.backbone.proj.data[0] = torch.nan
-    with pytest.raises(NotFiniteError, match='visual.backbone.proj is not finite from the start'):
+    with pytest.raises(UserError, match='backbone.proj is not finite from the start') as error:
         run(model, batch)
+    assert error.value.exit_code == 2  # it did not diverge
 
 
 def test_names_the_batch_of_a_loss_that_overflows(tiny_clip, batch):
@@ -83,8 +85,18 @@ def test_works_with_recognizers(tiny_clip):
     clips = [torch.zeros(1, 3, 4, 32, 32) for _ in samples]
     run(model, dict(inputs=clips, data_samples=samples))
     clips[1][..., 3] = torch.nan
-    with pytest.raises(NotFiniteError, match='frames of 2.mp4 are'):
+    with pytest.raises(UserError, match='frames of 2.mp4 are'):
         run(model, dict(inputs=clips, data_samples=samples))
+
+
+@pytest.mark.parametrize('content', [[1], {}, dict(epoch=3, model={}), {'a.weight': torch.ones(2)}])
+def test_a_checkpoint_with_no_weights_of_the_model_is_refused(tiny_clip, content):
+    """MMEngine would train from scratch."""
+    hook, runner = watch(make_model(tiny_clip))
+    runner.cfg.load_from = 'other.pth'
+    for checkpoint in (content, dict(state_dict=content)):
+        with pytest.raises(UserError, match='other.pth holds no state dict .* such as visual'):
+            hook.after_load_checkpoint(runner, checkpoint)
 
 
 def test_a_mask_of_infinity_is_no_fault(tiny_clip):

@@ -289,6 +289,13 @@ def cut(write, share):
     return cut_off
 
 
+def lose_bytes(path):
+    broken(lambda s: None)(path)
+    data = path.read_bytes()
+    middle = len(data) // 2
+    path.write_bytes(data[:middle] + bytes(512) + data[middle + 512 :])
+
+
 def own_checkpoint(path):
     clip = path.with_name('clip.json')
     clip.write_text(json.dumps(TINY_CLIP))
@@ -317,6 +324,7 @@ FILES = {
     ),
     'bytes': (lambda path: path.write_bytes(bytes(range(256)) * 9), 'damaged'),
     'cut off': (cut(broken(lambda s: None), 0.7), 'cut off'),
+    'lost bytes': (lose_bytes, 'damaged'),
     'cut off safetensors': (cut(save_safetensors, 0.7), 'cut off'),
     'start of safetensors': (cut(save_safetensors, 0.001), 'cut off'),
     'zip': (lambda path: path.write_bytes(b'PK\3\4hello'), 'damaged'),

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import load_checkpoint
 
-from projects.vop.engine import check_fit
+from projects.vop.engine import check_state, load_safely
 from projects.vop.errors import UserError
 from projects.vop.registry import MODELS
 
@@ -84,7 +84,7 @@ def test_the_result_loads_onto_the_clip_of_the_file(convert, clips, files, state
     for name, shape in ((VISUAL, [3, 1, 8, 128]), (TEXT, [3, 8, 128])):
         assert f'{name} {shape}' in output
     model = build(clips(), clip)
-    check_fit(model, str(out))
+    check_state(model, load_safely(str(out)), str(out))
     load_checkpoint(model, str(out), strict=True)
     expected = {key: value.to(dtype).float() for key, value in state.items()}
     assert model.visual.prompts[0].tokens.equal(expected[VISUAL][:, 0])

@@ -1,5 +1,6 @@
 """Trainings that are killed, moved, copied, or resumed with other settings."""
 
+import errno
 import itertools
 import math
 import os
@@ -18,7 +19,7 @@ from mmengine.hooks import CheckpointHook as MMEngineHook
 from mmengine.logging import MessageHub
 from mmengine.registry import METRICS
 
-from projects.vop.engine import CheckpointHook, use_checkpoint_hook
+from projects.vop.engine import CheckpointHook, find_checkpoint, use_checkpoint_hook
 from projects.vop.engine.checkpoint_hook import rule_of
 from projects.vop.errors import UserError
 from projects.vop.fileio import file_lock
@@ -202,6 +203,49 @@ def test_training_by_iterations_is_killed_and_resumed(train, tmp_path, monkeypat
     assert result(cut) == result(whole)
 
 
+CUT = [(4, 1, 'epoch 2, which is repeated'), (6, 2, 'the last of epoch 2')]
+
+
+@pytest.mark.slow
+def test_checkpoints_by_iterations_in_epochs_are_resumed_at_an_epoch(train, tmp_path, said):
+    options = [f'default_hooks.checkpoint.{o}' for o in ('by_epoch=False', 'interval=2')]
+    whole = tmp_path / 'whole'
+    train(whole, '--no-validate', options=options)
+    rates = {record['step']: record['lr'] for record in records(whole)}
+    said()
+    for step, epochs, where in CUT:
+        cut = tmp_path / str(step)
+        train(cut, '--no-validate', '--resume', whole / f'iter_{step}.pth', options=options)
+        [line] = (line for line in said() if 'was written at' in line)
+        assert f'iter_{step}.pth' in line and where in line
+        steps = range(epochs * STEPS + 1, 3 * STEPS + 1)
+        found = {record['step']: record['lr'] for record in records(cut)}
+        assert found == {step: pytest.approx(rates[step]) for step in steps}
+        state_of_whole, state_of_cut = state(whole / 'iter_9.pth'), state(cut / 'iter_9.pth')
+        assert (state_of_whole == state_of_cut) is (step == epochs * STEPS)
+
+
+@pytest.mark.parametrize('other', [(None, 0, None), ('epoch_2.pth', 6, 'another')])
+def test_processes_that_read_different_checkpoints_are_refused(
+    train, trained, tmp_path, monkeypatch, other
+):
+    monkeypatch.setattr('projects.vop.engine.resume.all_gather_object', lambda ours: [ours, other])
+    with pytest.raises(
+        UserError, match='different checkpoints: .*epoch_2.pth .step 6, 20'
+    ) as error:
+        train(tmp_path, '--resume', trained / 'epoch_2.pth')
+    assert f'{other[0]} (step {other[1]}, {other[2]})' in str(error.value)
+
+
+def test_a_checkpoint_that_does_not_say_its_settings_is_remarked(train, trained, tmp_path, said):
+    path = tmp_path / 'epoch_3.pth'
+    checkpoint = torch.load(trained / 'epoch_3.pth', weights_only=True)
+    checkpoint['meta']['cfg'] = 'model = ('
+    torch.save(checkpoint, path)
+    train(tmp_path, '--resume', '--no-validate')
+    assert any(f'{path} does not say with which settings' in line for line in said())
+
+
 # Folders
 
 
@@ -247,6 +291,17 @@ def test_a_run_that_goes_on_elsewhere_leaves_the_first_folder_alone(
 
 
 @pytest.mark.slow
+def test_a_run_whose_files_are_numbered_with_zeros_goes_on_elsewhere(train, tmp_path):
+    first, second = tmp_path / 'first', tmp_path / 'second'
+    zeros = dict(options=['default_hooks.checkpoint.filename_tmpl=epoch_{:03d}.pth'])
+    train(first, **zeros)
+    train(second, '--resume', first / 'epoch_002.pth', **zeros)
+    assert {path.name for path in second.glob('best*.pth') if '-' not in path.name} == {
+        'best_score_epoch_002.pth'
+    }
+
+
+@pytest.mark.slow
 def test_a_best_checkpoint_that_is_lost_is_made_again(train, trained, copied):
     """As of a run that an older version cut off between two best ones."""
     for path in copied.glob('best*'):
@@ -267,7 +322,15 @@ def half(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def lose(path):
+    """A block of it, in its tensors."""
+    data = path.read_bytes()
+    start = len(data) // 3
+    path.write_bytes(data[:start] + bytes(512) + data[start + 512 :])
+
+
 DAMAGE = dict(
+    lost=lambda f: lose(f / 'epoch_3.pth'),
     half=lambda f: half(f / 'epoch_3.pth'),
     empty=lambda f: ((f / 'epoch_3.pth').unlink(), (f / 'last_checkpoint').write_text('')),
     binary=lambda f: ((f / 'epoch_3.pth').unlink(), (f / 'last_checkpoint').write_bytes(b'\xff\0')),
@@ -319,6 +382,30 @@ def test_what_is_no_checkpoint_of_a_training_is_named(train, trained, config, tm
         with pytest.raises(UserError) as error:
             train(tmp_path / 'work', '--resume', path)
         assert str(path) in str(error.value) and str(named) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'fault, raised',
+    [
+        (OSError(errno.EIO, 'Input/output error'), UserError),
+        (OSError(errno.EMFILE, 'Too many open files'), UserError),
+        (MemoryError(), MemoryError),
+        (RuntimeError("can't allocate"), RuntimeError),  # of torch
+    ],
+)
+def test_what_the_system_cannot_read_is_not_passed_over(trained, monkeypatch, fault, raised):
+    load = torch.load
+
+    def fail(path, *args, mmap=False, **kwargs):
+        if Path(path).name == 'epoch_3.pth' and not mmap:
+            raise fault
+        return load(path, *args, mmap=mmap, **kwargs)
+
+    monkeypatch.setattr(torch, 'load', fail)
+    with pytest.raises(raised) as error:
+        find_checkpoint(Config(dict(work_dir=str(trained))))
+    if raised is UserError:
+        assert f'epoch_3.pth cannot be read: {fault.strerror}' in str(error.value)
 
 
 # Other settings

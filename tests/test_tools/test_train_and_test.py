@@ -460,8 +460,9 @@ def train_badly(run_tool, bad_config, tmp_path):
         path = bad_config('vop', extra)
         options = ('--cfg-options', *options) if options else ()
         work_dir = '--no-validate', '--work-dir', tmp_path / 'run'
-        with pytest.raises(NotFiniteError) as error:
+        with pytest.raises(UserError) as error:
             run_tool('tools/train.py', path, *work_dir, *options)
+        assert isinstance(error.value, NotFiniteError) is (extra != BAD_PIXEL)
         return str(error.value)
 
     return train

@@ -12,7 +12,7 @@ from mmengine.config import DictAction
 
 from projects.vop.engine import merge_options, open_config
 from projects.vop.engine.parameters import (
-    PAPER_CLIP,
+    PAPER_CLIP_PARAMETERS,
     build_without_weights,
     count_as_paper,
     count_by_part,
@@ -78,7 +78,7 @@ def format_table_1(rows: list[dict]) -> str:
         counted = row['as_the_paper_counts']
         lines.append(
             f'| {row["name"]} | {row["paper_prints"] or ""} | {counted:,} '
-            f'({100 * counted / PAPER_CLIP:.3f}%) | {row["trained"]:,} |'
+            f'({100 * counted / PAPER_CLIP_PARAMETERS:.3f}%) | {row["trained"]:,} |'
         )
     return '\n'.join(lines)
 

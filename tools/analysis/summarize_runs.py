@@ -11,7 +11,7 @@ import matplotlib
 from matplotlib import pyplot
 from matplotlib.transforms import Bbox
 
-from projects.vop.engine.parameters import PAPER_CLIP
+from projects.vop.engine.parameters import PAPER_CLIP_PARAMETERS
 from projects.vop.errors import UserError, exit_on_user_error
 from projects.vop.fileio import write_file
 from projects.vop.paper import METRICS, TABLE_1
@@ -71,7 +71,7 @@ def table(best: dict, dataset: str) -> str:
     rows = [['method', 'trained', *counted, 'lr', 'seeds', *metrics]]
     for (method, setting), runs in best.items():
         trained, as_paper, lr = (runs[0][key] for key in ('trained', 'as_paper', 'lr'))
-        counted = [f'{as_paper:,} ({100 * as_paper / PAPER_CLIP:.3f}%)'] if paper else []
+        counted = [f'{as_paper:,} ({100 * as_paper / PAPER_CLIP_PARAMETERS:.3f}%)'] if paper else []
         grid = ['', ''] if lr is None else [f'{lr:g}', str(len(runs))]
         metrics = [mean_and_std([run[column] for run in runs]) for column in COLUMNS]
         rows.append([name_of(method, setting), f'{trained:,}', *counted, *grid, *metrics])

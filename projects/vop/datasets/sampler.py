@@ -1,5 +1,7 @@
 """A sampler for runs that can be repeated and resumed exactly."""
 
+from typing import Any
+
 from mmengine.dataset import DefaultSampler
 
 from ..errors import UserError
@@ -24,6 +26,11 @@ class ReproducibleSampler(DefaultSampler):
         ...     sampler=dict(type='vop.ReproducibleSampler', shuffle=True),
         ...     dataset=dict(type='vop.VideoTextDataset', ...))
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Before anyone iterates: training by iterations forks its workers before it sets an epoch.
+        self._tell(self.dataset, self.epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Called by MMEngine's ``DistSamplerSeedHook`` before each epoch."""

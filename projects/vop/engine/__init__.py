@@ -1,4 +1,4 @@
-from .checkpoint import check_fit, check_state, load_safely
+from .checkpoint import check_state, load_safely
 from .checkpoint_hook import CheckpointHook, use_checkpoint_hook
 from .config import (
     check_amp,
@@ -32,7 +32,6 @@ __all__ = [
     'build_train_runner',
     'check_amp',
     'check_data',
-    'check_fit',
     'check_plain_config',
     'check_launcher',
     'check_state',

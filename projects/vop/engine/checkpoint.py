@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from mmengine.model import is_model_wrapper
-from torch import nn
+from mmengine.registry import STRATEGIES
+from torch import Tensor, nn
 
 from ..errors import UserError
-from ..fileio import unsafe_globals
+from ..fileio import check_zip, code_in
 
 
 def load_safely(filename: str, map_location: Any = None) -> dict:
@@ -24,8 +25,8 @@ def load_safely(filename: str, map_location: Any = None) -> dict:
         dict: The checkpoint.
 
     Raises:
-        UserError: If there is no such file, if it is not a checkpoint, or if
-            it holds more than data.
+        UserError: If there is no such file, if it cannot be read, if it is
+            damaged or not a checkpoint, or if it holds more than data.
 
     Example:
         >>> load_safely('work_dirs/vop_msrvtt/epoch_5.pth', map_location='cpu').keys()
@@ -35,35 +36,75 @@ def load_safely(filename: str, map_location: Any = None) -> dict:
     if not osp.isfile(filename):
         raise UserError(f'There is no checkpoint {filename}.')
     try:
+        check_zip(filename)
         return torch.load(filename, map_location=map_location, weights_only=True)
-    except PermissionError as error:
+    except OSError as error:
         raise UserError(f'{filename} cannot be read: {error.strerror}.') from error
-    except torch.cuda.OutOfMemoryError:
+    except (MemoryError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:  # a damaged file can raise nearly anything
-        code = ', '.join(unsafe_globals(filename))
-        reason = (
-            f'it would call {code}, and only tensors and plain data are loaded'
-            if code
-            else 'it is damaged, or not a checkpoint of torch'
-        )
+        if _opens_in_place(filename):  # memory was short
+            raise
+        reason = code_in(filename) or 'it is damaged, or not a checkpoint of torch'
         # torch advises to load the file unsafely: its message is not passed on.
         raise UserError(
             f'{filename} is not a checkpoint that can be opened safely: {reason}.'
         ) from error
 
 
-def _shapes(state_dict: dict) -> dict:
-    # What identifies the CLIP is compared when the state is loaded. MMEngine's DDPStrategy
-    # saves the names of its wrapper, and its loading takes them away again.
+def _opens_in_place(filename: str) -> bool:
+    """Whether a file can be opened without memory for what it holds, so that it is whole."""
+    try:
+        check_zip(filename)
+        torch.load(filename, map_location='cpu', weights_only=True, mmap=True)
+    except Exception:
+        return False
+    return True
+
+
+def unwrap(model: Any) -> Any:
+    """The model in a distributed wrapper, or the model itself."""
+    return model.module if is_model_wrapper(model) else model
+
+
+def is_whole(runner: Any) -> bool:
+    """Whether each process holds the whole model, as FSDP's and DeepSpeed's do not."""
+    whole = [STRATEGIES.get(name) for name in ('SingleDeviceStrategy', 'DDPStrategy')]
+    return 'runner_type' not in runner.cfg or type(runner.strategy) in whole
+
+
+def tensors_of(checkpoint: Any) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by their names in the model, whatever wrapper saved them.
+
+    Args:
+        checkpoint (Any): What a file holds: a state dict, or a dict with a ``state_dict``.
+
+    Returns:
+        dict[str, Tensor]: Empty if it holds none.
+
+    Example:
+        >>> tensors_of(dict(epoch=3, state_dict={'module.weight': torch.zeros(2)}))
+        {'weight': tensor([0., 0.])}
+    """
+    state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else None
+    # MMEngine's DDPStrategy saves the names of its wrapper, and its loading takes them away again.
     return {
-        name.removeprefix('module.'): tuple(value.shape)
-        for name, value in state_dict.items()
+        name.removeprefix('module.'): value
+        for name, value in (state.items() if isinstance(state, dict) else ())
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict:
+    # What identifies the CLIP is compared when the state is loaded.
+    return {
+        name: tuple(value.shape)
+        for name, value in tensors.items()
         if not name.endswith('_extra_state')
     }
 
 
-def check_fit(model: nn.Module, filename: str) -> None:
+def check_state(model: nn.Module, checkpoint: Any, filename: str) -> None:
     """Refuse a checkpoint that does not hold just what a model has.
 
     MMEngine loads what fits and logs the rest: a test with the wrong config
@@ -71,35 +112,21 @@ def check_fit(model: nn.Module, filename: str) -> None:
 
     Args:
         model (nn.Module): The model, or its distributed wrapper.
-        filename (str): Path of the checkpoint.
+        checkpoint (Any): What the file holds.
+        filename (str): The file that it is from, for messages.
 
     Raises:
         UserError: If weights are missing, unknown or of another shape; the
             message names them.
 
     Example:
-        >>> check_fit(runner.model, 'work_dirs/vop_msrvtt/epoch_5.pth')
+        >>> path = 'work_dirs/vop_msrvtt/epoch_5.pth'
+        >>> check_state(runner.model, load_safely(path, 'cpu'), path)
     """
-    check_state(model, load_safely(filename, map_location='cpu'), filename)
-
-
-def check_state(model: nn.Module, checkpoint: Any, filename: str) -> None:
-    """Refuse a checkpoint that is loaded, as :func:`check_fit` does.
-
-    Args:
-        model (nn.Module): The model, or its distributed wrapper.
-        checkpoint (Any): What the file holds.
-        filename (str): The file that it is from.
-
-    Raises:
-        UserError: If weights are missing, unknown or of another shape.
-    """
-    if not isinstance(checkpoint, dict):
-        raise UserError(f'{filename} holds no state dict but a {type(checkpoint).__name__}.')
-    if is_model_wrapper(model):
-        model = model.get_submodule('module')
-    theirs = _shapes(checkpoint.get('state_dict', checkpoint))
-    ours = _shapes(model.state_dict())
+    tensors = tensors_of(checkpoint)
+    if not tensors:
+        raise UserError(f'{filename} holds no state dict: name a checkpoint of a model.')
+    theirs, ours = _shapes(tensors), _shapes(unwrap(model).state_dict())
     faults = [
         f'{what} {", ".join(sorted(names)[:4])}{", ..." if len(names) > 4 else ""}'
         for what, names in (

@@ -162,7 +162,7 @@ class CheckpointHook(hooks.CheckpointHook):
             return
         # The checkpoint of the same step holds it, too.
         number = re.search(r'(\d+)\.pth$', name)
-        names = [name, self.filename_tmpl.format(number[1])] if number else [name]
+        names = [name, self.filename_tmpl.format(int(number[1]))] if number else [name]
         for source in filter(osp.isfile, (osp.join(folder, name) for name in names)):
             if is_main_process():
                 checkpoint = load_safely(source, 'cpu')

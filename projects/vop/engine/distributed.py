@@ -96,7 +96,7 @@ def check_launcher(launcher: str) -> int:
     """
     if launcher == 'none':
         _check_alone()
-        os.environ.setdefault('LOCAL_RANK', '0')  # where MMEngine's Runner looks for it
+        os.environ['LOCAL_RANK'] = '0'  # where MMEngine looks for it; one may be left over
         return 1
     size, rank, local_rank = _LAUNCHED[launcher]
     missing = [name for name in (size, rank, *_NEEDED[launcher]) if not os.environ.get(name)]
@@ -152,7 +152,7 @@ def _in_script_of_sbatch() -> bool:
 def _number(name: str) -> int:
     value = os.environ[name]
     if not value.isdecimal() or (name.endswith(('SIZE', 'TASKS')) and int(value) == 0):
-        raise UserError(f'{name}={value!r} is no number of processes: `unset {name}`?')
+        raise UserError(f'{name}={value!r} is not a number of processes: `unset {name}`?')
     return int(value)
 
 

@@ -5,12 +5,12 @@ from typing import Any
 
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from ..errors import NotFiniteError
+from ..errors import NotFiniteError, UserError
 from ..registry import HOOKS
+from .checkpoint import is_whole, tensors_of, unwrap
 
 
 @HOOKS.register_module()
@@ -27,6 +27,8 @@ class FiniteHook(Hook):
     Raises:
         NotFiniteError: The message names the videos of the batch, by ``video_id`` or ``filename``
             of their data samples (``meta_keys`` of ``PackActionInputs``).
+        UserError: If frames, or the weights at the start, are not finite, or a checkpoint has no
+            weights of the model.
 
     Example:
         >>> custom_hooks = [dict(type='vop.FiniteHook')]
@@ -53,13 +55,20 @@ class FiniteHook(Hook):
         self, runner: Runner, model: nn.Module, loss: float, names: list[str], bad: Sequence[int]
     ) -> None:
         where = f'The loss of step {runner.iter + 1} is {loss}'
-        if bad:
-            cause = f'frames of {_listed(names[i] for i in bad if i < len(names))} are not finite'
-            advice = 'Take them out of the annotation file, or mend the pipeline'
-        elif name := _not_finite(dict(model.named_parameters())):
-            cause = f'{name} is not finite from the start'
-            if self.before:
-                cause = f'the step before made {name} not finite, with {_listed(self.before)}'
+        name = _not_finite(dict(model.named_parameters()))
+        if bad:  # which is no divergence, nor is the next
+            videos = _listed(names[i] for i in bad if i < len(names))
+            raise UserError(
+                f'{where}: frames of {videos} are not finite. Take them out of the annotation '
+                'file, or mend the pipeline, and resume.'
+            )
+        elif name and not self.before:
+            raise UserError(
+                f'{where}: {name} is not finite from the start. Take other weights of CLIP, or an '
+                'earlier checkpoint.'
+            )
+        elif name:
+            cause = f'the step before made {name} not finite, with {_listed(self.before)}'
             advice = 'Training diverged: lower the learning rate, or clip gradients'
         else:
             whose = '' if get_world_size() == 1 else f' of process {get_rank()}, one of several,'
@@ -77,22 +86,23 @@ class FiniteHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Start from no checkpoint that is of no use."""
+        ours, theirs = dict(unwrap(runner.model).named_parameters()), tensors_of(checkpoint)
         name = runner.cfg.get('load_from') or f'the latest in {runner.work_dir}'
+        # MMEngine would load nothing, and train from scratch. A zero-shot CLIP has a name alone.
+        if is_whole(runner) and not any(k in ours or k.endswith('_extra_state') for k in theirs):
+            raise UserError(
+                f'{name} holds no state dict with weights of the model, such as '
+                f'{next(iter(ours), "none")}. Weights of a CLIP go to model.clip.pretrained.'
+            )
         self._check_weights(runner, checkpoint, f'so {name} cannot be used: take an earlier one')
 
     def _check_weights(self, runner: Runner, checkpoint: dict, what: str) -> None:
         # Not buffers: some hold infinity on purpose, such as masks.
         ours = dict(unwrap(runner.model).named_parameters())
-        state = checkpoint.get('state_dict', checkpoint)
-        named = ((key.removeprefix('module.'), value) for key, value in state.items())
-        name = _not_finite({key: value for key, value in named if key in ours})
+        tensors = tensors_of(checkpoint)
+        name = _not_finite({key: value for key, value in tensors.items() if key in ours})
         if name:
             raise NotFiniteError(f'The weights {name} of the checkpoint are not finite, {what}.')
-
-
-def unwrap(model: Any) -> Any:
-    """The model in a distributed wrapper, or the model itself."""
-    return model.module if is_model_wrapper(model) else model
 
 
 def _not_finite(tensors: dict[str, Tensor]) -> str | None:

@@ -12,7 +12,7 @@ from ..registry import MODELS
 
 # What the paper calls 100 %: the parameters of CLIP ViT-B/32 whose names end
 # in .weight or .bias.
-PAPER_CLIP = 119_826_432
+PAPER_CLIP_PARAMETERS = 119_826_432
 
 
 class ParameterCount(NamedTuple):

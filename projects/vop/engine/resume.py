@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapperDict
-from mmengine.registry import STRATEGIES
 from mmengine.runner import IterBasedTrainLoop
 
 from ..errors import UserError
-from .checkpoint import check_state, load_safely
+from .checkpoint import check_state, is_whole, load_safely
 
 # What of a config makes a training what it is.
 COMPARED = (
@@ -46,7 +46,8 @@ def find_checkpoint(cfg: Config) -> str | None:
         str, optional: Its path; none if there is none, or none can be read.
 
     Raises:
-        UserError: If a checkpoint may not be read.
+        UserError: If the system cannot read a checkpoint: it may well be whole, and another
+            process of this run may read it.
 
     Example:
         >>> find_checkpoint(Config(dict(work_dir='work_dirs/vop_msrvtt')))
@@ -80,7 +81,7 @@ def find_checkpoint(cfg: Config) -> str | None:
             try:
                 checkpoint = load_safely(path, 'cpu')
             except UserError as error:
-                if isinstance(error.__cause__, PermissionError):
+                if isinstance(error.__cause__, OSError):
                     raise
                 faults.append(str(error))
                 continue
@@ -155,7 +156,7 @@ def prepare_resume(cfg: Config, given: str | None = None) -> str | None:
         full = osp.join(osp.dirname(path), f'{step[1]}.pth') if step else ''
         instead = f'from {full}' if osp.isfile(full) else 'from an epoch_N.pth of its folder'
         raise UserError(
-            f'{path} holds weights alone, without the state of the training: it cannot be resumed '
+            f'{path} holds only weights, without the state of the training: it cannot be resumed '
             f'from. Resume {instead}, or start a new training from these weights, without '
             f'--resume: --cfg-options load_from={path}'
         )
@@ -173,12 +174,15 @@ class ResumeHook(Hook):
 
     What differs is said in one warning. The learning rate is then that of the
     schedule of the config that resumes, as if it had been so from the start.
+    An epoch that was cut off is repeated, which is said, too.
 
     Args:
-        path (str): The checkpoint, for messages.
+        path (str, optional): The checkpoint, for messages; None if the run starts from the
+            beginning, which all its processes must do then.
 
     Raises:
-        UserError: If the weights, the optimizer or the kind of loop do not fit.
+        UserError: If the weights, the optimizer or the kind of loop do not fit, or the processes
+            of a run read different checkpoints.
 
     Example:
         >>> runner.register_hook(ResumeHook('work_dirs/vop_msrvtt/epoch_5.pth'))
@@ -186,12 +190,17 @@ class ResumeHook(Hook):
 
     priority = 'VERY_HIGH'  # before EMAHook loads the weights
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str | None) -> None:
         self.path = path
+        self.read: tuple = (None, 0, None)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        if self.path is None:  # weights to start from
+            return
         meta = checkpoint['meta']
-        if _is_whole(runner):
+        self.read = self.path, meta['iter'], None
+        if is_whole(runner):
+            self.read = self.path, meta['iter'], meta.get('time')
             check_state(runner.model, checkpoint, self.path)
         ours, theirs = parse_config(runner.cfg.pretty_text), parse_config(meta.get('cfg', ''))
         changes = []
@@ -201,21 +210,40 @@ class ResumeHook(Hook):
             batches = _batch(ours, world), _batch(theirs, meta.get('world_size', world))
             changes = [*_changes(ours, theirs), *_differences('batch_size in total', *batches)]
         schedule = any(key.startswith((*SCHEDULE, 'batch_size')) for key, *_ in changes)
-        by_iter = _counts_iterations(runner.train_loop)
-        hook = (theirs.get('default_hooks') or {}).get('checkpoint') or {}
-        between_epochs = not by_iter and meta['epoch'] and hook.get('by_epoch', True)
-        length = len(runner.train_dataloader) if between_epochs else None
-        if between_epochs and meta['iter'] != meta['epoch'] * length:
-            changes.append(('steps in an epoch', length, f'{meta["iter"] / meta["epoch"]:g}'))
+        by_iter = isinstance(runner.train_loop, IterBasedTrainLoop)
+        length = 0 if by_iter else len(runner.train_dataloader)
+        said = [] if theirs else [f'{self.path} does not say with which settings it was trained.']
+        if not by_iter and meta['iter'] != meta['epoch'] * length:
+            hook = (theirs.get('default_hooks') or {}).get('checkpoint') or {}
+            if meta['epoch'] and hook.get('by_epoch', True):
+                changes.append(('steps in an epoch', length, f'{meta["iter"] / meta["epoch"]:g}'))
+            else:  # MMEngine would count on from there, though it starts the epoch again
+                epoch = meta['epoch'] + 1
+                where = f'in epoch {epoch}, which is repeated from its start'
+                if meta['iter'] == epoch * length and not changes:
+                    meta['epoch'], where = epoch, f'the last of epoch {epoch}'
+                said.append(f'{self.path} was written at step {meta["iter"]}, {where}.')
             meta['iter'] = meta['epoch'] * length
             schedule = True
-        if not changes:
-            return
-        notes = ', '.join(f'{key}={_short(new)} (was {_short(old)})' for key, new, old in changes)
-        message = f'{self.path} was trained with other settings. From here on: {notes}.'
+        if changes:
+            notes = ', '.join(
+                f'{key}={_short(new)} (was {_short(old)})' for key, new, old in changes
+            )
+            said.append(f'{self.path} was trained with other settings. From here on: {notes}.')
         if schedule:
-            message += self._follow_schedule(runner, checkpoint)
-        _warn(message)
+            said.append(self._follow_schedule(runner, checkpoint, length))
+        if said:
+            _warn(' '.join(said))
+
+    def before_train(self, runner) -> None:
+        # Each process has looked for the newest checkpoint by itself.
+        every = all_gather_object(self.read)
+        if len({(step, time) for _, step, time in every}) > 1:
+            names = ', '.join(f'{path} (step {step}, {time})' for path, step, time in every)
+            raise UserError(
+                f'The processes of this run would start from different checkpoints: {names}. '
+                'See that all can read the newest, or name one: --resume CHECKPOINT'
+            )
 
     def _refuse_other_kind(self, ours: dict, theirs: dict) -> None:
         for what, kind in (('optimizer', _optimizer), ('loop', _loop)):
@@ -228,11 +256,12 @@ class ResumeHook(Hook):
             f'from its weights, without --resume: --cfg-options load_from={self.path}'
         )
 
-    def _follow_schedule(self, runner, checkpoint: dict) -> str:
+    def _follow_schedule(self, runner, checkpoint: dict, length: int) -> str:
         """Write into the checkpoint what optimizer and schedule are by the config; say so.
 
         The optimizer of the runner is still as the config makes it, and its
-        schedule at its start: it takes the steps that were trained.
+        schedule at its start: it takes the steps that were trained, in epochs of
+        ``length`` steps, or in none.
         """
         optimizer, schedulers = runner.optim_wrapper, runner.param_schedulers or []
         saved = checkpoint.get('optimizer')
@@ -241,15 +270,13 @@ class ResumeHook(Hook):
             or not isinstance(schedulers, list)
             or any(getattr(scheduler, 'need_val_args', False) for scheduler in schedulers)
         ):
-            return ' But optimizer and schedule stay those of the checkpoint.'
-        steps, by_iter = checkpoint['meta']['iter'], _counts_iterations(runner.train_loop)
-        length = 0 if by_iter else len(runner.train_dataloader)
+            return 'But optimizer and schedule stay those of the checkpoint.'
         with warnings.catch_warnings():
             # They miss the steps of the optimizer, which were taken before.
             warnings.simplefilter('ignore')
-            for step in range(1, steps + 1):
+            for step in range(1, checkpoint['meta']['iter'] + 1):
                 for scheduler in schedulers:
-                    if not scheduler.by_epoch or (not by_iter and step % length == 0):
+                    if not scheduler.by_epoch or (length and step % length == 0):
                         scheduler.step()
         checkpoint['param_schedulers'] = [scheduler.state_dict() for scheduler in schedulers]
         if saved:
@@ -263,17 +290,7 @@ class ResumeHook(Hook):
                 if key in new:
                     saved[key] = new[key]
         rates = {group['lr'] for group in optimizer.param_groups}
-        return f' The learning rate is now {", ".join(f"{rate:.3g}" for rate in sorted(rates))}.'
-
-
-def _is_whole(runner) -> bool:
-    """Whether each process holds the whole model, as FSDP's and DeepSpeed's do not."""
-    whole = [STRATEGIES.get(name) for name in ('SingleDeviceStrategy', 'DDPStrategy')]
-    return 'runner_type' not in runner.cfg or type(runner.strategy) in whole
-
-
-def _counts_iterations(loop) -> bool:
-    return isinstance(loop, IterBasedTrainLoop)
+        return f'The learning rate is now {", ".join(f"{rate:.3g}" for rate in sorted(rates))}.'
 
 
 def _optimizer(cfg: dict) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..fileio import unsafe_globals
+from ..fileio import check_zip, code_in
 
 # In a state dict, next to its weights, OpenAI's models alone have these.
 OPENAI_INTEGERS = {'input_resolution', 'context_length', 'vocab_size'}
@@ -104,6 +104,7 @@ def _open(path: Path) -> Any:
             head = file.read(200)
         if head[8:9] == b'{':  # after the length of its header
             return safetensors.torch.load_file(path)
+        check_zip(path)
         if is_jit_archive(path):
             return torch.jit.load(path, map_location='cpu').state_dict()
         return torch.load(path, map_location='cpu', weights_only=True)
@@ -137,13 +138,8 @@ def _what_is(path: Path, head: bytes) -> str:
         return 'it is a pointer of Git LFS in place of the file: `git lfs pull` gets that'
     if head.lstrip().startswith(b'<'):
         return 'it is a web page: download the file itself'
-    code = unsafe_globals(str(path))
-    if code:
-        more = ', ...' if len(code) > 2 else ''
-        return (
-            f'it would call {", ".join(sorted(code)[:2])}{more}, and only tensors and plain data '
-            'are loaded. Save its state dict alone'
-        )
+    if code := code_in(str(path)):
+        return f'{code}. Save its state dict alone'
     if head.isascii() and ' '.join(head.decode().split()).isprintable():
         return 'it is a text'
     return 'it is cut off, damaged, or no file of torch or safetensors'
