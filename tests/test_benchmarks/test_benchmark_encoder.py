@@ -9,7 +9,7 @@ import pytest
 SMALL_CLIP = dict(
     embed_dim=128,
     quick_gelu=True,
-    vision_cfg=dict(image_size=224, patch_size=32, layers=4, width=256),
+    vision_cfg=dict(image_size=224, patch_size=32, layers=6, width=256),
     text_cfg=dict(context_length=77, vocab_size=49408, width=64, heads=1, layers=1),
 )
 

@@ -148,9 +148,8 @@ def test_a_training_step_changes_what_trains_alone(tiny_clip, method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('method', ['vop_c', 'vop_fp'])
-def test_torch_compile_changes_nothing(tiny_clip, method):
-    model = make_model(tiny_clip, method)
+def test_torch_compile_changes_nothing(tiny_clip):
+    model = make_model(tiny_clip, 'vop_fc')
     inputs = model.data_preprocessor(make_batch())['inputs']
     plain = model(inputs, mode='loss')
     sum(plain.values()).backward()
