@@ -344,6 +344,7 @@ def annotations(folder: Path, count: int) -> None:
     for name in captions:
         (folder / 'videos' / name).touch()
     shutil.copytree(ROOT / 'configs', folder / 'configs')
+    here = os.getcwd()
     os.chdir(folder)  # where the converter makes data/NAME and its config
     sys.path.insert(0, str(ROOT / 'tools/data'))
 
@@ -367,6 +368,7 @@ def annotations(folder: Path, count: int) -> None:
                 outcomes[f'{type(error).__name__}: {error}'] += 1
             (folder / copy).unlink()
         rows.append([name, ', '.join(f'{key} {value}' for key, value in outcomes.items())])
+    os.chdir(here)
     print_table(['damaged copies of', 'outcome'], *rows)
 
 

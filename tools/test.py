@@ -178,9 +178,9 @@ def main() -> None:
     # model that has none to exchange, such as zero-shot CLIP.
     wrap_model(cfg, dict(type='vop.Unwrapped'))
     pin_memory(cfg)
-    runner = build_runner(cfg)
-    runner.register_hook(CheckModel())
     with name_full_disk(cfg.work_dir), explain_data_loader():
+        runner = build_runner(cfg)
+        runner.register_hook(CheckModel())
         runner.test()
     asked = [*runner.test_evaluator.metrics, *runner.hooks]
     lost = [part.lost for part in asked if getattr(part, 'lost', None)]

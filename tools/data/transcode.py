@@ -101,6 +101,8 @@ def open_video(path: Path) -> Iterator[tuple]:
             stream = container.streams.best('video')
             if stream is None:
                 raise TranscodeError('it has no video stream')
+            if stream.codec_context is None:
+                raise TranscodeError('nothing here decodes its video stream')
             stream.codec_context.thread_count = 1  # there is one process per core
             yield container, stream
     except av.FFmpegError as error:
