@@ -117,7 +117,7 @@ def reason_or_raise(error: Exception, path: str | Path) -> str:
         if hasattr(error, 'add_note'):
             error.add_note(f'This was raised while {shown(str(path))} was read.')
         raise error
-    return shown(f'{type(error).__name__}: {error}'.strip(), 300)
+    return shown(f'{type(error).__name__}: {error}'.strip().rstrip('.'), 300)
 
 
 @contextmanager

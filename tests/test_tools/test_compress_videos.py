@@ -365,6 +365,7 @@ def test_what_cannot_be_read_is_listed(source, tmp_path, compress):
         'short.avi': 'cut off',
         'empty.mp4': 'Invalid data',
         'sound.mp4': 'no video stream',
+        'strange.mkv': 'nothing here decodes',
         'gone.mp4': 'No such file',
         'narrow.mp4': 'misreads',  # decord 0.6 reads it with four channels
         'caf\udce9.mp4': 'Invalid data',
@@ -375,6 +376,9 @@ def test_what_cannot_be_read_is_listed(source, tmp_path, compress):
         middle = len(data) // 2
         rest = rng.bytes(9000) + data[middle + 9000 :] if name == 'torn.mp4' else b''
         (videos / name).write_bytes(data[:middle] + rest)
+    write(videos / 'strange.mkv', [grey(90)] * 8)
+    data = (videos / 'strange.mkv').read_bytes()
+    (videos / 'strange.mkv').write_bytes(data.replace(b'V_MPEG4/ISO/AVC', b'V_MPEG9/ISO/AVC'))
     (videos / 'empty.mp4').touch()
     (videos / 'caf\udce9.mp4').write_text('no video')
     with av.open(str(videos / 'sound.mp4'), 'w') as container:

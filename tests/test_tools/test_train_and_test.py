@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import pytest
 import torch
 from helpers import ROOT, free_port, in_two_processes, records, run, run_forked, save_clip
 from mmengine.config import Config
+from mmengine.registry import VISBACKENDS
+from mmengine.visualization import LocalVisBackend
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from projects.vop.apis import VoPInferencer
@@ -369,6 +372,27 @@ def test_a_work_dir_that_cannot_be_made(run_tool, config, monkeypatch, tool, wor
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match=f'work dir {work_dir} cannot be made'):
         run_tool(f'tools/{tool}.py', config(), '--work-dir', work_dir)
+
+
+@VISBACKENDS.register_module()
+class OnFullDisk(LocalVisBackend):
+    """A limit on the size of files stands for a full disk."""
+
+    def add_config(self, config, **kwargs):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        try:
+            super().add_config(config, **kwargs)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize('tool', ['train', 'test'])
+def test_a_disk_that_is_full_at_once_is_named(run_tool, config, tmp_path, tool):
+    path = config(extra="visualizer = dict(vis_backends=[dict(type='OnFullDisk')])\n")
+    with pytest.raises(UserError, match=f'{tmp_path}.*File too large'):
+        run_tool(f'tools/{tool}.py', path, '--work-dir', tmp_path)
 
 
 def test_a_strategy_that_needs_a_launcher(run_tool, config, tmp_path):
