@@ -13,6 +13,8 @@ from projects.vop.apis.reader import read_videos
 from projects.vop.damage import missing_end
 from projects.vop.registry import DATASETS
 
+pytestmark = pytest.mark.slow
+
 NOISE = list(np.random.default_rng(0).integers(0, 255, (75, 80, 96, 3), dtype=np.uint8))
 # The sound of a video in numbered seconds, and the format and options of its container.
 FAST = dict(movflags='faststart')

@@ -20,6 +20,8 @@ from projects.vop.errors import UserError
 from projects.vop.models import RetrievalRecognizer
 from projects.vop.registry import MODELS
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ['a dog', 'a cat', 'a fish']
 
 
@@ -47,7 +49,6 @@ def videos(video_folder):
     return [str(video_folder / f'{i}.mp4') for i in range(5)]
 
 
-@pytest.mark.slow
 def test_embeddings_are_those_of_testing(retrieval_config, save, inferencer, videos, tmp_path):
     config = retrieval_config()
     config.update(work_dir=str(tmp_path), load_from=save(config))
@@ -105,7 +106,6 @@ def encode_misbehaving(num_workers, inferencer, paths):
     return [Path(path).stem for path in encoded.paths], sorted(encoded.failed.values())
 
 
-@pytest.mark.slow
 def test_videos_that_hang_or_crash_are_reported_wherever_it_runs(misbehaving, videos, tmp_path):
     paths = [videos[0], *(str(tmp_path / f'{name}.mp4') for name in ('crash', 'hang')), videos[1]]
     for path in paths[1:3]:

@@ -15,6 +15,8 @@ from projects.vop.datasets.moving_shapes import Scene, write_moving_shapes
 from projects.vop.evaluation import evaluate_embeddings
 from projects.vop.models import open_towers
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = ROOT / 'configs'
 
 

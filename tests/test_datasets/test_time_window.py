@@ -23,6 +23,8 @@ from projects.vop.registry import DATASETS
 sys.path.append(str(ROOT / 'tools/data'))
 from transcode import CopySettings, encode  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = ROOT / 'configs'
 FRAMES, RATE = 80, 2  # of the video in grey: 40 seconds
 STEP = 3  # between the grey values of neighbouring frames

@@ -27,6 +27,8 @@ from projects.vop.errors import UserError, shown
 sys.path.append(str(ROOT / 'tools/data'))
 from transcode import CODECS, CopySettings, TranscodeError, encode  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = 'tools/data/compress_videos.py'
 
 
@@ -141,7 +143,6 @@ def test_names_that_begin_as_addresses_are_files(tmp_path, monkeypatch):
     assert encode(Path('take:1.mp4'), CopySettings())
 
 
-@pytest.mark.slow
 def test_real_videos(shared_data, tmp_path):
     videos = shutil.copytree(shared_data / 'videos', tmp_path / 'videos')
     for name in ('unordered.mov', 'flipping_a_pancake.mkv'):
@@ -264,7 +265,6 @@ def stamps(folder):
     }
 
 
-@pytest.mark.slow
 def test_a_data_root_becomes_one_and_is_kept_up_to_date(source, tmp_path, compress, monkeypatch):
     out = tmp_path / 'out'
     # A limit on the size of a file fails in the middle of it, as a full disk does.
@@ -354,7 +354,6 @@ def test_a_limit_that_no_wait_can_have_is_refused(tmp_path, compress):
         compress(tmp_path, tmp_path / 'out', '--timeout', '1e7')
 
 
-@pytest.mark.slow
 def test_what_cannot_be_read_is_listed(source, tmp_path, compress):
     rng = np.random.default_rng(0)
     noise = list(rng.integers(0, 255, (60, 80, 96, 3), dtype=np.uint8))
@@ -408,7 +407,6 @@ def wait_for(condition):
         time.sleep(0.02)
 
 
-@pytest.mark.slow
 def test_what_hangs_or_crashes_or_is_stopped(tmp_path, compress):
     """Decoding the second of three videos takes about ten seconds."""
     many, out = tmp_path / 'many', tmp_path / 'out'

@@ -58,6 +58,7 @@ def test_the_table_follows_cfg_options(count):
     assert ['text.adapters.0', f'{12 * (2 * 512 + 1 + 512):,}', '0'] in lines
 
 
+@pytest.mark.slow
 def test_the_paper_column_is_exact(count):
     output = count('--paper')
     rows = {}

@@ -225,6 +225,7 @@ def test_checkpoints_by_iterations_in_epochs_are_resumed_at_an_epoch(train, tmp_
         assert (state_of_whole == state_of_cut) is (step == epochs * STEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('other', [(None, 0, None), ('epoch_2.pth', 6, 'another')])
 def test_processes_that_read_different_checkpoints_are_refused(
     train, trained, tmp_path, monkeypatch, other
@@ -367,6 +368,7 @@ def test_where_no_checkpoint_can_be_read_training_starts_again(train, trained, c
     assert result(copied) == result(trained)
 
 
+@pytest.mark.slow
 def test_what_is_no_checkpoint_of_a_training_is_named(train, trained, config, tmp_path):
     published = next(trained.glob('epoch_3-*.pth'))
     best = trained / 'best_score_epoch_2.pth'
@@ -411,6 +413,7 @@ def test_what_the_system_cannot_read_is_not_passed_over(trained, monkeypatch, fa
 # Other settings
 
 
+@pytest.mark.slow
 def test_what_differs_is_said_once_and_the_rate_follows(train, copied, said):
     cut_back(copied, 2)
     rate = 'optim_wrapper.optimizer.lr=1e-3'
@@ -438,6 +441,7 @@ def test_another_batch(train, copied, said):
     assert records(copied)[-1]['lr'] < 3e-4  # of the last step: the schedule came to its end
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'options, named',
     [
@@ -454,6 +458,7 @@ def test_what_cannot_be_resumed_is_refused(train, trained, tmp_path, options, na
     assert named in str(error.value) and str(trained / 'epoch_2.pth') in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_same_settings_are_not_remarked(train, copied, said):
     cut_back(copied, 2)
     train(copied, '--resume', '--no-validate', options=['default_hooks.logger.interval=2'])
@@ -535,6 +540,7 @@ def test_the_best_by_several_metrics_in_a_config_of_mmengine(train, tmp_path, sa
     assert len([*tmp_path.glob('epoch_3-*.pth')]) == 1
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_not_there_is_named(train, tmp_path):
     with pytest.raises(UserError, match=r'save_best=t2v/R@2 .* t2v/R@1, '):
         train(tmp_path, options=['default_hooks.checkpoint.save_best=t2v/R@2'])

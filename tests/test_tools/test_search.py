@@ -19,6 +19,8 @@ from projects.vop.errors import UserError
 from projects.vop.registry import MODELS, TRANSFORMS
 from projects.vop.search import VideoIndex, update_index
 
+pytestmark = pytest.mark.slow
+
 # Ends its process at a video, and notes the others that are encoded.
 KILLER = """
 import os, signal
@@ -204,7 +206,6 @@ def test_ctrl_c_keeps_what_is_encoded(printed, run_tool, model, video_folder, tm
         VideoIndex.open(tmp_path / 'index')
 
 
-@pytest.mark.slow
 def test_two_processes_killed_and_started_again(
     run_tool, model, video_folder, tmp_path, monkeypatch
 ):
@@ -243,7 +244,6 @@ def test_two_processes_killed_and_started_again(
     assert np.allclose(one.embeddings, two.embeddings, atol=1e-6)
 
 
-@pytest.mark.slow
 def test_slurm_script(tmp_path, monkeypatch):
     """With a stand-in for ``srun`` that prints what it would start."""
     (tmp_path / 'srun').write_text('#!/bin/sh\necho "$@"')
