@@ -524,7 +524,7 @@ def test_several_files_of_weights_are_in_doubt(save_folder):
 def test_what_is_not_there_is_refused(monkeypatch, tmp_path, name):
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
     for open_it in (open_towers, open_tokenizer):
-        with pytest.raises(UserError, match=name.removeprefix('local-dir:')) as error:
+        with pytest.raises(UserError, match=name.removeprefix('local-dir:') or name) as error:
             open_it(name, cache_dir=str(tmp_path))
         assert '\n' not in str(error.value) and len(str(error.value)) < 300
 

@@ -62,12 +62,12 @@ class FiniteHook(Hook):
                 f'{where}: frames of {videos} are not finite. Take them out of the annotation '
                 'file, or mend the pipeline, and resume.'
             )
-        elif name and not self.before:
+        if name and not self.before:
             raise UserError(
                 f'{where}: {name} is not finite from the start. Take other weights of CLIP, or an '
                 'earlier checkpoint.'
             )
-        elif name:
+        if name:
             cause = f'the step before made {name} not finite, with {_listed(self.before)}'
             advice = 'Training diverged: lower the learning rate, or clip gradients'
         else:
