@@ -65,6 +65,14 @@ def _default_surroundings():
         yield
 
 
+@pytest.fixture(scope='module')
+def read_here():
+    """Data sets read in this process: one of their own for each takes longer than few videos do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('projects.vop.datasets.video_text.FORKS', False)
+        yield
+
+
 @pytest.fixture(scope='session')
 def tiny_clip(tmp_path_factory) -> str:
     """Path of an open_clip JSON config of a CLIP that runs in milliseconds."""

@@ -32,6 +32,8 @@ from projects.vop.engine.parameters import build_without_weights, count_by_part
 from projects.vop.paper import TABLE_1
 from projects.vop.registry import MODELS
 
+pytestmark = pytest.mark.usefixtures('read_here')
+
 PAGES = [
     str(path.relative_to(ROOT))
     for path in [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]

@@ -1,11 +1,14 @@
 """The model as a whole: embeddings, loss, training step, parameters."""
 
+import copy
+import json
+
 import open_clip
 import pytest
 import reference
 import torch
 import torch.distributed as dist
-from helpers import ROOT, in_two_processes, make_batch, make_model
+from helpers import ROOT, TINY_CLIP, in_two_processes, make_batch, make_model
 from mmengine.config import Config
 from mmengine.dataset import default_collate, pseudo_collate
 from mmengine.optim import OptimWrapper
@@ -148,8 +151,11 @@ def test_a_training_step_changes_what_trains_alone(tiny_clip, method):
 
 
 @pytest.mark.slow
-def test_torch_compile_changes_nothing(tiny_clip):
-    model = make_model(tiny_clip, 'vop_fc')
+def test_torch_compile_changes_nothing(tmp_path):
+    config = copy.deepcopy(TINY_CLIP)  # a layer of each kind
+    config['vision_cfg']['layers'], config['text_cfg']['layers'] = 2, 1
+    (tmp_path / 'clip.json').write_text(json.dumps(config))
+    model = make_model(str(tmp_path / 'clip.json'), 'vop_fc')
     inputs = model.data_preprocessor(make_batch())['inputs']
     plain = model(inputs, mode='loss')
     sum(plain.values()).backward()

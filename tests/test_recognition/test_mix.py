@@ -24,6 +24,8 @@ from projects.vop.engine import open_config
 from projects.vop.errors import UserError
 from projects.vop.evaluation import Embeddings, RetrievalMetric, evaluate_similarity
 
+pytestmark = pytest.mark.usefixtures('read_here')
+
 MIX = ROOT / 'configs/mix'
 MMACTION2 = Path(mmaction.__file__).parent / '.mim'
 BACKBONE = {

@@ -24,6 +24,8 @@ from projects.vop.engine.checkpoint_hook import rule_of
 from projects.vop.errors import UserError
 from projects.vop.fileio import file_lock
 
+pytestmark = pytest.mark.usefixtures('read_here')
+
 STEPS = 3  # 10 pairs in batches of 4
 SCORES = [1.0, 3.0, 2.0, 4.0]
 

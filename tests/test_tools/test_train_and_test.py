@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from projects.vop.apis import VoPInferencer
 from projects.vop.errors import NotFiniteError, UserError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('read_here')]
 
 EPOCHS = 3
 STEPS = 3  # 10 pairs in batches of 4, the last of 2
