@@ -9,6 +9,7 @@ import signal
 import sys
 from collections import Counter
 from functools import cache
+from multiprocessing import active_children
 from pathlib import Path
 
 import av
@@ -215,7 +216,8 @@ def run_tool(monkeypatch):
             with fresh_instances():
                 tool.main()
         finally:
-            gc.collect()  # data sets, whose processes would stay
+            if active_children():
+                gc.collect()  # data sets, whose processes would stay
 
     return run
 
