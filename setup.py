@@ -32,6 +32,7 @@ setup(
         'importlib_metadata',  # MMAction2 1.2.0 needs it without saying so
         'decord>=0.6',
         'av',
+        'safetensors',
         'numpy',
         'matplotlib',
         'tqdm',

@@ -9,13 +9,14 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
+import safetensors.torch
 import torch
 from helpers import Code, make_batch
 from mmengine.runner import load_checkpoint, save_checkpoint
 from mmengine.runner.checkpoint import get_state_dict
 from torch import nn
 
-from projects.vop.engine import check_state, load_safely
+from projects.vop.engine import check_state, load_safely, to_safetensors
 from projects.vop.errors import UserError
 from projects.vop.models import VideoEncoder, open_towers
 from projects.vop.registry import MODELS
@@ -45,6 +46,24 @@ def test_refuses_code(tmp_path, load):
     assert not marker.exists()
     torch.load(path, weights_only=False)
     assert marker.exists(), 'the file was harmless'
+
+
+def test_safetensors_have_a_checksum(tmp_path):
+    state = dict(a=torch.randn(4, 3).T, b=torch.tensor(2), c=torch.zeros(0, 2), d=torch.ones(3))
+    state['d'] = state['d'].bfloat16()
+    path = tmp_path / 'prompts.safetensors'
+    path.write_bytes(to_safetensors(state))
+    loaded = load_safely(str(path))
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
+    whole = path.read_bytes()
+    for damaged in (whole[:-9] + b'x' + whole[-8:], whole[:-9], whole[:99], b''):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r'prompts\.safetensors .* it is damaged'):
+            load_safely(str(path))
+    linear = nn.Linear(2, 2)
+    safetensors.torch.save_file(linear.state_dict(), path)  # by another program
+    assert torch.equal(load_by_mmengine(str(path))['bias'], linear.bias)
 
 
 def test_refuses_code_of_an_address(tmp_path, monkeypatch):

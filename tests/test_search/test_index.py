@@ -243,7 +243,7 @@ def test_folders_are_not_mixed_up(inferencer, folder):
 
 def test_the_folder_of_another_tool_is_no_unfinished_index(inferencer, folder):
     """Training and copying leave a lock, too."""
-    strangers = {'.lock': '', 'epoch_1.pth': 'x', 'model-5.pth': 'x', 'config-1.json': 'x'}
+    strangers = {'.lock': '', 'epoch_1.pth': 'x', 'model-5.safetensors': 'x', 'config-1.json': 'x'}
     write(folder.parent / 'index', strangers)
     with pytest.raises(UserError, match='epoch_1.pth'):
         run(inferencer, folder)
@@ -351,8 +351,6 @@ def test_damaged_files_are_named(indexed, tmp_path, damage):
     for what in ('config', 'model', 'embeddings', 'names', 'stamps', 'ivf', 'index'):
         path = next(folder.glob(f'{what}[-.]*'))
         whole = path.read_bytes()
-        if what == 'model' and damage and damage(1) == 2:
-            continue  # torch reads a longer one
         if damage:
             os.truncate(path, damage(len(whole)))
         else:

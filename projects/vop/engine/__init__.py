@@ -1,4 +1,4 @@
-from .checkpoint import check_state, load_safely
+from .checkpoint import check_state, load_safely, to_safetensors
 from .checkpoint_hook import CheckpointHook, use_checkpoint_hook
 from .config import (
     check_amp,
@@ -44,6 +44,7 @@ __all__ = [
     'pin_memory',
     'prepare_resume',
     'plain_config',
+    'to_safetensors',
     'tool',
     'use_amp',
     'use_checkpoint_hook',

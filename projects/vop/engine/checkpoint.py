@@ -1,8 +1,10 @@
 """Opening checkpoint files without running code from them."""
 
+import hashlib
 import os.path as osp
 from typing import Any
 
+import safetensors.torch
 import torch
 from mmengine.model import is_model_wrapper
 from mmengine.registry import STRATEGIES
@@ -18,11 +20,11 @@ def load_safely(filename: str, map_location: Any = None) -> dict:
     MMEngine's own loading goes through it, too (see ``compat.py``).
 
     Args:
-        filename (str): Path of the file.
-        map_location (Any): As in ``torch.load``.
+        filename (str): Path of a file of torch, or of safetensors, by its suffix.
+        map_location (Any): As in ``torch.load``; for safetensors, the name of a device.
 
     Returns:
-        dict: The checkpoint.
+        dict: The checkpoint; of safetensors, the state dict.
 
     Raises:
         UserError: If there is no such file, if it cannot be read, if it is
@@ -35,7 +37,10 @@ def load_safely(filename: str, map_location: Any = None) -> dict:
     filename = osp.expanduser(filename)
     if not osp.isfile(filename):
         raise UserError(f'There is no checkpoint {filename}.')
+    is_safetensors = filename.endswith('.safetensors')
     try:
+        if is_safetensors:
+            return _load_safetensors(filename, str(map_location or 'cpu'))
         check_zip(filename)
         return torch.load(filename, map_location=map_location, weights_only=True)
     except OSError as error:
@@ -43,17 +48,50 @@ def load_safely(filename: str, map_location: Any = None) -> dict:
     except (MemoryError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:  # a damaged file can raise nearly anything
-        if _opens_in_place(filename):  # memory was short
+        if not is_safetensors and _opens_in_place(filename):  # memory was short
             raise
-        reason = code_in(filename) or 'it is damaged, or not a checkpoint of torch'
+        reason = code_in(filename) or 'it is damaged, or not a checkpoint'
         # torch advises to load the file unsafely: its message is not passed on.
         raise UserError(
             f'{filename} is not a checkpoint that can be opened safely: {reason}.'
         ) from error
 
 
+def to_safetensors(state: dict[str, Tensor]) -> bytes:
+    """Make a file of safetensors of a state dict, with the checksum that the format lacks.
+
+    Args:
+        state (dict[str, Tensor]): The tensors; which may be on a GPU.
+
+    Returns:
+        bytes: What :func:`load_safely` reads, and compares with the checksum.
+
+    Example:
+        >>> Path('prompts.safetensors').write_bytes(to_safetensors(model.state_dict()))
+    """
+    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    return safetensors.torch.save(state, dict(blake2b=_checksum(state)))
+
+
+def _load_safetensors(filename: str, device: str) -> dict[str, Tensor]:
+    with safetensors.safe_open(filename, 'pt') as file:
+        wanted = (file.metadata() or {}).get('blake2b')
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if wanted not in (None, _checksum(state)):
+        raise ValueError('its checksum is another')
+    return {name: value.to(device) for name, value in state.items()}
+
+
+def _checksum(state: dict[str, Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(state.items()):
+        digest.update(f'{name}{value.dtype}{tuple(value.shape)}'.encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def _opens_in_place(filename: str) -> bool:
-    """Whether a file can be opened without memory for what it holds, so that it is whole."""
+    """Whether a file of torch can be opened without memory for what it holds: it is whole."""
     try:
         check_zip(filename)
         torch.load(filename, map_location='cpu', weights_only=True, mmap=True)

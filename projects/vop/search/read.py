@@ -19,7 +19,7 @@ from ..fileio import read_json
 from .ann import IVF, ROWS_PER_BLOCK, IVFSettings, search_exactly
 from .store import read_parts
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = 'index.json'
 FAILED = 'failed.json'
 PARTS = 'parts'
@@ -27,7 +27,7 @@ PARTS = 'parts'
 # whose number or fingerprint is in its name.
 FILES = dict(
     config='config-{}.json',
-    model='model-{}.pth',
+    model='model-{}.safetensors',
     embeddings='embeddings-{}.npy',
     names='names-{}.json',
     stamps='stamps-{}.npy',

@@ -1,6 +1,5 @@
 """Making the index of a folder of videos, and bringing it up to date."""
 
-import io
 import itertools
 import json
 import logging
@@ -20,7 +19,7 @@ import torch.distributed as dist
 from mmengine.logging import print_log
 
 from ..apis.inferencer import VoPInferencer
-from ..engine import check_plain_config, plain_config
+from ..engine import check_plain_config, plain_config, to_safetensors
 from ..errors import UserError
 from ..fileio import check_writable, file_lock
 from .ann import IVF, open_faiss
@@ -388,9 +387,7 @@ class _Update:
             write_bytes(path, config)
         if not self.model_files['model'].exists():
             state = self.inferencer.model.state_dict()
-            data = io.BytesIO()  # so that a full disk is reported as for the other files
-            torch.save(dict(state_dict={name: value.cpu() for name, value in state.items()}), data)
-            write_bytes(self.model_files['model'], data.getvalue())
+            write_bytes(self.model_files['model'], to_safetensors(state))
 
     def _prepare_parts(self) -> None:
         self.parts.mkdir(parents=True, exist_ok=True)
