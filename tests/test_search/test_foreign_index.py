@@ -155,6 +155,7 @@ NO_INDEX = [
     *([key] for key in ('video_dir', 'files', 'ivf')),
     *(['files', part] for part in PARTS),
     *(['ivf', key] for key in ('nlist', 'nprobe', 'recall', 'trained_for')),
+    *(['ivf', key] for key in ('measured_for', 'next_id')),
     ['ivf', 'recall', 'texts'],
     ['ivf', 'more'],
     ['files', 'more'],

@@ -507,6 +507,33 @@ def test_a_large_index_finds_as_much_as_it_says(indexed):
 
 
 @pytest.mark.slow
+def test_recall_is_measured_anew_when_a_tenth_has_changed(
+    inferencer, indexed, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(indexed.parent, tmp_path / 'large') / 'videos'
+    encoded, encode = [], inferencer.encode_texts
+    monkeypatch.setattr(
+        inferencer, 'encode_texts', lambda texts: encoded.append(0) or encode(texts)
+    )
+
+    def update(new, gone):
+        write(folder, numbered(new))
+        for number in gone:
+            (folder / f'{number:04}.mp4').unlink()
+        run(inferencer, folder, exact_below=1000)
+        return opened(folder)
+
+    before = opened(folder).ivf.settings
+    index = update(range(3000, 3100), range(10))
+    assert index.ivf.settings == before and before.measured_for == 2000 and not encoded
+    assert recall(index, np.array(index.embeddings[::20])) >= 0.9
+    assert update(range(3100, 3300), []).ivf.settings.measured_for == 2290 and len(encoded) == 1
+    update([], range(10, 200))
+    assert len(encoded) == 1
+    assert update([], range(200, 300)).ivf.settings.measured_for == 2000 and len(encoded) == 2
+
+
+@pytest.mark.slow
 def test_an_updated_large_index_is_as_good_as_a_new_one(inferencer, indexed, tmp_path):
     folder = shutil.copytree(indexed.parent, tmp_path / 'large') / 'videos'
     for number in range(0, 2000, 5):

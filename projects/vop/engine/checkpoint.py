@@ -86,7 +86,7 @@ def _checksum(state: dict[str, Tensor]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, value in sorted(state.items()):
         digest.update(f'{name}{value.dtype}{tuple(value.shape)}'.encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

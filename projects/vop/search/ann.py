@@ -13,6 +13,7 @@ TOP = 10  # recall is measured among so many neighbours
 WANTED_RECALL = 0.95
 POINTS_PER_LIST = 64  # embeddings that each list of an IVF is trained with
 QUERIES = 256  # of each kind, to choose nprobe
+SAME = 0.9  # recall is measured anew when fewer embeddings are those of the last time
 ROWS_PER_BLOCK = 16384  # rows that are added, checked or written at a time
 
 
@@ -62,9 +63,11 @@ class IVFSettings(NamedTuple):
         recall (dict[str, float]): Recall@10 against exact search, by the kind
             of query.
         trained_for (int): Number of embeddings when the lists were trained.
+        measured_for (int): Number of embeddings when recall was measured.
+        next_id (int): Ids of embeddings that have come since are not below it.
 
     Example:
-        >>> print(IVFSettings(400, 32, {'texts': 0.96}, trained_for=10_000))
+        >>> print(IVFSettings(400, 32, {'texts': 0.96}, 10_000, 10_000, 10_000))
         Search is approximate: IVF with 400 lists, of which 32 are read; of ...
     """
 
@@ -72,12 +75,15 @@ class IVFSettings(NamedTuple):
     nprobe: int
     recall: dict[str, float]
     trained_for: int
+    measured_for: int = 0
+    next_id: int = 0
 
     def __str__(self) -> str:
         found = ', '.join(f'{100 * part:.0f} % for {kind}' for kind, part in self.recall.items())
         return (
             f'Search is approximate: IVF with {self.nlist:,} lists, of which {self.nprobe:,} are '
-            f'read; of the exact top {TOP} it finds {found}.'
+            f'read; of the exact top {TOP} it finds {found}, measured with '
+            f'{self.measured_for:,} videos.'
         )
 
 
@@ -166,6 +172,11 @@ class IVF:
         """
         return self.index.search(queries, topk)
 
+    def is_measured(self, ids: np.ndarray) -> bool:
+        """Whether ``nprobe`` was chosen for about these embeddings, by their ids [n]."""
+        same = np.count_nonzero(ids < self.settings.next_id)
+        return bool(same >= SAME * max(len(ids), self.settings.measured_for))
+
     def choose_nprobe(
         self, embeddings: np.ndarray, ids: np.ndarray, texts: np.ndarray | None
     ) -> None:
@@ -207,7 +218,12 @@ class IVF:
                 below = middle
             else:
                 nprobe = middle
-        self.settings = self.settings._replace(nprobe=nprobe, recall=measure(nprobe))
+        self.settings = self.settings._replace(
+            nprobe=nprobe,
+            recall=measure(nprobe),
+            measured_for=len(ids),
+            next_id=int(ids.max()) + 1,
+        )
 
 
 def _sample(embeddings: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

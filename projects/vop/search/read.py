@@ -348,9 +348,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise damaged(path, f'its "files" are not {", ".join(needed)}')
     if 'ivf' in manifest:
         ivf = manifest['ivf']
-        check_fields(path, ivf, nlist=int, nprobe=int, recall=dict, trained_for=int)
+        numbers = dict.fromkeys(('nlist', 'nprobe', 'trained_for', 'measured_for', 'next_id'), int)
+        check_fields(path, ivf, **numbers, recall=dict)
         check_fields(path, ivf['recall'], **dict.fromkeys(ivf['recall'], float))
-        if len(ivf) != 4 or not ivf['nprobe']:
+        if len(ivf) != 6 or not ivf['nprobe']:
             raise damaged(path, 'its "ivf" is none')
     return manifest
 

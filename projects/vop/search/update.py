@@ -519,8 +519,9 @@ class _Update:
             ivf, new = self.old.open_ivf(mapped=False), len(rows)
             ivf.remove(np.setdiff1d(self.old.stamps[:, 0], ids))
         ivf.add(ids[new:], embeddings[new:])
-        texts = [f'{subject} {scene}' for subject, scene in itertools.product(SUBJECTS, SCENES)]
-        ivf.choose_nprobe(embeddings, ids, self.inferencer.encode_texts(texts).numpy())
+        if not ivf.is_measured(ids):  # which takes longer than all else
+            texts = [f'{subject} {scene}' for subject, scene in itertools.product(SUBJECTS, SCENES)]
+            ivf.choose_nprobe(embeddings, ids, self.inferencer.encode_texts(texts).numpy())
         return ivf
 
     def _tidy(self, files: set[str]) -> None:
