@@ -57,7 +57,8 @@ def test_safetensors_have_a_checksum(tmp_path):
     assert loaded.keys() == state.keys()
     assert all(torch.equal(loaded[name], value) for name, value in state.items())
     whole = path.read_bytes()
-    for damaged in (whole[:-9] + b'x' + whole[-8:], whole[:-9], whole[:99], b''):
+    flipped = whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]
+    for damaged in (flipped, whole[:-9], whole + b'x', whole[:99], b''):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=r'prompts\.safetensors .* it is damaged'):
             load_safely(str(path))
