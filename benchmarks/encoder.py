@@ -111,7 +111,7 @@ def measure(run: Callable, names: tuple[str, ...], repeats: int) -> dict[str, li
 
 def matmul_rate(args: argparse.Namespace) -> float:
     """Floating point operations per second of a large matrix product."""
-    size = 8192 if args.device == 'cuda' else 1024
+    size = 8192 if args.device == 'cuda' else 2048
     a = torch.randn(size, size, device=args.device, dtype=getattr(torch, args.amp or 'float32'))
     seconds = measure(lambda _: a @ a, ('matmul',), args.repeats)
     return 2 * size**3 / statistics.median(seconds['matmul'])

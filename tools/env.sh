@@ -11,7 +11,8 @@ if [ -z "${VIRTUAL_ENV:-}" ] && [ "${CONDA_DEFAULT_ENV:-base}" = base ]; then
 fi
 extras=$1
 # A full mmcv that is there already is kept.
-python -c 'from importlib.util import find_spec; exit(find_spec("mmcv") is None)' || extras="mmcv-lite${extras:+,$extras}"
+python -c 'from importlib.util import find_spec; exit(find_spec("mmcv") is None)' \
+    || extras="mmcv-lite${extras:+,$extras}"
 echo 'Installing what setup.py names, where it is missing ...'
 python -m pip install --quiet --disable-pip-version-check \
     -e ".${extras:+[$extras]}"

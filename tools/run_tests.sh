@@ -2,6 +2,6 @@
 # Run the tests, on a fresh machine too. Arguments go to pytest.
 set -euo pipefail
 . "$(dirname "$0")/env.sh" test
-# Three at a time, as some wait, each file by one process, as files share what they prepare;
-# in the order of tests/conftest.py.
+# Three at a time, as tests wait, too; each file by one process, as its tests share what they
+# prepare; in the order of tests/conftest.py.
 python -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@"

@@ -137,6 +137,20 @@ def code_in(path: str | Path) -> str | None:
     return names and f'it would call {names}, and only tensors and plain data are loaded'
 
 
+def is_safetensors(path: str | Path) -> bool:
+    """Whether a file is of safetensors: JSON, after 8 bytes that say how long it is.
+
+    Raises:
+        OSError: If it cannot be read.
+
+    Example:
+        >>> is_safetensors('open_clip_model.safetensors')
+        True
+    """
+    with open(path, 'rb') as file:
+        return file.read(9)[8:] == b'{'
+
+
 def check_zip(path: str | Path) -> None:
     """Compare what a file of torch holds with its checksums, which torch does not look at.
 

@@ -11,7 +11,7 @@ from mmengine.registry import STRATEGIES
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..fileio import check_zip, code_in
+from ..fileio import check_zip, code_in, is_safetensors
 
 
 def load_safely(filename: str, map_location: Any = None) -> dict:
@@ -20,7 +20,7 @@ def load_safely(filename: str, map_location: Any = None) -> dict:
     MMEngine's own loading goes through it, too (see ``compat.py``).
 
     Args:
-        filename (str): Path of a file of torch, or of safetensors, by its suffix.
+        filename (str): Path of a file of torch or safetensors.
         map_location (Any): As in ``torch.load``; for safetensors, the name of a device.
 
     Returns:
@@ -37,9 +37,10 @@ def load_safely(filename: str, map_location: Any = None) -> dict:
     filename = osp.expanduser(filename)
     if not osp.isfile(filename):
         raise UserError(f'There is no checkpoint {filename}.')
-    is_safetensors = filename.endswith('.safetensors')
+    of_torch = True
     try:
-        if is_safetensors:
+        if is_safetensors(filename):
+            of_torch = False
             return _load_safetensors(filename, str(map_location or 'cpu'))
         check_zip(filename)
         return torch.load(filename, map_location=map_location, weights_only=True)
@@ -48,7 +49,7 @@ def load_safely(filename: str, map_location: Any = None) -> dict:
     except (MemoryError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:  # a damaged file can raise nearly anything
-        if not is_safetensors and _opens_in_place(filename):  # memory was short
+        if of_torch and _opens_in_place(filename):  # memory was short
             raise
         reason = code_in(filename) or 'it is damaged, or not a checkpoint'
         # torch advises to load the file unsafely: its message is not passed on.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..fileio import check_zip, code_in
+from ..fileio import check_zip, code_in, is_safetensors
 
 # In a state dict, next to its weights, OpenAI's models alone have these.
 OPENAI_INTEGERS = {'input_resolution', 'context_length', 'vocab_size'}
@@ -102,7 +102,7 @@ def _open(path: Path) -> Any:
     try:
         with path.open('rb') as file:
             head = file.read(200)
-        if head[8:9] == b'{':  # after the length of its header
+        if is_safetensors(path):
             return safetensors.torch.load_file(path)
         check_zip(path)
         if is_jit_archive(path):
