@@ -18,6 +18,7 @@ from mmengine.visualization import LocalVisBackend
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from projects.vop.apis import VoPInferencer
+from projects.vop.engine import to_safetensors
 from projects.vop.errors import NotFiniteError, UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures('read_here')]
@@ -168,6 +169,11 @@ def test_test_py_gives_the_metrics_of_training(run_tool, trained, config, tmp_pa
     run_tool('tools/test.py', config(), checkpoint, '--work-dir', tmp_path, '--dump', dump)
     assert results_of(tmp_path) == pytest.approx(metrics(trained)[-1])
     assert dump.stat().st_size > 0
+    weights = tmp_path / 'weights.safetensors'
+    state = torch.load(checkpoint, weights_only=True)['state_dict']
+    weights.write_bytes(to_safetensors(state))
+    run_tool('tools/test.py', config(), weights, '--work-dir', tmp_path / 'again')
+    assert results_of(tmp_path / 'again') == results_of(tmp_path)
 
 
 def test_resumed_after_kill_9_the_losses_are_the_same(trained, config, tmp_path):
