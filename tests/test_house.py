@@ -36,21 +36,25 @@ def is_private(name):
     return name.startswith('_') and not name.startswith('__') and name != '_'
 
 
+@cache
 def own_private_names():
     """What our code defines itself: functions, classes, attributes, arguments."""
+    # NamedTuple's own methods and os._exit are public, in spite of their names.
+    own = {'_replace', '_asdict', '_fields', '_make', '_base_', '_delete_', '_exit'}
     for path in CODE:
         for node in ast.walk(parse(path)):
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                yield node.name
+                own.add(node.name)
             elif isinstance(node, (ast.Attribute, ast.Name)) and isinstance(node.ctx, ast.Store):
-                yield getattr(node, 'attr', None) or node.id
+                own.add(getattr(node, 'attr', None) or node.id)
+    return own
 
 
 @pytest.mark.parametrize('path', CODE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_private_attributes_of_others_stand_in_compat_alone(path):
     if path == PACKAGE / 'compat.py':
         return
-    ours = OWN
+    ours = own_private_names()
     for node in ast.walk(parse(path)):
         names = []
         if isinstance(node, ast.Attribute):
@@ -59,19 +63,6 @@ def test_private_attributes_of_others_stand_in_compat_alone(path):
             names = [alias.name for alias in node.names]
         for name in names:
             assert not is_private(name) or name in ours, f'line {node.lineno}: {name}'
-
-
-# NamedTuple's own methods and os._exit are public, in spite of their names.
-OWN = {
-    *own_private_names(),
-    '_replace',
-    '_asdict',
-    '_fields',
-    '_make',
-    '_base_',
-    '_delete_',
-    '_exit',
-}
 
 
 def module_of(path):

@@ -21,10 +21,15 @@ from projects.vop.errors import UserError
 from projects.vop.fileio import VIDEO_SUFFIXES
 from projects.vop.search import Hit, VideoIndex, update_index
 
-gr = pytest.importorskip('gradio')
 BROWSER = shutil.which('chromium') or shutil.which('google-chrome')
 ROOT = Path(__file__).resolve().parents[2]
 ODD = 'cats & <b>dogs</b>/2 #1?%41 "é".mp4'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _gradio():
+    """Here, as each process of the tests imports each file, and this takes seconds."""
+    pytest.importorskip('gradio')
 
 
 def load_demo():
@@ -304,7 +309,7 @@ def test_uploads_are_deleted_also_when_it_is_terminated(run_tool, index, tmp_pat
             page.close()
 
     monkeypatch.setenv('GRADIO_TEMP_DIR', str(tmp_path))
-    monkeypatch.setattr(gr.Blocks, 'block_thread', terminate)
+    monkeypatch.setattr('gradio.Blocks.block_thread', terminate)
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         with pytest.raises(KeyboardInterrupt):
