@@ -1,5 +1,7 @@
 """What several test files use: a small CLIP, small models, processes, annotation files."""
 
+import ast
+import itertools
 import json
 import os
 import runpy
@@ -7,8 +9,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from multiprocessing import get_context
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import av
@@ -137,26 +141,103 @@ def run_forked(tool, *arguments, cwd=ROOT, paths=(), exitcode=0, **env):
     :func:`run`.
     """
     with tempfile.NamedTemporaryFile() as log:
-        words = [str(ROOT / tool), *map(str, arguments)]
-        setting = log.fileno(), words, cwd, list(map(str, paths)), env
-        process = get_context('fork').Process(target=_be_tool, args=setting)
+        words = list(map(str, [ROOT / tool, *arguments]))
+        env = {**os.environ, 'PYTHONPATH': os.pathsep.join(map(str, paths)), **env}
+        files = [os.open(os.devnull, os.O_RDONLY), log.fileno(), log.fileno()]
+        process = get_context('fork').Process(target=_be_python, args=(files, words, cwd, env))
         process.start()
         process.join()
+        os.close(files[0])
         output = Path(log.name).read_text()
     assert process.exitcode == exitcode, output[-3000:]
     return output
 
 
-def _be_tool(log, words, cwd, paths, env):
-    for number in (1, 2):
-        os.dup2(log, number)
-    sys.stdout, sys.stderr = (open(number, 'w', closefd=False) for number in (1, 2))
+def _be_python(files, words, cwd, env):
+    """What ``python *words`` does, with these as standard input, output and error."""
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(number, mode, closefd=False) for number, mode in enumerate('rww')
+    )
     os.chdir(cwd)
+    os.environ.clear()
     os.environ.update(env)
-    sys.path[:0] = [str(Path(words[0]).parent), *paths]
+    options = list(itertools.takewhile(lambda word: word in ('-u', '-m'), words))
+    words, module = words[len(options) :], '-m' in options
+    folder = cwd if module else str(Path(words[0]).resolve().parent)
+    sys.path[:0] = [folder, *filter(None, env.get('PYTHONPATH', '').split(os.pathsep))]
     sys.argv = words
     with fresh_instances():
-        runpy.run_path(words[0], run_name='__main__')
+        if module:
+            runpy.run_module(words[0], run_name='__main__', alter_sys=True)
+        else:
+            runpy.run_path(words[0], run_name='__main__')
+
+
+# Stands in for Python: asks a process that has imported everything to fork one that does what
+# Python would, waits for it, and ends as it does.
+PYTHON = f"""#!{sys.executable} -IS
+import os, socket, sys
+if 'submitit.local._local' in sys.argv:  # needs the id that its process was started with
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+server.connect(os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), 'socket'))
+asked = repr((sys.argv[1:], os.getcwd(), dict(os.environ)))
+socket.send_fds(server, [asked.encode()], [0, 1, 2])
+code = int(server.recv(10))
+if code < 0:
+    os.kill(os.getpid(), -code)
+sys.exit(code)
+"""
+
+
+@contextmanager
+def forking_python():
+    """Give the path of such a stand-in, which works meanwhile."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
+    ):
+        python = Path(folder, 'python')
+        python.write_text(PYTHON)
+        python.chmod(0o755)
+        listener.bind(f'{folder}/socket')
+        listener.listen()
+        server = get_context('fork').Process(target=_serve, args=(listener, str(python)))
+        server.start()
+        try:
+            yield str(python)
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            server.join(60)
+            server.kill()
+
+
+def _serve(listener, python):
+    sys.executable = python
+    children = []
+    while True:
+        try:
+            asking = listener.accept()[0]
+        except OSError:  # it is shut down
+            break
+        if child := os.fork():
+            children.append(child)
+            asking.close()
+            continue
+        asked, files, *_ = socket.recv_fds(asking, 2**20, 3)
+        arguments = (files, *ast.literal_eval(asked.decode()))
+        process = get_context('fork').Process(target=_be_python, args=arguments)
+        process.start()
+        if asking in wait([process.sentinel, asking]):
+            process.kill()  # as who asked for it was
+        process.join()
+        with suppress(OSError):
+            asking.send(str(process.exitcode).encode())
+        os._exit(0)
+    for child in children:
+        os.waitpid(child, 0)
 
 
 def run(*command, cwd=ROOT, paths=(), ok=True, **env):

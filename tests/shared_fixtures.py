@@ -17,13 +17,14 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from helpers import ROOT, TINY_CLIP, save_clip
+from helpers import ROOT, TINY_CLIP, forking_python, save_clip
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from torch import nn
 
 from projects.vop.compat import fresh_instances
+from projects.vop.isolation import FORKS
 
 torch.set_num_threads(1)  # the models are tiny, and threads would wait
 # A shell that starts the tests in the background has Ctrl-C ignored.
@@ -224,6 +225,15 @@ def run_tool(monkeypatch):
                 gc.collect()  # data sets, whose processes would stay
 
     return run
+
+
+@pytest.fixture
+def forked_python():
+    """Path of what does as Python does, without the seconds of its imports."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('projects.vop.datasets.video_text.FORKS', FORKS)  # whatever is done here
+        with forking_python() as python:
+            yield python
 
 
 @pytest.fixture

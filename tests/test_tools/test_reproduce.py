@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import runpy
+import sys
 
 import portalocker
 import pytest
@@ -49,8 +50,9 @@ def options(tiny_clip, write_video, tmp_path_factory):
 
 
 @pytest.fixture
-def reproduce(run_tool, capsys, options, tmp_path, monkeypatch):
+def reproduce(run_tool, forked_python, capsys, options, tmp_path, monkeypatch):
     """Runs the tool, by default on a small data set; gives what it ends with and prints."""
+    monkeypatch.setattr(sys, 'executable', forked_python)
     folder = options['train_dataloader.dataset.data_root']
     monkeypatch.setenv('PYTHONPATH', f'{ROOT}:{folder}')
     monkeypatch.syspath_prepend(folder)

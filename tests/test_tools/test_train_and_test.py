@@ -268,11 +268,21 @@ def test_a_flexible_runner_trains_resumes_and_tests(run_tool, trained, config, t
     assert results_of(tmp_path / 'zero')
 
 
-def test_two_processes_train_and_test_as_one(run_tool, trained, config, tmp_path):
+# What torchrun takes for Python: the first process starts anew, the other is forked.
+ONE_ANEW = f"""#!/bin/sh
+[ "$LOCAL_RANK" = 0 ] && exec {sys.executable} "$@"
+exec "$FORKED_PYTHON" "$@"
+"""
+
+
+def test_two_processes_train_and_test_as_one(run_tool, forked_python, trained, config, tmp_path):
     """Five test videos, which do not divide by two."""
+    (tmp_path / 'python').write_text(ONE_ANEW)
+    (tmp_path / 'python').chmod(0o755)
     work_dir, batch = tmp_path / 'train', 'train_dataloader.batch_size=2'
     command = 'tools/dist_train.sh', config(), 2, '--work-dir', work_dir, '--cfg-options', batch
-    run(*command, PORT=free_port())
+    env = dict(PYTHON_EXEC=str(tmp_path / 'python'), FORKED_PYTHON=forked_python)
+    run(*command, PORT=free_port(), **env)
     assert losses(work_dir) == pytest.approx(losses(trained), rel=1e-4)
 
     checkpoint = trained / f'epoch_{EPOCHS}.pth'
