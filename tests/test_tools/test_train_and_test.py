@@ -1,5 +1,6 @@
 """tools/train.py and tools/test.py, run as users run them."""
 
+import copy
 import json
 import math
 import os
@@ -11,7 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, free_port, in_two_processes, records, run, run_forked, save_clip
+from helpers import (
+    ROOT,
+    TINY_CLIP,
+    free_port,
+    in_two_processes,
+    records,
+    run,
+    run_forked,
+    save_clip,
+)
 from mmengine.config import Config
 from mmengine.registry import VISBACKENDS
 from mmengine.visualization import LocalVisBackend
@@ -239,13 +249,30 @@ def test_curves_in_tensorboard(train_here, tmp_path):
     assert [event.step for event in events.Scalars('loss')] == list(range(1, STEPS + 1))
 
 
-def test_the_runner_compiles_the_model(trained, train_here):
-    options = ["compile.backend='eager'", 'train_cfg.max_epochs=1']
+def test_a_compiled_model_trains_as_a_plain_one(run_tool, config, tmp_path):
+    """By SGD, whose weights tell the gradients apart."""
+    clip = copy.deepcopy(TINY_CLIP)  # a layer of each kind
+    clip['vision_cfg']['layers'], clip['text_cfg']['layers'] = 2, 1
+    (tmp_path / 'clip.json').write_text(json.dumps(clip))
+    weights = save_clip(tmp_path / 'clip.json', tmp_path / 'clip.pt')
+    options = [f'model.clip.name={tmp_path}/clip.json', f'model.clip.pretrained={weights}']
+    options += ['train_cfg.max_epochs=1', 'optim_wrapper.optimizer.type=SGD']
+    options += ['optim_wrapper.optimizer.lr=1.0']
     options += ['train_dataloader.drop_last=True']  # of one size, as each is compiled
-    ours = train_here('--cfg-options', *options)
-    assert len(ours) == STEPS - 1
-    for step, loss in ours.items():
-        assert loss == pytest.approx(losses(trained)[step], rel=1e-4)
+    for name, more in dict(plain=[], compiled=["compile.backend='aot_eager'"]).items():
+        options += more
+        work_dir = '--work-dir', tmp_path / name, '--no-validate'
+        run_tool('tools/train.py', config('vop_fc'), *work_dir, '--cfg-options', *options)
+    plain, compiled = tmp_path / 'plain', tmp_path / 'compiled'
+    assert len(losses(plain)) == STEPS - 1
+    assert losses(compiled) == pytest.approx(losses(plain), rel=1e-5)
+    ours, theirs = (
+        torch.load(folder / 'epoch_1.pth', weights_only=True)['state_dict']
+        for folder in (compiled, plain)
+    )
+    for name, value in theirs.items():
+        if not name.endswith('_extra_state'):
+            assert torch.allclose(ours[name], value, atol=1e-6), name
 
 
 def test_a_flexible_runner_trains_resumes_and_tests(run_tool, trained, config, tmp_path):
