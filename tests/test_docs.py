@@ -26,7 +26,7 @@ from pytest import MonkeyPatch
 from torch.distributed.run import get_args_parser
 
 from projects.vop.compat import fresh_instances
-from projects.vop.datasets.moving_shapes import write_moving_shapes
+from projects.vop.datasets import moving_shapes
 from projects.vop.engine import open_config
 from projects.vop.engine.parameters import build_without_weights, count_by_part
 from projects.vop.paper import TABLE_1
@@ -199,18 +199,6 @@ def write_clip(folder):
     save_clip(folder / 'tiny-clip.json', folder / 'downloads/ViT-B-32.pt')
 
 
-def write_few_moving_shapes(home):
-    """MovingShapes with four clips a list, and a CLIP that knows nothing."""
-    folder = home / 'data/moving_shapes'
-    write_moving_shapes(folder)
-    for split in ('train', 'test'):
-        lines = (folder / f'{split}_directions.txt').read_text().splitlines(True)
-        write(folder / f'{split}_directions.txt', ''.join(lines[:4]))
-        captions = json.loads((folder / f'{split}.json').read_text())
-        write(folder / f'{split}.json', json.dumps(dict(list(captions.items())[:4])))
-    save_clip(home / 'configs/moving_shapes/moving-shapes-clip.json', folder / 'clip.pt')
-
-
 # What makes all configs small: an epoch, no workers, tiny frames.
 SMALLER = {
     r'max_epochs=\d+': 'max_epochs=1',
@@ -254,7 +242,11 @@ def home(tmp_path_factory, write_video):
     for name in WANTED:
         Shell(home).run(f'python tools/data/{name}.py downloads/{name} --videos data/{name}/videos')
     shutil.copytree(home / 'data/msrvtt', home / 'data/msrvtt_small', symlinks=True)
-    write_few_moving_shapes(home)
+    folder = home / 'data/moving_shapes'
+    few = moving_shapes.scenes()[:2]
+    with mock.patch.object(moving_shapes, 'scenes', lambda: few):
+        moving_shapes.write_moving_shapes(folder)
+    save_clip(home / 'configs/moving_shapes/moving-shapes-clip.json', folder / 'clip.pt')
     torch.save(dict(state_dict=released_state(12, 64, 64)), home / 'VoP_msrvtt9k.pth')
     return home
 
