@@ -206,6 +206,21 @@ def test_repairs_apply_once():
     assert {n: m for n, m in sys.modules.items() if 'drn' in n} == modules
 
 
+def test_a_module_is_repaired_when_it_is_imported(tmp_path, monkeypatch):
+    (tmp_path / 'imported_later.py').write_text('broken = True')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, 'meta_path', [*sys.meta_path])
+    name, repaired = 'imported_later', []
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    compat.when_imported(name, lambda module: repaired.append(module.broken))
+    assert not repaired
+    module = importlib.import_module(name)
+    assert repaired == [True]
+    monkeypatch.setitem(sys.modules, name, module)  # which is gone afterwards
+    compat.when_imported(name, lambda module: repaired.append(module))
+    assert repaired == [True, module]
+
+
 def test_a_subset_that_is_gone_is_forgotten():
     """Else its id, taken by another object, would stand for it."""
 

@@ -1,7 +1,8 @@
 """Every change to a host package, and every use of what it does not publish.
 
 Each repair says what is broken, looks whether it still is, and does nothing
-where it is not. :func:`apply` runs before anything of MMAction2 is imported.
+where it is not. :func:`apply` runs before anything of MMAction2 is imported. What
+it does not import itself, such as runners, is repaired when it is imported.
 """
 
 import importlib.util
@@ -17,22 +18,21 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from mmengine import utils
 from mmengine.config import config
 from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.dataset import BaseDataset
 from mmengine.fileio import LocalBackend, file_client
-from mmengine.hub import hub
 from mmengine.logging import HistoryBuffer, MessageHub, MMLogger
-from mmengine.runner import CheckpointLoader, checkpoint
 from mmengine.utils import ManagerMixin, package_utils
-from torch import nn
 
 from .errors import UserError
 from .fileio import write_file
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Logs are smoothed over some 20 steps; keeping all would make a checkpoint of
 # half a megabyte grow by megabytes in a long training. An average over the
@@ -46,10 +46,44 @@ def apply() -> None:
     leave_out_broken_vindlu()
     find_packages_without_pkg_resources()
     keep_message_hub_plain()
-    open_checkpoints_safely()
-    copy_datasets_afresh()
+    when_imported('mmengine.runner.checkpoint', open_checkpoints_safely)
+    when_imported('mmengine.dataset.base_dataset', copy_datasets_afresh)
     write_files_whole()
     silence_warnings_without_a_fault()
+
+
+def when_imported(name: str, repair: Callable[[ModuleType], None]) -> None:
+    """Repair a module as soon as it is imported, or now if it is."""
+    if name in sys.modules:
+        repair(sys.modules[name])
+        return
+
+    def load(execute: Callable[[ModuleType], None], module: ModuleType) -> None:
+        execute(module)
+        repair(module)
+
+    load_by(name, load)
+
+
+def load_by(name: str, load: Callable[[Callable[[ModuleType], None], ModuleType], None]) -> None:
+    """Let ``load(execute, module)`` run the code of a module when it is imported."""
+    if not any(isinstance(finder, _Finder) and finder.name == name for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder(name, load))
+
+
+class _Finder(MetaPathFinder):
+    def __init__(self, name: str, load: Callable) -> None:
+        self.name, self.load = name, load
+
+    def find_spec(
+        self, name: str, path: Any, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != self.name:
+            return None
+        spec = PathFinder.find_spec(name, path)
+        if spec is not None and spec.loader is not None:
+            vars(spec.loader).update(exec_module=partial(self.load, spec.loader.exec_module))
+        return spec
 
 
 def supply_missing_drn() -> None:
@@ -93,21 +127,7 @@ def leave_out_broken_vindlu() -> None:
     the import fails, building a VindLU says why. Where it does not, or without
     transformers, nothing changes.
     """
-    if any(isinstance(finder, _VindLUFinder) for finder in sys.meta_path):
-        return
-    sys.meta_path.insert(0, _VindLUFinder())
-
-
-class _VindLUFinder(MetaPathFinder):
-    def find_spec(
-        self, name: str, path: Any, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if name != 'mmaction.models.multimodal.vindlu':
-            return None
-        spec = PathFinder.find_spec(name, path)
-        if spec is not None and spec.loader is not None:
-            vars(spec.loader).update(exec_module=partial(_try_vindlu, spec.loader.exec_module))
-        return spec
+    load_by('mmaction.models.multimodal.vindlu', _try_vindlu)
 
 
 def _try_vindlu(execute: Callable[[ModuleType], None], module: ModuleType) -> None:
@@ -149,7 +169,8 @@ def find_packages_without_pkg_resources() -> None:
             raise ModuleNotFoundError(f'{package} is not installed.')
         return spec.submodule_search_locations[0]
 
-    for module in (utils, package_utils, config, hub):
+    hub = sys.modules.get('mmengine.hub.hub')  # which takes them from utils when it is imported
+    for module in filter(None, (utils, package_utils, config, hub)):
         module.is_installed = is_installed
         module.get_installed_path = get_installed_path
 
@@ -196,7 +217,7 @@ def keep_message_hub_plain() -> None:
     MessageHub._vop_plain_state = True
 
 
-def open_checkpoints_safely() -> None:
+def open_checkpoints_safely(checkpoint: Any) -> None:
     """Let MMEngine open checkpoints without running code from them.
 
     MMEngine leaves ``weights_only`` to torch, whose default before 2.6 runs
@@ -211,7 +232,7 @@ def open_checkpoints_safely() -> None:
         return load_safely(filename, map_location)
 
     # MMEngine logs the part of the function's name after 'load_from_'.
-    CheckpointLoader.register_scheme('', load_from_local, force=True)
+    checkpoint.CheckpointLoader.register_scheme('', load_from_local, force=True)
 
     load_url = checkpoint.load_url
     if inspect.signature(load_url).parameters['weights_only'].default is True:
@@ -247,19 +268,20 @@ def write_files_whole() -> None:
     LocalBackend.put = put
 
 
-def copy_datasets_afresh() -> None:
+def copy_datasets_afresh(base_dataset: Any) -> None:
     """Let subsets of a data set be made again and again.
 
     MMEngine notes all copies by the ids of their originals in one memo, a default argument, which
     it never empties: the id of a data set that is gone may be that of any part of another.
     """
-    copy_without_annotation = BaseDataset._copy_without_annotation
+    kind = base_dataset.BaseDataset
+    copy_without_annotation = kind._copy_without_annotation
     if copy_without_annotation.__defaults__ != (None,):
 
-        def copy_afresh(self, memo=None) -> BaseDataset:
+        def copy_afresh(self, memo=None) -> Any:
             return copy_without_annotation(self, {} if memo is None else memo)
 
-        BaseDataset._copy_without_annotation = copy_afresh
+        kind._copy_without_annotation = copy_afresh
 
 
 def silence_warnings_without_a_fault() -> None:
@@ -274,7 +296,7 @@ def silence_warnings_without_a_fault() -> None:
         file_client.print_log = lambda *args, **kwargs: None
 
 
-def after_state_dict(module: nn.Module, hook: Callable) -> None:
+def after_state_dict(module: 'nn.Module', hook: Callable) -> None:
     """Call ``hook(module, state_dict, prefix, local_metadata)`` after ``state_dict()``.
 
     torch before 2.5 has no public name for it.
@@ -283,7 +305,7 @@ def after_state_dict(module: nn.Module, hook: Callable) -> None:
     (register or module._register_state_dict_hook)(hook)
 
 
-def before_load_state_dict(module: nn.Module, hook: Callable) -> None:
+def before_load_state_dict(module: 'nn.Module', hook: Callable) -> None:
     """Call ``hook(module, state_dict, prefix, ...)`` before a state is loaded.
 
     torch before 2.5 has no public name for it.
