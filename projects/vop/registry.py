@@ -6,6 +6,8 @@ touching MMAction2's own classes of the same name.
 """
 
 import inspect
+import sys
+from importlib import import_module
 from typing import Any
 
 from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS
@@ -20,23 +22,43 @@ from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import Registry
 
 
-def _child(name: str, parent: Registry, *subpackages: str) -> Registry:
-    return Registry(
-        name,
-        parent=parent,
-        scope='vop',
-        locations=[f'projects.vop.{subpackage}' for subpackage in subpackages],
-    )
+class ModelRegistry(Registry):
+    """A registry that imports ``recognition``, and with it MMAction2's models, only if need be.
+
+    Example:
+        >>> MODELS.get('vop.VideoEncoder')
+        <class 'projects.vop.models.vision.VideoEncoder'>
+    """
+
+    def get(self, key: str) -> type | None:
+        import_module('projects.vop.models')
+        scope, name = self.split_scope_key(key)
+        if scope in (None, self.scope) and name in self.module_dict:
+            return self.module_dict[name]
+        return super().get(key)
 
 
-MODELS = _child('vop model', ROOT_MODELS, 'models', 'recognition')
-MODEL_WRAPPERS = _child('vop model wrapper', ROOT_MODEL_WRAPPERS, 'engine')
+def _child(name: str, parent: Registry, *modules: str, kind: type[Registry] = Registry) -> Registry:
+    locations = [f'projects.vop.{module}' for module in modules]
+    return kind(name, parent=parent, scope='vop', locations=locations)
+
+
+# MMEngine imports the module `registry` of each scope that it meets. It must not look for it
+# elsewhere, where it would run what has that name.
+sys.modules['vop.registry'] = sys.modules[__name__]
+
+MODELS = _child('vop model', ROOT_MODELS, 'models', 'recognition', kind=ModelRegistry)
+MODEL_WRAPPERS = _child('vop model wrapper', ROOT_MODEL_WRAPPERS, 'engine.distributed')
 DATASETS = _child('vop dataset', ROOT_DATASETS, 'datasets')
 DATA_SAMPLERS = _child('vop data sampler', ROOT_DATA_SAMPLERS, 'datasets')
 TRANSFORMS = _child('vop transform', ROOT_TRANSFORMS, 'datasets')
 METRICS = _child('vop metric', ROOT_METRICS, 'evaluation')
 RESCORINGS = _child('vop rescoring', ROOT_TASK_UTILS, 'evaluation')
-HOOKS = _child('vop hook', ROOT_HOOKS, 'engine', 'report')
+HOOKS = _child(
+    'vop hook',
+    ROOT_HOOKS,
+    *('engine.checkpoint_hook', 'engine.finite', 'report'),
+)
 INFERENCERS = _child('vop inferencer', ROOT_INFERENCERS, 'apis')
 
 

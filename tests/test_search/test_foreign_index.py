@@ -37,7 +37,7 @@ def index(made, tmp_path, monkeypatch):
     """A copy, among files with code that Python would find by name."""
     path = shutil.copytree(made, tmp_path / 'index')
     for folder in (path, tmp_path):
-        for name in (MODULE, 'mc', 'stranger/__init__', 'stranger/registry'):
+        for name in (MODULE, 'mc', 'stranger/__init__', 'stranger/registry', 'vop/registry'):
             file = folder / f'{name}.py'
             file.parent.mkdir(exist_ok=True)
             file.write_text(f'open({str(tmp_path / "ran")!r}, "w")')
