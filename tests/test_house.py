@@ -119,9 +119,9 @@ def exported():
     """Names in ``__all__`` of the rooms."""
     for module, path in MODULES.items():
         if module and path.name == '__init__.py':
-            assigns = [node for node in parse(path).body if isinstance(node, ast.Assign)]
-            for node in assigns:
-                yield from ast.literal_eval(node.value)
+            for node in parse(path).body:
+                if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == '__all__':
+                    yield from ast.literal_eval(node.value)
 
 
 PUBLIC = [node for _, node in classes() if node.name in {*exported(), 'UserError', 'Prompt'}]

@@ -1,6 +1,9 @@
 """The package beside others, and its registries."""
 
+import importlib
+import inspect
 import os
+import pkgutil
 import sys
 
 import mmaction.datasets
@@ -9,6 +12,8 @@ import pytest
 from helpers import ROOT, run
 from mmaction.registry import TRANSFORMS as MMACTION_TRANSFORMS
 from mmengine.registry import DATASETS, METRICS, MODELS, TRANSFORMS
+
+import projects.vop
 
 
 @pytest.mark.slow
@@ -36,3 +41,12 @@ def test_its_names_do_not_collide_with_mmaction2s():
 def test_mmaction2s_registries_build_its_parts():
     transform = MMACTION_TRANSFORMS.build(dict(type='vop.CLIPTokenize'))
     assert transform(dict(text='a dog'))['text'].shape == (77,)
+
+
+def test_each_room_has_the_names_that_it_promises():
+    for room in pkgutil.iter_modules(projects.vop.__path__, 'projects.vop.'):
+        module = importlib.import_module(room.name)
+        for name in getattr(module, '__all__', ()):
+            found = getattr(module, name)
+            assert inspect.isclass(found) or inspect.isfunction(found), (room.name, name)
+        assert not hasattr(module, 'nonsense')

@@ -22,27 +22,25 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
 from mmengine.config import Config, DictAction
-from mmengine.dist import init_dist
 from mmengine.logging import MMLogger
 
-from projects.vop.apis import VoPInferencer
-from projects.vop.engine import (
+from projects.vop.engine.distributed import (
     add_launcher_arguments,
     check_launcher,
-    merge_options,
-    open_config,
     tool,
     use_gloo_without_gpu,
 )
 from projects.vop.errors import VideoReadError, shown
 from projects.vop.fileio import is_video, read_json
 from projects.vop.search.read import FAILED, VideoIndex, check_fields, open_index_model
-from projects.vop.search.update import Summary, model_files, update_index
+
+# What only one command needs is imported there: the others start sooner.
+if TYPE_CHECKING:
+    from projects.vop.apis import VoPInferencer
+    from projects.vop.search import Summary
 
 
 def at_least_one(text: str) -> int:
@@ -140,6 +138,9 @@ def init_processes(launcher: str) -> None:
     check_launcher(launcher)
     if launcher == 'none':
         return
+    import torch.distributed as dist
+    from mmengine.dist import init_dist
+
     use_gloo_without_gpu(Config(dict(launcher=launcher)))
     if not dist.is_initialized():
         # They exchange no tensors, and gloo notices at once if one ends.
@@ -148,12 +149,20 @@ def init_processes(launcher: str) -> None:
 
 def open_model(
     args: argparse.Namespace, show_progress: bool, index: VideoIndex | None = None
-) -> VoPInferencer:
+) -> 'VoPInferencer':
     """The model of the command line, or else of the index, which may be open."""
     if args.config is None:
-        config, own = (index.config_file, index.state_file) if index else model_files(args.index)
+        if index is None:
+            from projects.vop.search.update import model_files
+
+            config, own = model_files(args.index)
+        else:
+            config, own = index.config_file, index.state_file
         checkpoint = args.checkpoint or str(own)
         return open_index_model(config, checkpoint, args.device, show_progress, args.cfg_options)
+    from projects.vop.apis import VoPInferencer
+    from projects.vop.engine import merge_options, open_config
+
     cfg = open_config(args.config)
     merge_options(cfg, args.cfg_options)
     return VoPInferencer(cfg, args.checkpoint, args.device, show_progress)
@@ -161,6 +170,10 @@ def open_model(
 
 def index(args: argparse.Namespace) -> None:
     """Make or update an index."""
+    import torch.distributed as dist
+
+    from projects.vop.search import update_index
+
     init_processes(args.launcher)
     first = not dist.is_initialized() or dist.get_rank() == 0
     inferencer = open_model(args, show_progress=first)
@@ -175,7 +188,7 @@ def index(args: argparse.Namespace) -> None:
         report(summary, args.index)
 
 
-def report(summary: Summary, path: Path) -> None:
+def report(summary: 'Summary', path: Path) -> None:
     """Print what an update did."""
     print(
         f'{summary.added:,} videos added, {summary.changed:,} encoded '
@@ -209,11 +222,11 @@ def query(args: argparse.Namespace) -> None:
         embeddings = encoded.embeddings
     if args.video is not None and args.texts:
         scores = (embeddings @ inferencer.encode_texts(args.texts).T)[0]
-        best = scores.topk(min(args.topk, len(scores)))
+        best, order = scores.topk(min(args.topk, len(scores)))
         found = [
             [
                 dict(text=args.texts[number], score=score)
-                for score, number in zip(*map(torch.Tensor.tolist, best))
+                for score, number in zip(best.tolist(), order.tolist())
             ]
         ]
     else:

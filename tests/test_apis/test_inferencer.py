@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from projects.vop.apis import VoPInferencer
 from projects.vop.datasets import CLIPTokenize
+from projects.vop.engine import plain_config
 from projects.vop.errors import UserError
 from projects.vop.models import RetrievalRecognizer
 from projects.vop.registry import MODELS
@@ -223,6 +224,20 @@ def test_the_fingerprint_is_of_all_that_makes_embeddings(
     assert same(tmp_path / 'config.py')
 
 
+def test_fingerprints_stay_what_they_are(retrieval_config, tmp_path):
+    """That of an index is on disks: with another one, each index would have to be made anew."""
+    config = retrieval_config('vop_fc', adapter=dict(type='SimpleMeanAdapter'))
+    config.model.visual.temporal_layers = 1
+    (tmp_path / 'config.json').write_text(json.dumps(plain_config(config)))
+    for each in (config, tmp_path / 'config.json'):
+        inferencer = VoPInferencer(each, device='cpu')
+        model = inferencer.model
+        with torch.no_grad():
+            for value in (*model.parameters(), *model.buffers()):
+                value.copy_((torch.arange(value.numel()) % 7).view_as(value))
+        assert inferencer.model_fingerprint == '3e3653d3097a357cda3c66931f2d149c'
+
+
 def test_the_clip_of_a_folder_brings_its_tokenizer(retrieval_config, videos, tmp_path, monkeypatch):
     """And its mean and deviation; the config serves from anywhere."""
     config = retrieval_config('zero_shot')
@@ -263,13 +278,23 @@ def test_what_does_not_fit(retrieval_config, save, inferencer, videos, logged_wa
     same = VoPInferencer(config, checkpoint, 'cpu', show_progress=False)
     one, other = (each.encode_videos(videos[:1], num_workers=0) for each in (same, inferencer))
     assert torch.equal(one.embeddings, other.embeddings)
+    steps[-2].name = 'ViT-H-14-worldwide'
+    with pytest.raises(UserError, match='ViT-H-14-worldwide'):
+        VoPInferencer(config).encode_texts(TEXTS)
     del steps[-2]
     with pytest.raises(UserError, match='CLIPTokenize'):
-        VoPInferencer(config)
+        VoPInferencer(config).encode_texts(TEXTS)
     for wrong in ('Recognizer2D', CLIPTokenize):
         config.model.type = wrong
         with pytest.raises(UserError, match='RetrievalRecognizer'):
             VoPInferencer(config)
+    # Texts need not the pipeline, which is said when there are videos.
+    config = retrieval_config()
+    config.test_dataloader.dataset.pipeline[2].nothing = 1
+    same = VoPInferencer(config, checkpoint, 'cpu', show_progress=False)
+    assert same.encode_texts(TEXTS).equal(inferencer.encode_texts(TEXTS))
+    with pytest.raises(UserError, match=r'pipeline of .*vop_msrvtt\.py .*UniformSample.*nothing'):
+        same.encode_videos(videos[:1])
     logged_warnings.clear()
     VoPInferencer(retrieval_config('zero_shot'), device='cpu')
     VoPInferencer(retrieval_config(), device='cpu')  # with prompts at random

@@ -290,11 +290,13 @@ ABSURD = [
 
 
 @pytest.mark.parametrize('place, value', ABSURD, ids=lambda value: str(value)[-30:])
-def test_a_model_that_cannot_be_made_is_refused(index, place, value):
+def test_a_model_that_cannot_be_made_is_refused(index, run_tool, video_folder, place, value):
     path = next(index.glob('config-*.json'))
     edit(path, place, value)
-    with pytest.raises(UserError, match=path.name) as refused:
+    with pytest.raises(UserError, match=str(index)):
         use(index)
+    with pytest.raises(UserError, match=path.name) as refused:
+        run_tool('tools/search.py', 'index', video_folder, index)
     assert len(str(refused.value)) < 600
 
 

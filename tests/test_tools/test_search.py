@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -39,6 +40,22 @@ class KillOn(BaseTransform):
         with open(os.environ['LOG'], 'a') as log:
             log.write(name + ' ')
         return results
+"""
+
+# Says what is imported for `info`, and for a query besides torch and open_clip.
+IMPORTED = """
+import json, runpy, sys
+
+def imported_by(*words):
+    before = set(sys.modules)
+    sys.argv = [TOOL, *words]
+    runpy.run_path(TOOL, run_name='__main__')
+    return sorted(sys.modules.keys() - before)
+
+TOOL, index = sys.argv[1:]
+info = imported_by('info', index)
+import torch, open_clip
+print(json.dumps([info, imported_by('query', index, 'a dog', '--device', 'cpu')]))
 """
 
 
@@ -151,6 +168,21 @@ def test_a_wrong_option_does_not_ask_to_delete_the_index(run_tool, index):
             'tools/search.py', 'query', index, 'a dog', '--cfg-options', 'model.visual.promts=[]'
         )
     assert 'damaged' not in str(refused.value) and 'Delete' not in str(refused.value)
+
+
+def test_a_query_of_texts_imports_neither_mmaction_nor_what_trains(index):
+    tool = ROOT / 'tools/search.py'
+    printed = run_command(sys.executable, '-c', IMPORTED, tool, index).splitlines()
+    assert any('.mp4' in line for line in printed)  # it was answered
+    info, query = json.loads(next(line for line in printed if line.startswith('[[')))
+    ours = {f'projects.vop.{name}' for name in ('datasets', 'evaluation', 'recognition', 'report')}
+    ours |= {f'projects.vop.engine.{name}' for name in ('runner', 'finite', 'checkpoint_hook')}
+    ours |= {'projects.vop.search.update', 'projects.vop.damage'}
+    hosts = {'mmengine.runner', 'mmengine.hooks', 'mmengine.visualization', 'mmengine.dataset'}
+    hosts |= {'mmaction', 'mmcv', 'cv2', 'scipy', 'av', 'decord'}
+    assert 'projects.vop.models.retriever' in query
+    assert (ours | hosts) & {*info, *query} == set()
+    assert {'torch', 'open_clip', 'faiss'} & {*info} == set()
 
 
 def test_a_query_opens_the_index_once(printed, index, monkeypatch):

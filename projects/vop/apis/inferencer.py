@@ -7,23 +7,30 @@ import json
 import logging
 import os
 import os.path as osp
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from mmengine.config import Config
-from mmengine.dataset import Compose
 from mmengine.device import get_device
 from mmengine.logging import print_log
-from mmengine.registry import init_default_scope
+from mmengine.registry import DefaultScope, init_default_scope
 from torch import Tensor
 from tqdm import tqdm
 
-from ..clip_config import absolute_name
-from ..datasets import CLIPTokenize
-from ..engine import check_state, fit_tokenizers, load_safely, open_config, plain_config
+from ..clip_config import (
+    PAPER_CLIP,
+    absolute_name,
+    open_tokenizer,
+    short_reason,
+    tokenizer_serves,
+)
+from ..engine.checkpoint import check_state, load_safely
+from ..engine.config import fit_tokenizers, open_config
+from ..engine.index_config import plain_config
 from ..errors import UserError, shown
 from ..fileio import available_cores, is_video, walk_files
 from ..isolation import check_timeout
@@ -31,7 +38,14 @@ from ..models import CLIPTowers, RetrievalRecognizer
 from ..models.clip import towers_of
 from ..models.encoder import weights_fingerprint
 from ..registry import INFERENCERS, MODELS, class_of
-from .reader import VideoFrames, read_videos
+
+# What reads videos is imported when the first one is read.
+if TYPE_CHECKING:
+    from mmengine.dataset import Compose
+
+    from .reader import VideoFrames
+
+TOKENIZE = dict(type='vop.CLIPTokenize')  # for the model's CLIP
 
 
 class EncodedVideos(NamedTuple):
@@ -73,7 +87,8 @@ class VoPInferencer:
     Attributes:
         cfg (Config): The config, with absolute paths of CLIP's files.
         model (RetrievalRecognizer): The model, of the CLIP ``towers``.
-        pipeline (Compose): The test pipeline without its texts; ``tokenizer`` is for these.
+        pipeline (Compose): The test pipeline without its texts; ``tokenizer`` is for these. Both
+            are made when they are first needed, and refused then if they are wrong.
 
     Raises:
         UserError: If one of these is missing, not one of retrieval, or does not fit the others.
@@ -95,7 +110,9 @@ class VoPInferencer:
     ) -> None:
         cfg = copy.deepcopy(config) if isinstance(config, Config) else open_config(config)
         name = cfg.filename or 'The config'
-        init_default_scope(cfg.get('default_scope', 'mmaction'))
+        self._name, self._scope = name, cfg.get('default_scope', 'mmaction')
+        if self._scope:  # the config of an index has none
+            init_default_scope(self._scope)
         is_retrieval = issubclass(class_of(cfg.get('model'), MODELS), RetrievalRecognizer)
         if not is_retrieval or not cfg.get('test_dataloader'):
             raise UserError(f'{name} needs a vop.RetrievalRecognizer and a test_dataloader.')
@@ -104,15 +121,6 @@ class VoPInferencer:
             timeout = cfg.test_dataloader.dataset.get('timeout', 60)
         self.timeout = check_timeout(timeout)
         cfg.model.clip.update(_clip_files(cfg))  # so that cfg can be kept elsewhere
-        steps = copy.deepcopy(cfg.test_dataloader.dataset.pipeline)
-        clip = towers.tokenizer if towers else cfg.model.clip
-        fit_tokenizers(steps, clip, cfg.get('default_scope', 'mmaction'))
-        steps = Compose(steps).transforms
-        tokenizers = [step.tokenizer for step in steps if isinstance(step, CLIPTokenize)]
-        if not tokenizers:
-            raise UserError(f'The test pipeline of {name} has no vop.CLIPTokenize.')
-        self.tokenizer = tokenizers[0]
-        self.pipeline = Compose([step for step in steps if not isinstance(step, CLIPTokenize)])
         device = _check_device(device or get_device())
         self.towers = towers or towers_of(dict(cfg.model.clip))
         self.model = MODELS.build(dict(cfg.model, clip=self.towers)).to(device).eval()
@@ -126,6 +134,46 @@ class VoPInferencer:
                 f'{name} trains {untrained:,} parameters, and no checkpoint is given: they are as '
                 'a training begins. Name the checkpoint, or take a config of zero_shot.'
             )
+
+    @cached_property
+    def tokenizer(self) -> Callable[..., Tensor]:
+        """The tokenizer of the test pipeline."""
+        if TOKENIZE in self.cfg.test_dataloader.dataset.pipeline:  # which need not be built
+            clip = self.towers.tokenizer
+            return open_tokenizer(**({} if tokenizer_serves(PAPER_CLIP, **clip) else clip))
+        from ..datasets.transforms import CLIPTokenize
+
+        for step in self._steps:
+            if isinstance(step, CLIPTokenize):
+                return step.tokenizer
+        raise UserError(f'The test pipeline of {self._name} has no vop.CLIPTokenize.')
+
+    @cached_property
+    def pipeline(self) -> 'Compose':
+        """The test pipeline without its texts, built when it is first asked for."""
+        from mmengine.dataset import Compose
+
+        from ..datasets.transforms import CLIPTokenize
+
+        return Compose([step for step in self._steps if not isinstance(step, CLIPTokenize)])
+
+    @cached_property
+    def _steps(self) -> list[Callable]:
+        from mmengine.dataset import Compose
+
+        steps = [step for step in self.cfg.test_dataloader.dataset.pipeline if step != TOKENIZE]
+        try:
+            steps = copy.deepcopy(steps)
+            fit_tokenizers(steps, self.towers.tokenizer, self._scope)
+            with DefaultScope.overwrite_default_scope(self._scope):
+                return Compose(steps).transforms
+        except UserError:
+            raise
+        except Exception as error:  # a wrong config can raise nearly anything
+            raise UserError(
+                f'The test pipeline of {self._name} cannot be made: {type(error).__name__}: '
+                f'{short_reason(error)}.'
+            ) from error
 
     @property
     def model_fingerprint(self) -> str:
@@ -192,6 +240,8 @@ class VoPInferencer:
             num_workers = min(8, available_cores())
         if batch_size < 1 or num_workers < 0:
             raise UserError(f'{batch_size=} must be at least 1, and {num_workers=} at least 0.')
+        from .reader import read_videos
+
         paths = [os.fspath(path) for path in videos]
         ahead = 2 * max(batch_size, num_workers)  # so that workers read while a batch is encoded
         frames = read_videos(paths, self.pipeline, num_workers, self.timeout, ahead)
@@ -205,7 +255,7 @@ class VoPInferencer:
                 bar.update(len(batch))
 
     @torch.inference_mode()
-    def _encode(self, batch: list[VideoFrames]) -> EncodedVideos:
+    def _encode(self, batch: 'list[VideoFrames]') -> EncodedVideos:
         failed = {video.path: video.error for video in batch if video.error is not None}
         batch = [video for video in batch if video.frames is not None]
         if batch:

@@ -1,27 +1,18 @@
-from .checkpoint import check_state, load_safely, to_safetensors
-from .checkpoint_hook import CheckpointHook, use_checkpoint_hook
-from .config import (
-    check_amp,
-    check_data,
-    fit_tokenizers,
-    merge_options,
-    open_config,
-    pin_memory,
-    use_amp,
-    work_dir_of,
+from ..lazy import names_of
+
+__getattr__ = names_of(
+    __name__,
+    checkpoint='check_state load_safely to_safetensors',
+    checkpoint_hook='CheckpointHook use_checkpoint_hook',
+    config='check_amp check_data fit_tokenizers merge_options open_config pin_memory use_amp '
+    'work_dir_of',
+    distributed='add_launcher_arguments check_launcher lock_work_dir tool use_gloo_without_gpu '
+    'wrap_model',
+    finite='FiniteHook',
+    index_config='check_plain_config plain_config',
+    resume='ResumeHook find_checkpoint prepare_resume',
+    runner='build_runner build_train_runner',
 )
-from .distributed import (
-    add_launcher_arguments,
-    check_launcher,
-    lock_work_dir,
-    tool,
-    use_gloo_without_gpu,
-    wrap_model,
-)
-from .finite import FiniteHook
-from .plain_config import check_plain_config, plain_config
-from .resume import ResumeHook, find_checkpoint, prepare_resume
-from .runner import build_runner, build_train_runner
 
 __all__ = [
     'CheckpointHook',

@@ -18,7 +18,7 @@ from mmengine.registry import OPTIM_WRAPPERS
 from ..clip_config import PAPER_CLIP, read_clip_config, tokenizer_serves
 from ..errors import UserError
 from ..registry import DATASETS, TRANSFORMS, class_of, is_kind
-from .plain_config import read_plain_config
+from .index_config import read_plain_config
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 

@@ -3,19 +3,21 @@
 import argparse
 import os
 import os.path as osp
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch.distributed as dist
 from mmengine.config import Config
-from mmengine.device import get_device
 from mmengine.registry import STRATEGIES
-from torch import nn
 
 from ..errors import UserError, exit_on_user_error
 from ..fileio import file_lock
 from ..registry import MODEL_WRAPPERS, class_of
+
+# torch is imported where it is used: no tool needs it for its --help.
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @contextmanager
@@ -31,7 +33,8 @@ def tool() -> Iterator[None]:
         try:
             yield
         finally:
-            if dist.is_initialized():  # else a process can abort at its exit
+            dist = sys.modules.get('torch.distributed')
+            if dist and dist.is_initialized():  # else a process can abort at its exit
                 dist.destroy_process_group()
 
 
@@ -170,7 +173,12 @@ def use_gloo_without_gpu(cfg: Config) -> None:
     Raises:
         UserError: If the launcher is one that needs GPUs.
     """
-    if cfg.get('launcher', 'none') == 'none' or get_device() != 'cpu':
+    if cfg.get('launcher', 'none') == 'none':
+        return
+    import torch.distributed as dist
+    from mmengine.device import get_device
+
+    if get_device() != 'cpu':
         return
     if cfg.launcher != 'pytorch':
         raise UserError(
@@ -258,5 +266,5 @@ class Unwrapped:
             model_wrapper_cfg = dict(type='vop.Unwrapped')
     """
 
-    def __new__(cls, module: nn.Module, **kwargs) -> Any:
+    def __new__(cls, module: 'nn.Module', **kwargs) -> Any:
         return module

@@ -1,13 +1,17 @@
 """The model that MMEngine's Runner trains and tests."""
 
+from typing import TYPE_CHECKING
+
 import torch.nn.functional as F
-from mmaction.structures import ActionDataSample
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..registry import MODELS
 from .clip import CLIPTowers, towers_of
+
+if TYPE_CHECKING:
+    from mmaction.structures import ActionDataSample
 
 
 @MODELS.register_module()
@@ -100,9 +104,9 @@ class RetrievalRecognizer(BaseModel):
     def forward(
         self,
         inputs: dict[str, Tensor],
-        data_samples: list[ActionDataSample] | None = None,
+        data_samples: 'list[ActionDataSample] | None' = None,
         mode: str = 'tensor',
-    ) -> dict[str, Tensor] | list[ActionDataSample] | tuple[Tensor, Tensor]:
+    ) -> 'dict[str, Tensor] | list[ActionDataSample] | tuple[Tensor, Tensor]':
         """Run the model as MMEngine does.
 
         Args:

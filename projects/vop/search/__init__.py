@@ -1,4 +1,5 @@
-from .read import Hit, VideoIndex
-from .update import Summary, update_index
+from ..lazy import names_of
+
+__getattr__ = names_of(__name__, read='Hit VideoIndex', update='Summary update_index')
 
 __all__ = ['Hit', 'Summary', 'VideoIndex', 'update_index']

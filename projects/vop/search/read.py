@@ -6,18 +6,20 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from ..apis.inferencer import VoPInferencer
-from ..engine import merge_options, open_config
 from ..errors import UserError
 from ..fileio import read_json
 from .ann import IVF, ROWS_PER_BLOCK, IVFSettings, search_exactly
 from .store import read_parts
+
+# Only what opens the model needs them.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..apis.inferencer import VoPInferencer
 
 FORMAT = 4
 MANIFEST = 'index.json'
@@ -184,7 +186,7 @@ class VideoIndex:
         return self.video_dir / name
 
     def search(
-        self, embeddings: Tensor | np.ndarray, topk: int, exact: bool = False
+        self, embeddings: 'Tensor | np.ndarray', topk: int, exact: bool = False
     ) -> list[list[Hit]]:
         """Find the videos with the highest scores.
 
@@ -262,7 +264,7 @@ class VideoIndex:
 
     def load_inferencer(
         self, device: str | None = None, show_progress: bool = True
-    ) -> VoPInferencer:
+    ) -> 'VoPInferencer':
         """Open the index's own model.
 
         Args:
@@ -288,7 +290,7 @@ def open_index_model(
     device: str | None = None,
     show_progress: bool = True,
     options: dict[str, Any] | None = None,
-) -> VoPInferencer:
+) -> 'VoPInferencer':
     """Open the model of an index, which may be someone else's.
 
     Args:
@@ -302,6 +304,11 @@ def open_index_model(
         UserError: If config or weights are damaged, CLIP's weights are not there, or the model
             cannot be made.
     """
+    import torch
+
+    from ..apis.inferencer import VoPInferencer
+    from ..engine.config import merge_options, open_config
+
     cfg = open_config(config)
     merge_options(cfg, options)
     try:

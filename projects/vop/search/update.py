@@ -19,7 +19,8 @@ import torch.distributed as dist
 from mmengine.logging import print_log
 
 from ..apis.inferencer import VoPInferencer
-from ..engine import check_plain_config, plain_config, to_safetensors
+from ..engine.checkpoint import to_safetensors
+from ..engine.index_config import check_plain_config, plain_config
 from ..errors import UserError
 from ..fileio import check_writable, file_lock
 from .ann import IVF, open_faiss
@@ -129,7 +130,8 @@ def update_index(
             can be read, or a process of the run has ended; or if FAISS is
             missing.
     """
-    open_faiss()  # said before hours of work
+    # What is wrong with these is said before hours of work.
+    _ = open_faiss(), inferencer.pipeline, inferencer.tokenizer
     video_dir = Path(os.path.abspath(video_dir))
     folder = Path(os.path.abspath(index_dir))
     processes = _Processes()

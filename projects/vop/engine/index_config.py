@@ -1,12 +1,12 @@
 """What makes an embedding, as JSON: it can be opened without running anything of it."""
 
 import os
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.registry import Registry
 
 from ..errors import UserError
 from ..fileio import read_json
@@ -22,15 +22,18 @@ LOCAL_ONLY = dict(
 DEEPEST = 30
 # Others of these packages load pickles, fetch files or call what their arguments name.
 HOSTS = {'mmcv', 'mmengine', *MODULE2PACKAGE}
-HARMLESS = {
-    f'mmaction.{name}'
-    for name in (
-        *('DecordInit', 'DecordDecode', 'OpenCVInit', 'OpenCVDecode', 'PyAVInit', 'PyAVDecode'),
-        *('SampleFrames', 'UniformSample', 'UniformSampleFrames', 'DenseSampleFrames'),
-        *('Resize', 'CenterCrop', 'ThreeCrop', 'TenCrop', 'FormatShape', 'PackActionInputs'),
-        *('SimpleMeanAdapter', 'TransformerAdapter'),
-    )
-}
+# They stay names until they are made: nothing has to be imported for a query of texts.
+HARMLESS = dict(
+    model={'mmaction.SimpleMeanAdapter', 'mmaction.TransformerAdapter'},
+    pipeline={
+        *('vop.CLIPTokenize', 'vop.TimeWindow', 'mmaction.DecordInit', 'mmaction.DecordDecode'),
+        *('mmaction.OpenCVInit', 'mmaction.OpenCVDecode', 'mmaction.PyAVInit'),
+        *('mmaction.PyAVDecode', 'mmaction.SampleFrames', 'mmaction.UniformSample'),
+        *('mmaction.UniformSampleFrames', 'mmaction.DenseSampleFrames', 'mmaction.Resize'),
+        *('mmaction.CenterCrop', 'mmaction.ThreeCrop', 'mmaction.TenCrop', 'mmaction.FormatShape'),
+        'mmaction.PackActionInputs',
+    },
+)
 FOR_READERS = (
     'Nothing of an index is run. If it is yours, name its config and checkpoint with --config and '
     '--checkpoint.'
@@ -53,9 +56,7 @@ def plain_config(cfg: Config) -> dict[str, Any]:
     """
     scopes = (cfg.get('default_scope', 'mmaction'), 'mmengine')
     parts = dict(model=cfg.model, pipeline=cfg.test_dataloader.dataset.pipeline)
-    return {
-        part: _plain(value, _registered(REGISTRIES[part]), scopes) for part, value in parts.items()
-    }
+    return {part: _plain(value, part, scopes) for part, value in parts.items()}
 
 
 def read_plain_config(path: str | Path) -> Config:
@@ -63,12 +64,14 @@ def read_plain_config(path: str | Path) -> Config:
 
     Nothing of it is imported or run: a ``type`` must be registered already, and be of this
     project, your own, or one of the few ``HARMLESS`` ones of MMAction2.
+    Each has its scope, so that there is no ``default_scope``, which MMEngine would import.
 
     Args:
         path (str | Path): The file.
 
     Returns:
-        Config: With ``model`` and ``test_dataloader``, classes in place of their names.
+        Config: With ``model`` and ``test_dataloader``, classes in place of names that are not
+        ``HARMLESS``.
 
     Raises:
         UserError: If the file is damaged, or has more than such a config needs; the message names
@@ -81,7 +84,7 @@ def read_plain_config(path: str | Path) -> Config:
     read = check_plain_config(read_json(path), path)
     return Config(
         dict(
-            default_scope='mmaction',
+            default_scope=None,
             model=read['model'],
             test_dataloader=dict(dataset=dict(pipeline=read['pipeline'])),
         ),
@@ -98,7 +101,7 @@ def check_plain_config(parts: Any, path: str | Path, advice: str = FOR_READERS) 
         advice (str): The end of the messages: what to do.
 
     Returns:
-        dict: ``model`` and ``pipeline``, classes in place of their names.
+        dict: ``model`` and ``pipeline``, classes in place of names that are not ``HARMLESS``.
 
     Raises:
         UserError: If it has more than such a config needs; the message names the key.
@@ -111,22 +114,28 @@ def check_plain_config(parts: Any, path: str | Path, advice: str = FOR_READERS) 
             f'{path} is not the config of an index, which has the keys {", ".join(REGISTRIES)} '
             'and no others. Other configs are Python files.'
         )
-    read = {
-        part: _resolve(value, _registered(REGISTRIES[part]), path, (part,), advice)
-        for part, value in parts.items()
-    }
+    read = {part: _resolve(value, path, (part,), advice) for part, value in parts.items()}
     if not isinstance(read['model'], dict) or not isinstance(read['pipeline'], list):
         raise UserError(f'{path}: "model" must be an object, and "pipeline" a list.')
     return read
 
 
-def _registered(registry: Registry) -> dict[str, Any]:
-    """Everything registered, by names with a scope. Registry.get would import by names, too."""
+def _registered(part: str, everything: bool) -> dict[str, Any]:
+    """What is registered so far, or everything that can be, by names with a scope."""
+    if everything:
+        import_module('mmaction.registry')
     found: dict[str, Any] = {}
-    for each in (registry.parent, *registry.parent.children.values()):
-        each.import_from_location()
-        found |= {f'{each.scope}.{name}': part for name, part in each.module_dict.items()}
+    root = REGISTRIES[part].root
+    for each in (root, *root.children.values()):
+        if everything:
+            each.import_from_location()
+        found |= {f'{each.scope}.{name}': kind for name, kind in each.module_dict.items()}
     return found
+
+
+def _find(name: str, part: str) -> Any:
+    """What is registered by a name with a scope. Registry.get would import by names, too."""
+    return _registered(part, False).get(name) or _registered(part, True).get(name)
 
 
 def _came_along(clip: Any, path: str | Path) -> bool:
@@ -140,42 +149,47 @@ def _came_along(clip: Any, path: str | Path) -> bool:
     return not os.path.isabs(name) or Path(name).resolve().is_relative_to(folder)
 
 
-def _plain(value: Any, registered: dict[str, Any], scopes: tuple[str, ...]) -> Any:
+def _plain(value: Any, part: str, scopes: tuple[str | None, ...]) -> Any:
     if isinstance(value, dict):
         value = {
-            key: _plain(each, registered, scopes)
+            key: _plain(each, part, scopes)
             for key, each in value.items()
             if key != 'cache_dir'  # of this machine
         }
-        kind = str(value.get('type'))
+        kind = value.get('type')
+        if not isinstance(kind, str):
+            return value
         for name in (kind, *(f'{scope}.{kind}' for scope in scopes)):
-            if name in registered:
-                return dict(value, type=_name_of(registered[name], registered))
+            if name in HARMLESS[part]:
+                return dict(value, type=name)
+            if '.' in name and (found := _find(name, part)):
+                return dict(value, type=_name_of(found, part))
         return value
     if isinstance(value, tuple):
-        return dict(tuple=[_plain(each, registered, scopes) for each in value])
+        return dict(tuple=[_plain(each, part, scopes) for each in value])
     if isinstance(value, list):
-        return [_plain(each, registered, scopes) for each in value]
-    return _name_of(value, registered) if callable(value) else value
+        return [_plain(each, part, scopes) for each in value]
+    return _name_of(value, part) if callable(value) else value
 
 
-def _name_of(part: Any, registered: dict[str, Any]) -> str:
-    names = [name for name, each in registered.items() if each is part]
-    return min(names, default=f'{part.__module__}.{part.__qualname__}')
+def _name_of(kind: Any, part: str) -> str:
+    for everything in (False, True):
+        found = _registered(part, everything)
+        if names := [name for name, each in found.items() if each is kind]:
+            return min(names)
+    return f'{kind.__module__}.{kind.__qualname__}'
 
 
 def _package(part: Any) -> str:
     return getattr(part, '__module__', '').partition('.')[0]
 
 
-def _resolve(
-    value: Any, registered: dict[str, Any], path: str | Path, place: tuple[str, ...], advice: str
-) -> Any:
+def _resolve(value: Any, path: str | Path, place: tuple[str, ...], advice: str) -> Any:
     def refuse(reason: str, *key: str) -> UserError:
         return UserError(f'{path}, {".".join([*place, *key])[:200]}: {reason}. {advice}')
 
     def resolve(value: Any, *key: str) -> Any:
-        return _resolve(value, registered, path, (*place, *key), advice)
+        return _resolve(value, path, (*place, *key), advice)
 
     if len(place) > DEEPEST:
         raise refuse('it is nested too deeply')
@@ -196,10 +210,12 @@ def _resolve(
             raise refuse('where CLIP is kept is not for an index to say', key)
     value = {key: resolve(each, key) for key, each in value.items()}
     if 'type' in value:
-        kind = value['type']
-        if not isinstance(kind, str) or kind not in registered:
+        kind, part = value['type'], place[0]
+        if isinstance(kind, str) and kind in HARMLESS[part]:
+            return value
+        value['type'] = _find(kind, part) if isinstance(kind, str) else None
+        if value['type'] is None:
             raise refuse(f'{str(kind)[:80]!r} is not registered', 'type')
-        if _package(registered[kind]) in HOSTS and kind not in HARMLESS:
+        if _package(value['type']) in HOSTS:
             raise refuse(f'{kind!r} is not among the types that an index may name', 'type')
-        value['type'] = registered[kind]
     return value
