@@ -22,6 +22,7 @@ import pytest
 import torch
 from helpers import ROOT, SOURCES, TINY_CLIP, WANTED, free_port, released_state, run, save_clip
 from mmengine.registry import init_default_scope
+from PIL import Image
 from pytest import MonkeyPatch
 from torch.distributed.run import get_args_parser
 
@@ -231,6 +232,7 @@ def home(tmp_path_factory, write_video):
         config.write_text(lighter(config.read_text(), {**SMALLER, **own_clip}))
 
     write_video(home / 'video.mp4', 16, 48, 64)
+    Image.new('RGB', (64, 48), 'green').save(home / 'dog.jpg')
     videos = ['clip.mp4', *(f'my_videos/pet{i}.mp4' for i in range(3))]
     for name, splits in WANTED.items():
         each = {video for split in splits.values() for video in split}

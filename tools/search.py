@@ -13,14 +13,18 @@ resumes.
 
     query INDEX "a dog" "a cat"                  videos for each text
     query INDEX --video clip.mp4                 videos like that video
+    query INDEX --image dog.jpg                  videos like that picture
     query INDEX "a dog" "a cat" --video clip.mp4 these texts, ranked for it
+    query INDEX "a dog" night --weights 1 -0.5   videos for the sum of both
 
 `info` says what an index holds.
 """
 
 import argparse
 import json
+import math
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +37,13 @@ from projects.vop.engine.distributed import (
     tool,
     use_gloo_without_gpu,
 )
-from projects.vop.errors import VideoReadError, shown
+from projects.vop.errors import UserError, VideoReadError, shown
 from projects.vop.fileio import is_video, read_json
-from projects.vop.search.read import FAILED, VideoIndex, check_fields, open_index_model
+from projects.vop.search import Hit, VideoIndex, combine, open_model
+from projects.vop.search.store import FAILED, check_fields
 
 # What only one command needs is imported there: the others start sooner.
 if TYPE_CHECKING:
-    from projects.vop.apis import VoPInferencer
     from projects.vop.search import Summary
 
 
@@ -48,6 +52,17 @@ def at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'must be 1 or more, not {text}')
     return int(text)
+
+
+def seconds(text: str) -> float:
+    """Read a number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f'must be seconds above 0, not {text}')
+    return number
 
 
 def add_model(parser: argparse.ArgumentParser, why: str) -> None:
@@ -79,10 +94,22 @@ def parse_args() -> argparse.Namespace:
     index.add_argument('index', type=Path, metavar='INDEX')
     add_model(index, 'needed only the first time')
     index.add_argument(
+        '--window',
+        type=seconds,
+        metavar='SECONDS',
+        help='find moments of so many seconds (default: as the index; else whole videos)',
+    )
+    index.add_argument(
+        '--stride',
+        type=seconds,
+        metavar='SECONDS',
+        help='from the beginning of one moment to the next (default: half of --window)',
+    )
+    index.add_argument(
         '--batch-size',
         type=at_least_one,
         default=8,
-        help='videos encoded at a time (default: %(default)s)',
+        help='videos or moments encoded at a time (default: %(default)s)',
     )
     index.add_argument(
         '--num-workers',
@@ -94,19 +121,38 @@ def parse_args() -> argparse.Namespace:
     query = commands.add_parser(
         'query',
         help='find videos for texts or for a video',
-        description='Texts alone find videos for each text; --video alone '
-        'finds videos like it; both together rank the texts for that video.',
+        description='Texts alone find videos for each text; --video or --image alone '
+        'finds videos like it; with texts, the texts are ranked for it. With --weights all '
+        'together are one query.',
     )
     query.add_argument('index', type=Path, metavar='INDEX')
     query.add_argument('texts', nargs='*', metavar='TEXT')
     query.add_argument('--video', metavar='CLIP', help='a video file')
+    query.add_argument('--image', metavar='FILE', help='a picture')
+    query.add_argument(
+        '--weights',
+        nargs='+',
+        type=float,
+        metavar='W',
+        help='one for each text, then for --video and --image; below 0 is unlike it',
+    )
+    query.add_argument('--path', metavar='PATTERN', help="only such videos: 'pets/*.mp4'")
+    query.add_argument('--min-duration', type=seconds, metavar='SECONDS', help='of the video')
+    query.add_argument('--max-duration', type=seconds, metavar='SECONDS', help='of the video')
+    query.add_argument(
+        '--min-score',
+        type=float,
+        metavar='SCORE',
+        help='leave out what has a lower score (default: for texts, as measured when the videos '
+        'were indexed; else none)',
+    )
     query.add_argument(
         '--topk', type=at_least_one, default=5, help='how many to find (default: %(default)s)'
     )
     query.add_argument(
         '--exact',
         action='store_true',
-        help='compare with every video, also where the index is approximate',
+        help='compare with every moment, also where the index is approximate',
     )
     query.add_argument('--json', action='store_true', help='print JSON, for machines')
     add_model(query, "by default the index's own model; another is refused")
@@ -125,9 +171,16 @@ def parse_args() -> argparse.Namespace:
         args.texts += more[:end] + more[end + 1 :]  # those after an option
     elif more:
         parser.error(f'unrecognized arguments: {" ".join(more)}')
+    if args.command == 'index' and args.stride is not None and args.window is None:
+        index.error('--stride needs --window')
     if args.command == 'query':
-        if not args.texts and args.video is None:
-            query.error('say what to find: a text, or --video CLIP')
+        given = len(args.texts) + (args.video is not None) + (args.image is not None)
+        if not given:
+            query.error('say what to find: a text, --video CLIP or --image FILE')
+        if args.weights is not None and len(args.weights) != given:
+            query.error(f'{len(args.weights)} weights for {given} texts, videos and pictures')
+        if args.weights is None and args.video is not None and args.image is not None:
+            query.error('--video and --image together need --weights')
         if not all(text.strip() for text in args.texts):
             query.error('a text to find has no words')
     return args
@@ -143,43 +196,40 @@ def init_processes(launcher: str) -> None:
 
     use_gloo_without_gpu(Config(dict(launcher=launcher)))
     if not dist.is_initialized():
-        # They exchange no tensors, and gloo notices at once if one ends.
-        init_dist(launcher, backend='gloo')
+        # They exchange no tensors, and gloo notices at once if one ends, but must wait for the
+        # slowest one.
+        init_dist(launcher, backend='gloo', timeout=timedelta(days=7))
 
 
-def open_model(
-    args: argparse.Namespace, show_progress: bool, index: VideoIndex | None = None
-) -> 'VoPInferencer':
-    """The model of the command line, or else of the index, which may be open."""
-    if args.config is None:
-        if index is None:
-            from projects.vop.search.update import model_files
-
-            config, own = model_files(args.index)
-        else:
-            config, own = index.config_file, index.state_file
-        checkpoint = args.checkpoint or str(own)
-        return open_index_model(config, checkpoint, args.device, show_progress, args.cfg_options)
-    from projects.vop.apis import VoPInferencer
-    from projects.vop.engine import merge_options, open_config
-
-    cfg = open_config(args.config)
-    merge_options(cfg, args.cfg_options)
-    return VoPInferencer(cfg, args.checkpoint, args.device, show_progress)
+def named(args: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says of the model."""
+    return dict(
+        device=args.device,
+        config=args.config,
+        checkpoint=args.checkpoint,
+        options=args.cfg_options,
+    )
 
 
 def index(args: argparse.Namespace) -> None:
     """Make or update an index."""
     import torch.distributed as dist
 
-    from projects.vop.search import update_index
+    from projects.vop.search import model_files, update_index
 
     init_processes(args.launcher)
     first = not dist.is_initialized() or dist.get_rank() == 0
-    inferencer = open_model(args, show_progress=first)
+    files = None if args.config else model_files(args.index)
+    inferencer = open_model(files, show_progress=first, **named(args))
+    windows = args.window and (args.window, args.stride or args.window / 2)
     try:
         summary = update_index(
-            inferencer, args.video_dir, args.index, args.batch_size, args.num_workers
+            inferencer,
+            args.video_dir,
+            args.index,
+            args.batch_size,
+            args.num_workers,
+            windows=windows,
         )
     except KeyboardInterrupt as error:
         print('Stopped. What was encoded is saved; the same command resumes.')
@@ -204,52 +254,90 @@ def report(summary: 'Summary', path: Path) -> None:
 
 def query(args: argparse.Namespace) -> None:
     """Print what is found."""
+    import torch
+
     # What is printed is the answer alone.
     for handler in MMLogger.get_current_instance().handlers:
         if getattr(handler, 'stream', None) is sys.stdout:
             handler.setStream(sys.stderr)
     index = VideoIndex.open(args.index)
-    inferencer = open_model(args, False, index)
-    index.check_model(inferencer.model_fingerprint)
-    if args.video is None:
-        asked = [dict(text=text) for text in args.texts]
-        embeddings = inferencer.encode_texts(args.texts)
-    else:
-        asked = [dict(video=args.video)]
+    among = None
+    if args.path or args.min_duration or args.max_duration:
+        among = index.select(
+            args.path or '*', args.min_duration or 0, args.max_duration or math.inf
+        )
+        if not among.any():
+            raise UserError(f'{args.index} has no such video: see --path and the durations.')
+    inferencer = index.load_inferencer(show_progress=False, **named(args))
+    asked: list[dict[str, Any]] = [dict(text=text) for text in args.texts]
+    embeddings = [inferencer.encode_texts(args.texts)] if args.texts else []
+    if args.video is not None:
         encoded = inferencer.encode_videos([args.video])
         if encoded.failed:
             raise VideoReadError(f'{args.video} cannot be read: {encoded.failed[args.video]}')
-        embeddings = encoded.embeddings
-    if args.video is not None and args.texts:
-        scores = (embeddings @ inferencer.encode_texts(args.texts).T)[0]
-        best, order = scores.topk(min(args.topk, len(scores)))
-        found = [
-            [
-                dict(text=args.texts[number], score=score)
-                for score, number in zip(best.tolist(), order.tolist())
-            ]
-        ]
-    else:
-        found = [
-            [dict(video=hit.name, path=str(index.path(hit.name)), score=hit.score) for hit in hits]
-            for hits in index.search(embeddings, args.topk, args.exact)
-        ]
-        if index.ivf and not args.exact:
-            print(index.ivf.settings, file=sys.stderr)
-    answers = [dict(query, hits=hits) for query, hits in zip(asked, found)]
-    if args.json:
+        asked.append(dict(video=args.video))
+        embeddings.append(encoded.embeddings)
+    if args.image is not None:
+        asked.append(dict(image=args.image))
+        embeddings.append(inferencer.encode_images([args.image]))
+    queries, min_score = torch.cat(embeddings), args.min_score
+    if args.weights is not None:
+        asked = [dict(parts=[dict(each, weight=w) for each, w in zip(asked, args.weights)])]
+        queries = combine(queries, args.weights)
+    elif len(embeddings) == 2:
+        scores, order = (queries[:-1] @ queries[-1]).sort(descending=True)
+        ranked = [dict(text=args.texts[i], score=s) for i, s in zip(order, scores.tolist())]
+        print_answers(args.json, [dict(asked[-1], hits=ranked[: args.topk])])
+        return
+    elif min_score is None and args.texts:
+        min_score = index.threshold
+        print(
+            f'Scores below {min_score:.4f} are left out, which one in twenty pairs of a caption '
+            'and a video here exceed; --min-score says otherwise.',
+            file=sys.stderr,
+        )
+    if index.ivf and not args.exact:
+        print(index.how, file=sys.stderr)
+    score = -math.inf if min_score is None else min_score
+    found = index.search(queries, args.topk, args.exact, score, among)
+    print_answers(
+        args.json,
+        [dict(each, hits=[plain(index, hit) for hit in hits]) for each, hits in zip(asked, found)],
+        with_times=index.window is not None,
+    )
+
+
+def plain(index: VideoIndex, hit: Hit) -> dict[str, Any]:
+    """A hit as JSON has it."""
+    name, score, start, end = hit
+    end_or_null = None if math.isnan(end) else end
+    path = str(index.path(name))
+    return dict(video=name, path=path, score=score, start=start, end=end_or_null)
+
+
+def print_answers(as_json: bool, answers: list[dict[str, Any]], with_times: bool = False) -> None:
+    """Print answers for machines or for people."""
+    if as_json:
         print(json.dumps(answers, indent=2))
-    else:
-        show(answers)
-
-
-def show(answers: list[dict[str, Any]]) -> None:
-    """Print answers for people."""
+        return
     for answer in answers:
-        print(shown(answer.get('text') or answer['video']))
+        parts = answer.get('parts', [answer])
+        kinds = ('text', 'video', 'image')
+        names = [shown(next(part[kind] for kind in kinds if kind in part)) for part in parts]
+        weights = [f'{part["weight"]:g} x ' if 'weight' in part else '' for part in parts]
+        print(' + '.join(map(str.__add__, weights, names)))
         for place, hit in enumerate(answer['hits'], 1):
-            what = shown(hit.get('video') or hit['text'])
-            print(f'{place:4}  {hit["score"]:7.4f}  {what}')
+            when = f'  {clock(hit["start"])}-{clock(hit["end"])}' if with_times else ''
+            print(f'{place:4}  {hit["score"]:7.4f}  {shown(hit.get("video") or hit["text"])}{when}')
+        if not answer['hits']:
+            print('      nothing found')
+
+
+def clock(seconds: float) -> str:
+    """A time as 1:02:03, or 2:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
 
 
 def info(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from fractions import Fraction
+from math import nan
 from pathlib import Path
 
 import av
@@ -126,6 +127,26 @@ def missing_end(path: str | Path) -> str | None:
         return None
     whole = '' if promised is None or promised <= end else f' of {float(promised):.1f}'
     return f'it ends at {float(end):.1f}{whole} s'
+
+
+def header_duration(path: str | Path) -> float:
+    """Seconds that a video lasts by its header; nan if that does not say, or cannot be read.
+
+    Args:
+        path (str | Path): A local file.
+
+    Example:
+        >>> header_duration('a.mp4')
+        12.5
+    """
+    try:
+        with av.open(os.path.abspath(path), metadata_errors='replace') as container:
+            stream = container.streams.best('video')
+            if stream is not None and stream.duration:
+                return float(stream.duration * stream.time_base)
+            return container.duration / av.time_base if container.duration else nan
+    except av.FFmpegError:
+        return nan
 
 
 def _end_and_promise(

@@ -17,8 +17,7 @@ from projects.vop.apis import VoPInferencer
 from projects.vop.engine import open_config, plain_config
 from projects.vop.errors import UserError
 from projects.vop.registry import MODELS
-from projects.vop.search import VideoIndex, update_index
-from projects.vop.search.update import model_files
+from projects.vop.search import VideoIndex, model_files, update_index
 
 MODULE = 'module_of_a_stranger'
 OPENED = dict(type='mmaction.DecordInit', io_backend='memcached', server_list_cfg='', client_cfg='')
@@ -100,21 +99,19 @@ def test_of_other_packages_only_what_is_harmless_is_made(index):
 
 
 def test_lists_in_another_file_are_not_opened(index, tmp_path):
-    """FAISS would map whichever file the index names, and write to it."""
+    """FAISS would map whichever file the index names."""
     path, opened = next(index.glob('ivf-*')), VideoIndex.open(index)
     held = faiss.read_index(str(path))
     lists = faiss.OnDiskInvertedLists(held.nlist, held.code_size, str(tmp_path / 'another'))
     held.reset()
     held.replace_invlists(lists)
-    held.add_with_ids(np.array(opened.embeddings), opened.stamps[:, 0].copy())
+    held.add_with_ids(np.array(opened.embeddings), opened.ids)
     flat = faiss.IndexIDMap2(faiss.IndexFlatIP(held.d))
     for each, reason in ((held, 'another file'), (flat, 'IndexIDMap2')):
         faiss.write_index(each, str(path))
         edit(index / 'index.json', ['files', 'ivf'], path.stat().st_size)
         with pytest.raises(UserError, match=f'{path.name} .*{reason}'):
             VideoIndex.open(index)
-        with pytest.raises(UserError, match=f'{path.name} .*{reason}'):
-            opened.open_ivf(mapped=False)
 
 
 @pytest.mark.parametrize('place, value', CODE_IN_A_CONFIG, ids=lambda value: str(value)[-30:])
@@ -149,17 +146,18 @@ def test_a_config_is_what_it_was(retrieval_config, index):
     assert plain_config(opened) == plain_config(Config(opened.to_dict())) == held
 
 
-PARTS = ['names', 'stamps', 'embeddings', 'ivf']
+PARTS = ['videos', 'embeddings', 'ivf']
 NO_INDEX = [
-    *([key] for key in ('generation', 'videos', 'width', 'next_id', 'model_fingerprint')),
-    *([key] for key in ('video_dir', 'files', 'ivf')),
+    *([key] for key in ('generation', 'videos', 'moments', 'width', 'model_fingerprint')),
+    *([key] for key in ('video_dir', 'files', 'window', 'measured', 'ivf')),
     *(['files', part] for part in PARTS),
-    *(['ivf', key] for key in ('nlist', 'nprobe', 'recall', 'trained_for')),
-    *(['ivf', key] for key in ('measured_for', 'next_id')),
-    ['ivf', 'recall', 'texts'],
-    ['ivf', 'more'],
+    *(['ivf', key] for key in ('nprobe', 'trained_for')),
+    *(['measured', key] for key in ('moments', 'next_id', 'threshold', 'recall')),
+    ['measured', 'recall', 'texts'],
     ['files', 'more'],
 ]
+# Of the right type, nothing follows from these but what is printed, or found.
+SAYS_NOTHING = ('video_dir', 'recall', 'texts', 'threshold', 'window')
 VALUES = [None, [], {}, True, -1, 10**30, 0.5, '../../x', ['../../x', 1], {'a': [{}]}, 'x' * 10**6]
 
 
@@ -171,14 +169,55 @@ def test_values_that_cannot_be_are_refused(index, place):
     for key in place:
         held = held.get(key) if isinstance(held, dict) else None
     for value in VALUES:
-        if type(value) is type(held) and place[-1] in ('video_dir', 'recall', 'texts'):
-            continue  # it says nothing that is looked at
+        if type(value) is type(held) and place[-1] in SAYS_NOTHING:
+            continue
         edit(path, place, value)
         with pytest.raises(UserError, match=str(index)) as refused:
             VideoIndex.open(index)
         assert len(str(refused.value)) < 600 and '\n' not in str(refused.value)
     path.write_bytes(before)
     VideoIndex.open(index)
+
+
+def encode(names):
+    return np.frombuffer(json.dumps(names).encode(), np.uint8)
+
+
+def rewrite(index, save=np.savez, **arrays):
+    """Change what the file of the videos holds."""
+    path = next(index.glob('videos-*.npz'))
+    with np.load(path) as file:
+        arrays = dict(file) | arrays
+    save(path, **arrays)
+    edit(index / 'index.json', ['files', 'videos'], path.stat().st_size)
+    return path
+
+
+ARRAYS = [
+    dict(names=encode(['a'] * 4)),
+    dict(names=encode(dict.fromkeys('abcde'))),
+    dict(stamps=np.zeros((5, 3), np.int64)),
+    dict(stamps=np.zeros((5, 2))),
+    dict(counts=np.array([1, 1, 1, 2, 0])),
+    dict(counts=np.array([1, 1, 1, 2**62, 2 - 2**62])),
+    dict(counts=np.array([1, 1, 2, 1, 1])),
+    dict(counts=np.full((5, 1), 1)),
+    dict(spans=np.zeros((5, 2), np.float32)),
+    dict(spans=np.zeros((6, 2))),
+    dict(more=np.array([0, 1, 2, 4, 3])),
+    dict(more=np.array([-1, 1, 2, 3, 4])),
+    dict(more=np.arange(6)),
+    dict(more=np.arange(5.0)),
+    dict(save=np.savez_compressed),
+]
+
+
+@pytest.mark.parametrize('arrays', ARRAYS, ids=lambda arrays: '-'.join(arrays))
+def test_arrays_that_cannot_be_are_refused(index, arrays):
+    path = rewrite(index, **arrays)
+    with pytest.raises(UserError, match=path.name) as refused:
+        VideoIndex.open(index)
+    assert len(str(refused.value)) < 600 and '\n' not in str(refused.value)
 
 
 def deep(kind):
@@ -200,15 +239,16 @@ JSON = [
 ]
 
 
-@pytest.mark.parametrize('name', ['index.json', 'config-*.json', 'names-*.json', 'failed.json'])
+@pytest.mark.parametrize('name', ['index.json', 'config-*.json', 'videos-*.npz', 'failed.json'])
 def test_json_of_another_kind_is_refused(index, name, run_tool):
     path = next(index.glob(name))
     for text in JSON:
         if (name, text) == ('failed.json', '{}'):
             continue
-        path.write_text(text)
-        if name.startswith('names'):
-            edit(index / 'index.json', ['files', 'names'], len(text))
+        if name.startswith('videos'):
+            rewrite(index, names=np.frombuffer(text.encode(), np.uint8))
+        else:
+            path.write_text(text)
         with pytest.raises(UserError, match=str(path)) as refused:
             run_tool(
                 'tools/search.py',
@@ -219,9 +259,10 @@ def test_json_of_another_kind_is_refused(index, name, run_tool):
 
 @pytest.mark.parametrize('name', ['../3.mp4', '/3.mp4', 'a/../../3.mp4', '..', 'a\0b.mp4'])
 def test_names_stay_in_the_folder_of_the_videos(index, name):
-    path = next(index.glob('names-*.json'))
-    path.write_text(json.dumps(['a.mp4', '..b.mp4', 'c../d.mp4', 'e/..f.mp4', name]))
-    edit(index / 'index.json', ['files', 'names'], path.stat().st_size)
+    names = ['a.mp4', '..b.mp4', 'c../d.mp4', 'e/..f.mp4']
+    rewrite(index, names=encode([*names, 'g.mp4']))
+    VideoIndex.open(index)
+    path = rewrite(index, names=encode([*names, name]))
     with pytest.raises(UserError, match=path.name):
         VideoIndex.open(index)
 

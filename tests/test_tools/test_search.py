@@ -13,12 +13,13 @@ from helpers import ROOT, in_two_processes
 from helpers import run as run_command
 from mmcv.transforms import BaseTransform
 from mmengine.config import Config
+from PIL import Image
 from torch.multiprocessing import ProcessExitedException
 
 from projects.vop.apis import VoPInferencer
 from projects.vop.errors import UserError
 from projects.vop.registry import MODELS, TRANSFORMS
-from projects.vop.search import VideoIndex, update_index
+from projects.vop.search import VideoIndex, combine, update_index
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +56,7 @@ def imported_by(*words):
 TOOL, index = sys.argv[1:]
 info = imported_by('info', index)
 import torch, open_clip
-print(json.dumps([info, imported_by('query', index, 'a dog', '--device', 'cpu')]))
+print(json.dumps([info, imported_by('query', index, 'a dog', '--min-score=-1')]))
 """
 
 
@@ -98,14 +99,17 @@ def printed(run_tool, capsys):
 
 def test_what_is_given_says_what_is_found(printed, index, video_folder):
     clip, texts = video_folder / '3.mp4', ['a dog', 'a cat', 'a house']
-    several = json.loads(printed('query', index, *texts, '--json').out)
+    every = ['--min-score', '-1']
+    several = json.loads(printed('query', index, *texts, '--json', *every).out)
     opened = VideoIndex.open(index)
     queries = opened.load_inferencer('cpu', show_progress=False).encode_texts(texts)
     for answer, text, hits in zip(several, texts, opened.search(queries, 5), strict=True):
         paths = [str(video_folder / hit.name) for hit in hits]
-        expected = [dict(video=h.name, path=p, score=h.score) for h, p in zip(hits, paths)]
+        expected = [
+            dict(video=h.name, path=p, score=h.score, start=0, end=2.5) for h, p in zip(hits, paths)
+        ]
         assert answer == dict(text=text, hits=expected)
-    title, *lines = printed('query', index, texts[0], '--topk', 2).out.splitlines()
+    title, *lines = printed('query', index, texts[0], '--topk', 2, *every).out.splitlines()
     assert title == texts[0]
     assert [line.split()[2] for line in lines] == [hit['video'] for hit in several[0]['hits'][:2]]
     (alike,) = json.loads(printed('query', index, '--video', clip, '--json').out)
@@ -118,8 +122,68 @@ def test_what_is_given_says_what_is_found(printed, index, video_folder):
     assert [hit['text'] for hit in hits] == [text for _, text in ranked]
     assert [hit['score'] for hit in hits] == pytest.approx([s for s, _ in ranked], abs=1e-6)
     # Warnings, such as that a text is cut, are not among the answers.
-    out, err = printed('query', index, 'dog ' * 2000, '--json')
+    out, err = printed('query', index, 'dog ' * 2000, '--json', *every)
     assert len(json.loads(out)[0]['hits']) == 5 and 'longer than' in err
+
+
+def test_moments_are_found_with_their_times(printed, model, video_folder, tmp_path):
+    index, args = tmp_path / 'index', ['--num-workers', 0]
+    out = printed('index', video_folder, index, '--window', 1, *model, *args).out
+    assert '5 videos added' in out and '20 moments of 1 s, one each 0.5 s, in 5 videos' in out
+    assert '5 kept' in printed('index', video_folder, index, *args).out
+    query = ['query', index, 'a dog', '--min-score', -1, '--topk', 30]
+    hits = json.loads(printed(*query, '--json').out)[0]['hits']
+    spans = {'0.mp4': set(), '3.mp4': set()}
+    for hit in hits:
+        spans.setdefault(hit['video'], set()).add((hit['start'], hit['end']))
+    assert all(end == min(start + 1, 2.5) and start % 0.5 == 0 for start, end in spans['3.mp4'])
+    assert len(spans) == 5 and all(2 <= len(each) <= 3 for each in spans.values())
+    lines = printed(*query).out.splitlines()[1:]
+    assert len(lines) == len(hits)
+    seconds = [f'0:0{round(hit["start"])}-0:0{round(hit["end"])}' for hit in hits]
+    assert [line.split()[2:] for line in lines] == [[h['video'], s] for h, s in zip(hits, seconds)]
+    out = printed('index', video_folder, index, '--window', 5, '--stride', 5, *args).out
+    assert '5 encoded again' in out and '5 moments of 5 s' in out
+
+
+def test_a_picture_or_a_sum_is_a_query(printed, index, video_folder, tmp_path):
+    inferencer = VideoIndex.open(index).load_inferencer('cpu', show_progress=False)
+    Image.fromarray(np.full((40, 60, 3), 200, np.uint8)).save(tmp_path / 'a.png')
+    (alike,) = json.loads(printed('query', index, '--image', tmp_path / 'a.png', '--json').out)
+    picture = inferencer.encode_images([tmp_path / 'a.png'])
+    best = VideoIndex.open(index).search(picture, 5)[0]
+    assert alike['image'] == str(tmp_path / 'a.png')
+    assert [hit['video'] for hit in alike['hits']] == [hit.name for hit in best]
+    clip = str(video_folder / '3.mp4')
+    given = ['a dog', 'a cat', '--video', clip, '--weights', '1', '-0.5', '2']
+    (answer,) = json.loads(printed('query', index, *given, '--json').out)
+    embeddings = [*inferencer.encode_texts(given[:2]), *inferencer.encode_videos([clip]).embeddings]
+    expected = VideoIndex.open(index).search(combine(torch.stack(embeddings), [1, -0.5, 2]), 5)[0]
+    assert [hit['score'] for hit in answer['hits']] == pytest.approx([h.score for h in expected])
+    assert [part['weight'] for part in answer['parts']] == [1, -0.5, 2]
+    title = printed('query', index, *given).out.splitlines()[0]
+    assert title == f'1 x a dog + -0.5 x a cat + 2 x {clip}'
+    ranked = printed('query', index, *given[:2], '--image', tmp_path / 'a.png').out.splitlines()
+    assert ranked[0] == str(tmp_path / 'a.png') and len(ranked) == 3
+
+
+def test_a_query_says_what_may_be_found(printed, index):
+    def videos(*arguments):
+        out = printed('query', index, 'a dog', '--json', *arguments)
+        return [hit['video'] for hit in json.loads(out.out)[0]['hits']], out.err
+
+    found, said = videos('--min-score', -1)
+    assert len(found) == 5 and not said
+    assert videos('--min-score', -1, '--path', '[12]*')[0] == [v for v in found if v[0] in '12']
+    assert videos('--min-score', -1, '--min-duration', 2, '--max-duration', 3)[0] == found
+    with pytest.raises(UserError, match='--path'):
+        videos('--min-duration', 3)
+    threshold = VideoIndex.open(index).threshold
+    found, said = videos()
+    assert f'below {threshold:.4f} are left out' in said and '--min-score' in said
+    assert len(found) < 5  # one in twenty pairs alone is above
+    assert videos('--min-score', 1)[0] == []
+    assert 'nothing found' in printed('query', index, 'a dog', '--min-score', 1).out
 
 
 def test_what_begins_as_an_option_can_be_given(printed, index, video_folder, tmp_path, monkeypatch):
@@ -142,6 +206,10 @@ def test_faults_are_named(run_tool, capsys, retrieval_config, index, model, vide
         ('what to find', 'query', index),
         ('no words', 'query', index, '  '),
         ('--topk', 'query', index, 'a dog', '--topk', '0'),
+        ('2 weights for 1', 'query', index, 'a dog', '--weights', '1', '2'),
+        ('need --weights', 'query', index, '--video', 'a.mp4', '--image', 'a.png'),
+        ('--stride needs', 'index', video_folder, new, '--stride', '5'),
+        ('--window', 'index', video_folder, new, '--window', '0'),
         ('--nonsense', 'query', index, 'a dog', '--nonsense'),
     ):
         with pytest.raises(SystemExit) as stop:
@@ -151,6 +219,9 @@ def test_faults_are_named(run_tool, capsys, retrieval_config, index, model, vide
         ('config-', 'query', damaged, 'a dog'),
         ('config-', 'index', video_folder, damaged),
         ('broken.mp4', 'query', index, '--video', tmp_path / 'broken.mp4'),
+        ('broken.mp4', 'query', index, '--image', tmp_path / 'broken.mp4'),
+        ('stride', 'index', video_folder, new, '--window', '2', '--stride', '3', *model),
+        ('nothing is left', 'query', index, 'a', 'a', '--weights', '1', '-1'),
         ('another model', 'query', index, 'a dog', *model[:3], other),
         ('new', 'index', video_folder, new),
         ('new', 'query', new, 'a dog'),
@@ -207,22 +278,19 @@ def test_an_update_needs_no_model_and_may_be_approximate(printed, index, video_f
         assert text in out
     out = printed('info', moved).out
     assert f'3 videos of {videos}' in out and '1 videos could not be read' in out
-    lines = printed('query', moved, 'a dog').out.splitlines()
+    lines = printed('query', moved, 'a dog', '--min-score', -1).out.splitlines()
     assert len(lines) == 4  # each hit on one, whatever its name
     assert any(line.endswith('caf\\xe9.mp4') for line in lines)
     assert any(line.endswith('a\\n   1   1.0000  b\\u202e\\x1b[2K.mp4') for line in lines)
 
     inferencer = VideoIndex.open(moved).load_inferencer('cpu', show_progress=False)
     update_index(inferencer, videos, moved, num_workers=0, exact_below=3)
-    # So that it can be told which of the two was searched.
-    embeddings = np.load(VideoIndex.open(moved).files['embeddings'], 'r+')
-    embeddings *= -1
     hits = []
     for how in ((), ('--exact',)):
-        out, err = printed('query', moved, 'a dog', '--json', *how)
+        out, err = printed('query', moved, 'a dog', '--json', '--min-score', -1, *how)
         hits.append([hit['video'] for hit in json.loads(out)[0]['hits']])
         assert ('IVF' in err) == (not how)
-    assert len(hits[0]) == 3 and hits[0] == hits[1][::-1]
+    assert len(hits[0]) == 3 and hits[0] == hits[1]
     assert 'IVF' in printed('info', moved).out
 
 

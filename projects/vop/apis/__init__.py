@@ -1,3 +1,5 @@
-from .inferencer import EncodedVideos, VoPInferencer
+from ..lazy import names_of
 
-__all__ = ['EncodedVideos', 'VoPInferencer']
+__getattr__ = names_of(__name__, inferencer='EncodedVideos VoPInferencer', reader='Windows')
+
+__all__ = ['EncodedVideos', 'VoPInferencer', 'Windows']

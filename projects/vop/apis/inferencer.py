@@ -43,7 +43,7 @@ from ..registry import INFERENCERS, MODELS, class_of
 if TYPE_CHECKING:
     from mmengine.dataset import Compose
 
-    from .reader import VideoFrames
+    from .reader import VideoFrames, Windows
 
 TOKENIZE = dict(type='vop.CLIPTokenize')  # for the model's CLIP
 
@@ -52,9 +52,13 @@ class EncodedVideos(NamedTuple):
     """Videos as a model embeds them.
 
     Attributes:
-        paths (list[str]): The n videos that could be read, in the order given.
+        paths (list[str]): The n videos that could be read, in the order given; or, with windows,
+            the video of each window.
         embeddings (Tensor): float32 on the CPU, of shape [n x e].
-        failed (dict[str, str]): The other videos, and why each could not be read.
+        failed (dict[str, str]): The other videos, and why each could not be read to its end.
+        spans (list[tuple[float, float]]): When each begins and ends, in seconds. The end is nan
+            if a whole video does not say how long it is.
+        unfinished (str, optional): The video of which more windows follow in the next batch.
 
     Example:
         >>> encoded = inferencer.encode_videos(['a.mp4', 'missing.mp4'])
@@ -65,6 +69,8 @@ class EncodedVideos(NamedTuple):
     paths: list[str]
     embeddings: Tensor
     failed: dict[str, str]
+    spans: list[tuple[float, float]]
+    unfinished: str | None = None
 
 
 @INFERENCERS.register_module()
@@ -220,7 +226,11 @@ class VoPInferencer:
         return VoPInferencer(other, checkpoint, device, self.show_progress, self.towers, timeout)
 
     def iter_videos(
-        self, videos: Sequence[str | Path], batch_size: int = 8, num_workers: int | None = None
+        self,
+        videos: Sequence[str | Path],
+        batch_size: int = 8,
+        num_workers: int | None = None,
+        windows: 'Windows | None' = None,
     ) -> Iterator[EncodedVideos]:
         """Embed videos, batch by batch.
 
@@ -229,12 +239,15 @@ class VoPInferencer:
             batch_size (int): Videos of a batch. Defaults to 8.
             num_workers (int, optional): Processes that read videos; 0 reads none ahead. Defaults to
                 the cores that this process may use, 8 at most.
+            windows (Windows, optional): Embed windows of each video, as if each were a video of
+                its own. A batch is then of so many windows.
 
         Yields:
             EncodedVideos: Of a batch, in order.
 
         Raises:
-            UserError: If ``batch_size`` or ``num_workers`` has no such value.
+            UserError: If ``batch_size``, ``num_workers`` or ``windows`` has no such value, or if
+                the test pipeline cannot read windows.
         """
         if num_workers is None:
             num_workers = min(8, available_cores())
@@ -242,9 +255,12 @@ class VoPInferencer:
             raise UserError(f'{batch_size=} must be at least 1, and {num_workers=} at least 0.')
         from .reader import read_videos
 
+        if windows is not None:
+            windows.check()
         paths = [os.fspath(path) for path in videos]
-        ahead = 2 * max(batch_size, num_workers)  # so that workers read while a batch is encoded
-        frames = read_videos(paths, self.pipeline, num_workers, self.timeout, ahead)
+        # So that workers read while a batch is encoded.
+        ahead = num_workers if windows else 2 * max(batch_size, num_workers)
+        frames = read_videos(paths, self.pipeline, num_workers, self.timeout, ahead, windows)
         bar = tqdm(total=len(paths), desc='Encoding', unit='video', disable=not self.show_progress)
         with bar, closing(frames):
             while batch := list(itertools.islice(frames, batch_size)):
@@ -252,11 +268,12 @@ class VoPInferencer:
                 for path, reason in encoded.failed.items():
                     _warn(f'{shown(path)} is left out: {reason}')
                 yield encoded
-                bar.update(len(batch))
+                bar.update(sum(video.is_last for video in batch))
 
     @torch.inference_mode()
     def _encode(self, batch: 'list[VideoFrames]') -> EncodedVideos:
         failed = {video.path: video.error for video in batch if video.error is not None}
+        unfinished = batch[-1].path if batch and not batch[-1].is_last else None
         batch = [video for video in batch if video.frames is not None]
         if batch:
             frames = [torch.from_numpy(video.frames) for video in batch]
@@ -264,10 +281,15 @@ class VoPInferencer:
             embeddings = self.model.encode_video(data['inputs']['imgs']).float().cpu()
         else:
             embeddings = torch.empty(0, self.towers.visual.output_dim)
-        return EncodedVideos([video.path for video in batch], embeddings, failed)
+        spans = [(video.start, video.end) for video in batch]
+        return EncodedVideos([video.path for video in batch], embeddings, failed, spans, unfinished)
 
     def encode_videos(
-        self, videos: Sequence[str | Path], batch_size: int = 8, num_workers: int | None = None
+        self,
+        videos: Sequence[str | Path],
+        batch_size: int = 8,
+        num_workers: int | None = None,
+        windows: 'Windows | None' = None,
     ) -> EncodedVideos:
         """Embed videos at once; see :meth:`iter_videos`.
 
@@ -276,12 +298,32 @@ class VoPInferencer:
         """
         if isinstance(videos, (str, os.PathLike)):
             raise TypeError(f'videos must be a list of paths, got {videos}.')
-        batches = list(self.iter_videos(videos, batch_size, num_workers)) or [self._encode([])]
+        given = self.iter_videos(videos, batch_size, num_workers, windows)
+        batches = list(given) or [self._encode([])]
         return EncodedVideos(
             [path for batch in batches for path in batch.paths],
             torch.cat([batch.embeddings for batch in batches]),
             {path: reason for batch in batches for path, reason in batch.failed.items()},
+            [span for batch in batches for span in batch.spans],
         )
+
+    @torch.inference_mode()
+    def encode_images(self, images: Sequence[str | Path]) -> Tensor:
+        """Embed pictures, each as a video in which nothing moves.
+
+        Args:
+            images (Sequence[str | Path]): Paths of n files: JPEG, PNG, WebP, GIF or BMP.
+
+        Returns:
+            Tensor: float32 on the CPU, of shape [n x e], to be compared with those of videos.
+
+        Raises:
+            VideoReadError: If one cannot be read.
+        """
+        from .reader import read_image
+
+        frames = [read_image(os.fspath(path), self.pipeline) for path in images]
+        return torch.cat([self._encode([image]).embeddings for image in frames])
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:

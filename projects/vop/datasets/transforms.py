@@ -89,7 +89,7 @@ class TimeWindow(BaseTransform):
                 'In the pipeline, vop.TimeWindow must come right after DecordInit, '
                 'before the transform that samples frames.'
             )
-        starts, duration = self._times(results)
+        starts, duration = frame_times(results)
         # What decord says is rounded to 32 bits.
         slack = np.spacing(np.float32(duration)) + 1e-6
         if (start or 0) + slack >= duration:
@@ -104,33 +104,46 @@ class TimeWindow(BaseTransform):
         results['total_frames'] = max(1, stop - first)
         return results
 
-    def _times(self, results: dict) -> tuple[np.ndarray, float]:
-        """When the frames come on screen, and when the last one goes, in seconds."""
-        total = results['total_frames']
-        timestamps = getattr(results.get('video_reader'), 'get_frame_timestamp', None)
-        if timestamps:  # it decodes nothing
-            times = timestamps(range(total)).astype(np.float64)
-            # A frame without a time has an absurd one. Where times start over, frames that follow
-            # each other have the times of others; decord sorts them.
-            same = np.diff(times[:, 0]) == 0
-            if np.abs(times).max() < 1e8 and not (same[:-2] & same[2:]).any():
-                starts, ends = (times - max(0, times[0, 0])).T
-                # Frames that an edit list hides come before 0.
-                shown = starts[np.searchsorted(starts, 0, 'right') - 1 :]
-                # Not every file knows how long the last one stays: as long as others.
-                step = (shown[-1] - shown[0]) / (len(shown) - 1) if len(shown) > 1 else 0
-                return starts, starts[-1] + max(step, ends[-1] - starts[-1])
-        if 'avg_fps' not in results:
-            raise UserError(
-                'In the pipeline, vop.TimeWindow must come right after DecordInit: it needs the '
-                'time of each frame, which PyAVInit, OpenCVInit and their like do not give.'
-            )
-        fps = results['avg_fps']
-        if not fps > 0:
-            raise VideoReadError(
-                f'{results["filename"]} has neither times of its frames nor a frame rate.'
-            )
-        return np.arange(total) / fps, total / fps
-
     def __repr__(self) -> str:
         return f'{type(self).__name__}()'
+
+
+def frame_times(results: dict) -> tuple[np.ndarray, float]:
+    """When the frames of a video come on screen, and when the last one goes.
+
+    Args:
+        results (dict): What ``DecordInit`` made of a video; see :class:`TimeWindow`.
+
+    Returns:
+        tuple[np.ndarray, float]: Seconds [f] from when the first one comes on screen, and the
+        duration in seconds.
+
+    Raises:
+        UserError: If another transform has opened the video.
+        VideoReadError: If the file has neither times nor a frame rate.
+    """
+    total = results['total_frames']
+    timestamps = getattr(results.get('video_reader'), 'get_frame_timestamp', None)
+    if timestamps:  # it decodes nothing
+        times = timestamps(range(total)).astype(np.float64)
+        # A frame without a time has an absurd one. Where times start over, frames that follow
+        # each other have the times of others; decord sorts them.
+        same = np.diff(times[:, 0]) == 0
+        if np.abs(times).max() < 1e8 and not (same[:-2] & same[2:]).any():
+            starts, ends = (times - max(0, times[0, 0])).T
+            # Frames that an edit list hides come before 0.
+            shown = starts[np.searchsorted(starts, 0, 'right') - 1 :]
+            # Not every file knows how long the last one stays: as long as others.
+            step = (shown[-1] - shown[0]) / (len(shown) - 1) if len(shown) > 1 else 0
+            return starts, starts[-1] + max(step, ends[-1] - starts[-1])
+    if 'avg_fps' not in results:
+        raise UserError(
+            'In the pipeline, vop.TimeWindow must come right after DecordInit: it needs the '
+            'time of each frame, which PyAVInit, OpenCVInit and their like do not give.'
+        )
+    fps = results['avg_fps']
+    if not fps > 0:
+        raise VideoReadError(
+            f'{results["filename"]} has neither times of its frames nor a frame rate.'
+        )
+    return np.arange(total) / fps, total / fps

@@ -1,5 +1,18 @@
 from ..lazy import names_of
 
-__getattr__ = names_of(__name__, read='Hit VideoIndex', update='Summary update_index')
+__getattr__ = names_of(
+    __name__,
+    read='Answers Hit VideoIndex combine open_model',
+    update='Summary model_files update_index',
+)
 
-__all__ = ['Hit', 'Summary', 'VideoIndex', 'update_index']
+__all__ = [
+    'Answers',
+    'Hit',
+    'Summary',
+    'VideoIndex',
+    'combine',
+    'model_files',
+    'open_model',
+    'update_index',
+]

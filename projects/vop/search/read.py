@@ -3,65 +3,77 @@
 import os
 import re
 import stat
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..errors import UserError
-from ..fileio import read_json
-from .ann import IVF, ROWS_PER_BLOCK, IVFSettings, search_exactly
-from .store import read_parts
+from .ann import IVF, TOP, search_exactly
+from .store import (
+    FILES,
+    ROWS_PER_BLOCK,
+    damaged,
+    read_manifest,
+    read_or_damaged,
+    read_videos,
+)
 
 # Only what opens the model needs them.
 if TYPE_CHECKING:
+    import pandas
     from torch import Tensor
 
     from ..apis.inferencer import VoPInferencer
 
-FORMAT = 4
-MANIFEST = 'index.json'
-FAILED = 'failed.json'
-PARTS = 'parts'
-# The other files of an index. Each belongs to a generation or to a model,
-# whose number or fingerprint is in its name.
-FILES = dict(
-    config='config-{}.json',
-    model='model-{}.safetensors',
-    embeddings='embeddings-{}.npy',
-    names='names-{}.json',
-    stamps='stamps-{}.npy',
-    ivf='ivf-{}.faiss',
-)
-OURS = re.compile(
-    '({})([.]part)?'.format(
-        '|'.join(re.escape(name.format('@')).replace('@', '[0-9a-f]+') for name in FILES.values())
-    )
-)
-
-
-FIELDS = dict(generation=int, model_fingerprint=str, video_dir=str, videos=int, width=int)
-FIELDS |= dict(next_id=int, files=dict)
+MOMENT = np.dtype([('video', '<i8'), ('start', '<f8'), ('end', '<f8')])
+EXACT_BELOW = 100_000  # fewer moments are compared one by one
 OUTSIDE = re.compile(r'(?:^|\0)(?:/|(?:[^\0]*/)?\.\.(?:[/\0]|$))')
 
 
 class Hit(NamedTuple):
-    """A video that was found.
+    """A moment of a video that was found.
 
     Attributes:
-        name (str): Its path in the folder of the videos.
+        name (str): The video's path in the folder of the videos.
         score (float): The model's score: a cosine, unless the config says
             ``normalize_video=False``.
+        start (float): When the moment begins, in seconds; 0 for a whole video.
+        end (float): When it ends. nan where a file does not tell how long it is.
 
     Example:
         >>> index.search(inferencer.encode_texts(['a dog']), topk=1)
-        [[Hit(name='pets/rex.mp4', score=0.31)]]
+        [[Hit(name='pets/rex.mp4', score=0.31, start=20.0, end=30.0)]]
     """
 
     name: str
     score: float
+    start: float
+    end: float
+
+
+class Answers(list[list[Hit]]):
+    """For each query a list of hits, the best first.
+
+    Example:
+        >>> index.search(inferencer.encode_texts(['a dog', 'a cat']), topk=5).to_pandas()
+           query  rank          name  score  start   end
+        0      0     1  pets/rex.mp4   0.31   20.0  30.0
+        ...
+    """
+
+    def to_pandas(self) -> 'pandas.DataFrame':
+        """All hits as a table, with the number of the query and the rank from 1 on."""
+        import pandas
+
+        rows = [
+            (query, rank, *hit)
+            for query, hits in enumerate(self)
+            for rank, hit in enumerate(hits, 1)
+        ]
+        return pandas.DataFrame(rows, columns=['query', 'rank', *Hit._fields])
 
 
 class VideoIndex:
@@ -69,29 +81,29 @@ class VideoIndex:
 
     An index is a folder, which :func:`.update_index` writes. It holds what a
     query needs: the embeddings, the config and the weights that were trained.
-    CLIP's own weights are read from where the config says.
-
-    ``index.json`` names the other files. Those of a generation never change;
-    an update writes those of the next, replaces ``index.json``, and deletes
-    the old ones. An index that is open stays what it was.
+    CLIP's own weights are read from where the config says. What was opened
+    stays what it was while updates write the next generation.
 
     Args:
-        folder (Path): The folder.
-        manifest (dict): What its ``index.json`` says.
+        folder (Path): Its folder.
+        manifest (dict): What its ``index.json`` says; see :meth:`open`.
 
     Attributes:
-        names (list[str]): Paths of the n videos in the folder of the videos.
-        video_dir (Path): That folder, absolute.
-        embeddings (np.ndarray): float32 of shape [n x e], mapped from the
-            disk.
-        stamps (np.ndarray): int64 of shape [n x 3]: an id that rises from
-            row to row and is never used again; the size in bytes and the
-            time of change in ns that the video had when it was encoded.
+        video_dir (Path): The folder of the videos.
+        names (list[str]): The v videos by their paths in that folder.
+        stamps (np.ndarray): int64 [v x 2]: size in bytes and time of change in ns of each video
+            when it was encoded.
+        moments (np.ndarray): The m moments, those of a video in order: ``video`` (its number
+            among ``names``), ``start`` and ``end`` in seconds.
+        ids (np.ndarray): int64 [m], ascending: what the lists call the moments.
+        embeddings (np.ndarray): float32 [m x e], in a mapped file.
+        window (tuple[float, float], optional): Seconds of a window and of the step to the next;
+            None if each video is one moment.
         model_fingerprint (str): See :class:`.VoPInferencer`.
         generation (int): Counts the updates.
-        config_file (Path): The model's config.
-        state_file (Path): The model's trained weights.
+        threshold (float): The score that one in twenty pairs of a caption and a moment exceed.
         ivf (IVF, optional): The lists of an approximate search.
+        files (dict[str, Path]): Its files.
 
     Example:
         >>> index = VideoIndex.open('my_index')
@@ -105,35 +117,45 @@ class VideoIndex:
         self.video_dir = Path(manifest['video_dir'])
         self.model_fingerprint: str = manifest['model_fingerprint']
         self.generation: int = manifest['generation']
+        self.window: tuple[float, float] | None = tuple(manifest['window']) or None
+        self.threshold: float = manifest['measured']['threshold']
         sizes, short = manifest['files'], self.model_fingerprint[:12]
         self.files = {what: folder / FILES[what].format(self.generation) for what in sizes}
         for what in ('config', 'model'):
             self.files[what] = folder / FILES[what].format(short)
         for what, path in self.files.items():
             # An update may delete it between two looks.
-            about = _read(path, os.stat)
+            about = read_or_damaged(path, os.stat)
             if not stat.S_ISREG(about.st_mode):
                 raise damaged(path, 'it is no file')
             found = about.st_size
             if found != sizes.get(what, found):
                 raise damaged(path, f'it has {found:,} bytes, not {sizes[what]:,}')
-        self.config_file = self.files['config']
-        self.state_file = self.files['model']
-        self.names = _read(self.files['names'], _names)
-        self.embeddings = _read(self.files['embeddings'], _mapped)
-        self.stamps = _read(self.files['stamps'], _mapped)
-        count, width = manifest['videos'], manifest['width']
-        for what, array, kind, shape in (
-            ('names', np.empty(len(self.names)), float, (count,)),
-            ('embeddings', self.embeddings, np.float32, (count, width)),
-            ('stamps', self.stamps, np.int64, (count, 3)),
-        ):
-            if (array.dtype, array.shape) != (kind, shape) or not count:
-                raise damaged(self.files[what], f'it is {array.dtype} of shape {array.shape}')
-        self.ivf = None
+        path = self.files['videos']
+        held = read_or_damaged(path, read_videos)
+        videos, moments = manifest['videos'], manifest['moments']
+        self.ids = held.more
+        if (len(held.names), len(held.spans)) != (videos, moments) or self.ids.dtype != np.int64:
+            raise damaged(path, f'it has {len(held.names):,} names of {len(held.spans):,} moments')
+        if _leads_out(held.names) or (np.diff(self.ids) <= 0).any() or self.ids[0] < 0:
+            raise damaged(path, 'a name leads out of the folder of the videos, or ids are none')
+        self.names, self.stamps = held.names, held.stamps
+        self.moments = np.empty(moments, MOMENT)
+        self.moments['video'] = np.repeat(np.arange(videos), held.counts)
+        self.moments['start'], self.moments['end'] = held.spans.T
+        path = self.files['embeddings']
+        # np.load opens other kinds, too.
+        embeddings = read_or_damaged(path, lambda path: np.lib.format.open_memmap(path, mode='r'))
+        if (embeddings.dtype, embeddings.shape) != (np.float32, (moments, manifest['width'])):
+            raise damaged(path, f'it is {embeddings.dtype} of shape {embeddings.shape}')
+        self.embeddings = embeddings
+        self.ivf: IVF | None = None
         if 'ivf' in self.files:
-            self.ivf = self.open_ivf(mapped=True)
-            self._ids = np.array(self.stamps[:, 0])
+            path = self.files['ivf']
+            self.ivf = read_or_damaged(path, lambda path: IVF.open(path, **manifest['ivf']))
+            held = self.ivf.index.ntotal, self.ivf.index.d
+            if held != embeddings.shape:
+                raise damaged(path, f'it holds [{held[0]:,} x {held[1]:,}]')
         self._finite = False  # whether the embeddings are known to be
 
     @classmethod
@@ -161,49 +183,88 @@ class VideoIndex:
                 if read_manifest(path) == manifest:
                     raise
 
-    def open_ivf(self, mapped: bool) -> IVF:
-        """Open the lists of an approximate search; see :class:`.IVF`."""
-        path, settings = self.files['ivf'], IVFSettings(**self.manifest['ivf'])
-
-        def open_it(path: Path) -> tuple[IVF, tuple[int, ...]]:
-            ivf = IVF.open(path, settings, mapped)
-            return ivf, (ivf.index.ntotal, ivf.index.d, ivf.index.nlist)
-
-        ivf, held = _read(path, open_it)
-        if held != (*self.embeddings.shape, settings.nlist):
-            raise damaged(path, f'it holds [{held[0]:,} x {held[1]:,}] in {held[2]:,} lists')
-        return ivf
-
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.moments)
 
     def __str__(self) -> str:
-        how = self.ivf.settings if self.ivf else 'Search is exact.'
-        return f'{len(self):,} videos of {self.video_dir}. {how}'
+        what = f'{len(self.names):,} videos'
+        if self.window:
+            length, stride = self.window
+            what = f'{len(self):,} moments of {length:g} s, one each {stride:g} s, in {what}'
+        return f'{what} of {self.video_dir}. {self.how}'
+
+    @property
+    def how(self) -> str:
+        """A sentence about how it is searched."""
+        if self.ivf is None:
+            return 'Search is exact.'
+        measured = self.manifest['measured']
+        found = [f'{100 * part:.0f} % for {kind}' for kind, part in measured['recall'].items()]
+        return (
+            f'Search is approximate: IVF with {self.ivf.index.nlist:,} lists, of which '
+            f'{self.ivf.nprobe:,} are read; of the exact top {TOP} it finds {", ".join(found)}, '
+            f'measured with {measured["moments"]:,}.'
+        )
 
     def path(self, name: str) -> Path:
         """Path of a video."""
         return self.video_dir / name
 
+    def select(
+        self, pattern: str = '*', min_duration: float = 0, max_duration: float = np.inf
+    ) -> np.ndarray:
+        """Choose videos to search among.
+
+        Args:
+            pattern (str): What the path in the folder is like, with ``*``, ``?`` and ``[...]``; a
+                ``*`` stands for several folders, too. Case matters.
+            min_duration (float): The shortest, in seconds. One of unknown length is left out if a
+                length is asked for.
+            max_duration (float): The longest.
+
+        Returns:
+            np.ndarray: bool [v], for :meth:`search`.
+
+        Example:
+            >>> index.search(queries, 5, among=index.select('pets/*', max_duration=60))
+        """
+        chosen = np.ones(len(self.names), bool)
+        if pattern != '*':
+            chosen = np.array([fnmatchcase(name, pattern) for name in self.names])
+        if min_duration > 0 or max_duration < np.inf:
+            durations = np.zeros(len(self.names))
+            np.maximum.at(durations, self.moments['video'], self.moments['end'])
+            chosen &= (durations >= min_duration) & (durations <= max_duration)
+        return chosen
+
     def search(
-        self, embeddings: 'Tensor | np.ndarray', topk: int, exact: bool = False
-    ) -> list[list[Hit]]:
-        """Find the videos with the highest scores.
+        self,
+        embeddings: 'Tensor | np.ndarray',
+        topk: int,
+        exact: bool = False,
+        min_score: float = -np.inf,
+        among: np.ndarray | None = None,
+    ) -> Answers:
+        """Find the moments with the highest scores.
+
+        Of moments of a video that overlap, the best alone is given (non-maximum suppression).
 
         Args:
             embeddings (Tensor | np.ndarray): Of texts or videos, as this
                 index's model embeds them, of shape [q x e].
             topk (int): How many to find for each; all, where there are no
                 more.
-            exact (bool): Compare with every video, also where the search is
+            exact (bool): Compare with every moment, also where the search is
                 approximate. Defaults to False.
+            min_score (float): Leave out what has a lower score. Defaults to none.
+            among (np.ndarray, optional): The videos to search, bool [v]; see :meth:`select`.
 
         Returns:
-            list[list[Hit]]: For each query, best first.
+            Answers: For each query, best first.
 
         Raises:
-            ValueError: If the queries are of another width or not finite, or
-                if topk is below 1.
+            ValueError: If the queries are of another width or not finite, if
+                topk is below 1, or ``among`` is of another shape.
             UserError: If the index is damaged, or FAISS is missing.
         """
         queries = np.ascontiguousarray(embeddings, dtype=np.float32)
@@ -214,33 +275,60 @@ class VideoIndex:
             raise ValueError('The embedding of a query is not finite.')
         if topk < 1:
             raise ValueError(f'topk must be 1 or more, got {topk}.')
-        topk = min(topk, len(self))
-        if self.ivf is None or exact:
-            return self._search_exactly(queries, topk)
-        scores, ids = self.ivf.search(queries, topk)
-        # Where the lists that were read hold too few videos, ids are -1.
-        few = ids.min(axis=1) < 0
-        rows = np.searchsorted(self._ids[:-1], ids)
-        if not ((self._ids[rows] == ids) | (ids < 0)).all():
-            raise damaged(self.files['ivf'], 'it holds unknown videos')
-        hits = self._hits(scores, rows)
-        if few.any():
-            exactly = iter(self._search_exactly(queries[few], topk))
-            hits = [next(exactly) if short else found for short, found in zip(few, hits)]
-        return hits
+        rows = None
+        if among is not None:
+            if np.shape(among) != (len(self.names),):
+                raise ValueError(f'among must be of shape [{len(self.names)}].')
+            rows = np.flatnonzero(np.asarray(among, bool)[self.moments['video']])
+        available = len(self) if rows is None else len(rows)
+        # Neighbours of a hit score as high, and are left out.
+        wanted = min(available, 4 * topk if self.window else topk)
+        while True:
+            found = self._nearest(queries, wanted, exact, rows) if wanted else [[]] * len(queries)
+            answers = Answers(_without_overlap(hits)[:topk] for hits in found)
+            if wanted == available or all(len(hits) == topk for hits in answers):
+                return Answers([hit for hit in hits if hit.score >= min_score] for hits in answers)
+            wanted = min(available, 4 * wanted)
 
-    def _search_exactly(self, queries: np.ndarray, topk: int) -> list[list[Hit]]:
+    def _nearest(
+        self, queries: np.ndarray, topk: int, exact: bool, rows: np.ndarray | None
+    ) -> list[list[Hit]]:
+        if self.ivf is None or exact or (rows is not None and len(rows) < EXACT_BELOW):
+            return self._hits(*self._search_exactly(queries, topk, rows))
+        ids = None if rows is None else self.ids[rows]
+        try:
+            scores, found = self.ivf.search(queries, topk, self.embeddings, self.ids, ids)
+        except ValueError as error:
+            raise damaged(self.files['ivf'], error) from error
+        few = found[:, -1] < 0  # the lists that were read hold no more
+        if few.any():
+            scores[few], found[few] = self._search_exactly(queries[few], topk, rows)
+        return self._hits(scores, found)
+
+    def _search_exactly(
+        self, queries: np.ndarray, topk: int, rows: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         if not self._finite:  # FAISS passes over what is not a number
-            for start in range(0, len(self), ROWS_PER_BLOCK):
-                if not np.isfinite(self.embeddings[start : start + ROWS_PER_BLOCK]).all():
-                    raise damaged(self.files['embeddings'], 'it holds numbers that are not finite')
+            if not all(np.isfinite(block).all() for block in self._blocks(None)):
+                path = self.files['embeddings']
+                raise damaged(path, 'it holds numbers that are not finite')
             self._finite = True
-        return self._hits(*search_exactly(queries, self.embeddings, topk))
+        scores, found = search_exactly(queries, self._blocks(rows), topk)
+        return scores, found if rows is None else rows[found]
+
+    def _blocks(self, rows: np.ndarray | None) -> Iterator[np.ndarray]:
+        for start in range(0, len(self if rows is None else rows), ROWS_PER_BLOCK):
+            part = slice(start, start + ROWS_PER_BLOCK)
+            yield self.embeddings[part if rows is None else rows[part]]
 
     def _hits(self, scores: np.ndarray, rows: np.ndarray) -> list[list[Hit]]:
+        moments = self.moments[rows]
         return [
-            [Hit(self.names[row], score) for score, row in zip(*found)]
-            for found in zip(scores.tolist(), rows.tolist())
+            [
+                Hit(self.names[video], score, start, end)
+                for score, (video, start, end) in zip(own, found)
+            ]
+            for own, found in zip(scores.tolist(), moments.tolist())
         ]
 
     def check_model(self, model_fingerprint: str) -> None:
@@ -263,7 +351,7 @@ class VideoIndex:
             )
 
     def load_inferencer(
-        self, device: str | None = None, show_progress: bool = True
+        self, device: str | None = None, show_progress: bool = True, **named: Any
     ) -> 'VoPInferencer':
         """Open the index's own model.
 
@@ -271,33 +359,40 @@ class VideoIndex:
             device (str, optional): Where to compute. Defaults to a GPU, where
                 there is one.
             show_progress (bool): Show progress bars. Defaults to True.
+            **named: ``config``, ``checkpoint`` and ``options`` of :func:`open_model`, to name the
+                same model otherwise.
 
         Returns:
             VoPInferencer: What embeds queries.
 
         Raises:
-            UserError: If CLIP's weights are not there, or are others now; or
-                if the config or the trained weights are damaged.
+            UserError: If CLIP's weights are not there, or are others now; if
+                the config or the trained weights are damaged; or if another
+                model is named.
         """
-        inferencer = open_index_model(self.config_file, str(self.state_file), device, show_progress)
+        files = self.files['config'], self.files['model']
+        inferencer = open_model(files, device, show_progress, **named)
         self.check_model(inferencer.model_fingerprint)
         return inferencer
 
 
-def open_index_model(
-    config: Path,
-    checkpoint: str,
+def open_model(
+    files: tuple[Path, Path] | None,
     device: str | None = None,
     show_progress: bool = True,
+    config: str | None = None,
+    checkpoint: str | None = None,
     options: dict[str, Any] | None = None,
 ) -> 'VoPInferencer':
-    """Open the model of an index, which may be someone else's.
+    """Open the model of an index, which may be someone else's, or one that is named.
 
     Args:
-        config (Path): Its ``config-*.json``.
-        checkpoint (str): The trained weights.
+        files (tuple[Path, Path], optional): Config and trained weights of the index; not needed
+            with ``config``.
         device (str, optional): See :class:`.VoPInferencer`.
         show_progress (bool): Show progress bars. Defaults to True.
+        config (str, optional): A config in place of the index's.
+        checkpoint (str, optional): A checkpoint of that, or in place of the index's weights.
         options (dict, optional): Changes of the config by dotted keys.
 
     Raises:
@@ -309,124 +404,60 @@ def open_index_model(
     from ..apis.inferencer import VoPInferencer
     from ..engine.config import merge_options, open_config
 
-    cfg = open_config(config)
+    own, state = files or ('', '')
+    cfg = open_config(config or own)
     merge_options(cfg, options)
-    try:
+    if config is not None:
         return VoPInferencer(cfg, checkpoint, device, show_progress)
+    try:
+        return VoPInferencer(cfg, checkpoint or str(state), device, show_progress)
     except (UserError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:  # a wrong config can raise nearly anything
         raise UserError(
-            f'The model of {config} cannot be made: {type(error).__name__}: {str(error)[:200]}. '
+            f'The model of {own} cannot be made: {type(error).__name__}: {str(error)[:200]}. '
             'Check --cfg-options and --device, or name config and checkpoint with --config and '
             '--checkpoint.'
         ) from error
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """What ``index.json`` says.
+def combine(embeddings: 'Tensor', weights: Sequence[float]) -> 'Tensor':
+    """Make one query of several: their weighted sum, as long as one.
+
+    Args:
+        embeddings (Tensor): Of texts, videos and pictures, of shape [n x e].
+        weights (Sequence[float]): n of them. What a video is not to be like has one below 0.
+
+    Returns:
+        Tensor: [1 x e].
 
     Raises:
-        UserError: If there is none, when the message says how far an
-            unfinished indexing got; or if it is damaged or of another version.
+        UserError: If nothing is left of them.
+
+    Example:
+        >>> texts = inferencer.encode_texts(['a dog', 'on a beach', 'night'])
+        >>> index.search(combine(texts, [1, 1, -0.5]), topk=5)
     """
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise UserError(_why_missing(folder))
-    manifest = read_json(path)
-    if not isinstance(manifest, dict) or 'format' not in manifest:
-        raise UserError(
-            f'{path} is not of an index of videos. Give the folder of an index, or a new one.'
-        )
-    if manifest['format'] != FORMAT:
-        videos = str(manifest.get('video_dir', 'VIDEO_DIR'))[:4096]
-        raise UserError(
-            f'{path} is of version {str(manifest["format"])[:20]} of the format, and this program '
-            f'reads version {FORMAT}. Use the program that wrote it, or make the index anew in '
-            f'another folder: `python tools/search.py index {videos} ANOTHER_FOLDER --config '
-            'CONFIG --checkpoint CHECKPOINT`.'
-        )
-    check_fields(path, manifest, **FIELDS)
-    if not re.fullmatch('[0-9a-f]{32}', manifest['model_fingerprint']):
-        raise damaged(path, 'its "model_fingerprint" is none')
-    needed = ['names', 'stamps', 'embeddings', *['ivf'] * ('ivf' in manifest)]
-    check_fields(path, manifest['files'], **dict.fromkeys(needed, int))
-    if len(manifest['files']) != len(needed):
-        raise damaged(path, f'its "files" are not {", ".join(needed)}')
-    if 'ivf' in manifest:
-        ivf = manifest['ivf']
-        numbers = dict.fromkeys(('nlist', 'nprobe', 'trained_for', 'measured_for', 'next_id'), int)
-        check_fields(path, ivf, **numbers, recall=dict)
-        check_fields(path, ivf['recall'], **dict.fromkeys(ivf['recall'], float))
-        if len(ivf) != 6 or not ivf['nprobe']:
-            raise damaged(path, 'its "ivf" is none')
-    return manifest
+    query = embeddings.new_tensor([*weights]) @ embeddings
+    if not query.norm() > 1e-6:
+        raise UserError(f'With the weights {[*weights]} nothing is left of the query.')
+    return (query / query.norm())[None]
 
 
-def check_fields(path: Path, value: Any, **kinds: type) -> None:
-    """Refuse what is not an object with such fields, in a file of JSON."""
-    if not isinstance(value, dict):
-        raise damaged(path, f'it holds a {type(value).__name__} in place of an object')
-    for key, kind in kinds.items():
-        field = value.get(key)
-        if type(field) is not kind or (isinstance(field, int) and not 0 <= field < 1 << 63):
-            raise damaged(path, f'its "{key[:80]}" is no {kind.__name__} that can be')
+def _without_overlap(hits: list[Hit]) -> list[Hit]:
+    """Leave out what overlaps a better moment of the same video."""
+    kept: list[Hit] = []
+    taken: dict[str, list[Hit]] = {}
+    for hit in hits:
+        others = taken.setdefault(hit.name, [])
+        if not any(hit.start < other.end and other.start < hit.end for other in others):
+            others.append(hit)
+            kept.append(hit)
+    return kept
 
 
-def _why_missing(folder: Path) -> str:
-    runs = {}
-    for path in folder.glob(f'{PARTS}/*/run-*.json'):
-        with suppress(FileNotFoundError):  # a run that ends removes it
-            if path.is_file():
-                runs[path] = path.stat().st_mtime
-    if not runs:
-        return (
-            f'There is no index in {folder}: it has no {MANIFEST}. '
-            '`python tools/search.py index VIDEO_DIR INDEX` makes one.'
-        )
-    run = max(runs, key=lambda path: runs[path])
-    about = read_json(run)
-    check_fields(run, about, video_dir=str, videos=int)
-    done = {name for name, *_ in read_parts(run.parent.glob('*.npz'))}
-    return (
-        f'The first indexing of {about["video_dir"]} into {folder} is not finished: {len(done):,} '
-        f'of {about["videos"]:,} videos are saved. Wait for it; or, if it was stopped, give the '
-        'same command again, and it resumes: '
-        f'`python tools/search.py index {about["video_dir"]} {folder}`.'
-    )
-
-
-def _names(path: Path) -> list[str]:
-    names = read_json(path)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise damaged(path, 'it is not a list of names')
+def _leads_out(names: list[str]) -> bool:
+    """Whether a path leads out of its folder."""
     together = '\0'.join(names)  # of which a million are searched at once
     doubtful = '..' in together or together.startswith('/') or '\0/' in together
-    if together.count('\0') != len(names) - 1 or (doubtful and OUTSIDE.search(together)):
-        raise damaged(path, 'a name leads out of the folder of the videos')
-    return names
-
-
-def _mapped(path: Path) -> np.ndarray:
-    return np.lib.format.open_memmap(path, mode='r')  # np.load opens other kinds, too
-
-
-def _read(path: Path, how: Callable[[Path], Any]) -> Any:
-    try:
-        return how(path)
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise damaged(path, 'it is missing') from error
-    except OSError as error:
-        raise UserError(f'{path} cannot be read: {error.strerror}.') from error
-    except Exception as error:  # a damaged file can raise nearly anything
-        raise damaged(path, f'{type(error).__name__}: {str(error)[:200]}') from error
-
-
-def damaged(path: str | Path, reason: Any) -> UserError:
-    """Make the error for a damaged file of an index."""
-    return UserError(
-        f'{path} of the index is damaged: {reason}. Delete the folder {Path(path).parent} and '
-        'index the videos again.'
-    )
+    return together.count('\0') != len(names) - 1 or bool(doubtful and OUTSIDE.search(together))

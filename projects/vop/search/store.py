@@ -1,13 +1,12 @@
-"""What an index reads from disks and writes to them."""
+"""The files of an index: their names, and how they are read and written."""
 
-import errno
 import io
 import json
 import logging
-import os
+import re
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,17 +14,51 @@ import numpy as np
 from mmengine.logging import print_log
 
 from ..errors import UserError
-from ..fileio import VIDEO_SUFFIXES, atomic_write, is_video, walk_files
-from .ann import ROWS_PER_BLOCK
+from ..fileio import VIDEO_SUFFIXES, atomic_write, is_video, read_json, walk_files
 
+FORMAT = 5
 LOCK = '.lock'
+MANIFEST = 'index.json'
+FAILED = 'failed.json'
+PARTS = 'parts'
+# The other files of an index. Each belongs to a generation or to a model,
+# whose number or fingerprint is in its name.
+FILES = dict(
+    config='config-{}.json',
+    model='model-{}.safetensors',
+    videos='videos-{}.npz',
+    embeddings='embeddings-{}.npy',
+    ivf='ivf-{}.faiss',
+)
+OURS = re.compile(
+    '({})([.]part)?'.format(
+        '|'.join(re.escape(name.format('@')).replace('@', '[0-9a-f]+') for name in FILES.values())
+    )
+)
+ROWS_PER_BLOCK = 4096  # that are read, compared or written at a time
+FIELDS = dict(generation=int, model_fingerprint=str, video_dir=str, videos=int, moments=int)
+FIELDS |= dict(width=int, window=list, measured=dict, files=dict)
 
 
-class Stamp(NamedTuple):
-    """What tells that a file has changed."""
+Stamp = tuple[int, int]  # size in bytes and time of change in ns, by which a file is known
 
-    size: int
-    mtime_ns: int
+
+class Videos(NamedTuple):
+    """The v videos and m moments of an index, or of a part of one.
+
+    Attributes:
+        names (list[str]): Their paths in the folder of the videos.
+        stamps (np.ndarray): int64 [v x 2]: sizes in bytes and times of change in ns.
+        counts (np.ndarray): int64 [v]: the moments of each, which follow each other.
+        spans (np.ndarray): float64 [m x 2]: when each begins and ends, in seconds.
+        more (np.ndarray): Of a part, float32 embeddings [m x e]; of an index, int64 ids [m].
+    """
+
+    names: list[str]
+    stamps: np.ndarray
+    counts: np.ndarray
+    spans: np.ndarray
+    more: np.ndarray
 
 
 def scan(folder: Path) -> tuple[dict[str, Stamp], dict[str, str]]:
@@ -49,7 +82,7 @@ def scan(folder: Path) -> tuple[dict[str, Stamp], dict[str, str]]:
         except OSError as error:  # such as a link to nowhere
             failed[name] = f'{error.strerror}.'
         else:
-            videos[name] = Stamp(stat.st_size, stat.st_mtime_ns)
+            videos[name] = (stat.st_size, stat.st_mtime_ns)
     if not videos and not failed:
         holds = 'it is empty (is its disk mounted?)'
         if others:
@@ -62,95 +95,104 @@ def scan(folder: Path) -> tuple[dict[str, Stamp], dict[str, str]]:
 
 
 @contextmanager
-def writing(path: Path, needed: int) -> Iterator[Path]:
-    """As :func:`.atomic_write`; a failure also says what is needed and free.
-
-    Args:
-        path (Path): The file.
-        needed (int): Bytes that this step of the run takes in total.
-    """
+def writing(path: Path) -> Iterator[Path]:
+    """As :func:`.atomic_write`; a failure also says what is free, and what is left."""
     try:
         with atomic_write(path) as part:
             yield part
     except UserError as error:
         free = shutil.disk_usage(path.parent).free
         raise UserError(
-            f'{error} The folder needs about {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are '
-            'free. The index is as it was, and the videos that were saved are kept: once there is '
-            'room, and permission to write, the same command resumes.'
+            f'{error} {free / 1e6:,.1f} MB are free. The index is as it was, and the videos that '
+            'were saved are kept: once there is room, and permission to write, the same command '
+            'resumes.'
         ) from error
 
 
-def check_room(path: Path, needed: int) -> None:
-    """Fail as :func:`writing` does if there are fewer bytes free than needed."""
-    if shutil.disk_usage(path.parent).free < needed:
-        with writing(path, needed):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Write a file at once; see :func:`writing`."""
-    with writing(path, len(data)) as part:
+    with writing(path) as part:
         part.write_bytes(data)
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write what JSON can hold; see :func:`writing`."""
-    write_bytes(path, json.dumps(data).encode())
-
-
-def write_array(path: Path, blocks: list[np.ndarray], needed: int) -> None:
-    """Write the rows of all blocks as one ``.npy`` file.
-
-    The blocks are of shapes [n x ...], with the same rest. Not through a
-    mapped file, whose writer a full disk kills.
-    """
-    header = dict(
-        descr=np.lib.format.dtype_to_descr(blocks[0].dtype),
-        fortran_order=False,
-        shape=(sum(map(len, blocks)), *blocks[0].shape[1:]),
-    )
-    with writing(path, needed) as part, open(part, 'wb') as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for block in blocks:
-            for start in range(0, len(block), ROWS_PER_BLOCK):
-                file.write(np.ascontiguousarray(block[start : start + ROWS_PER_BLOCK]).data)
-
-
-def write_part(
-    path: Path, videos: list[tuple[str, Stamp]], embeddings: np.ndarray, left: int
+def write_rows(
+    path: Path,
+    shape: tuple[int, int],
+    blocks: Iterable[np.ndarray],
+    others: Iterable[tuple[int, np.ndarray]],
 ) -> None:
-    """Save n videos with their float32 embeddings of shape [n x e].
+    """Write an ``.npy`` file of float32: first blocks of rows, then others, each at its row.
 
-    ``left`` is the number of videos that are still to be saved, with these.
+    Not through a mapped file, whose writer a full disk kills.
     """
-    names = json.dumps([name for name, _ in videos]).encode()
+    with writing(path) as part, open(part, 'wb') as file:
+        header = dict(descr='<f4', fortran_order=False, shape=shape)
+        np.lib.format.write_array_header_1_0(file, header)
+        begin = file.tell()
+        for block in blocks:
+            file.write(np.ascontiguousarray(block).data)
+        for row, block in others:
+            file.seek(begin + 4 * row * shape[1])
+            file.write(np.ascontiguousarray(block).data)
+
+
+def read_blocks(array: np.memmap, rows: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """Rows of a mapped file, in ascending order, some thousands at a time, without mapping them.
+
+    The pages of a mapped file count as memory of a process until it ends.
+    """
+    rows = np.arange(len(array)) if rows is None else rows
+    width = array.strides[0]
+    for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
+        for start in range(0, len(run), ROWS_PER_BLOCK):
+            part = run[start : start + ROWS_PER_BLOCK]
+            count, offset = len(part) * width // array.itemsize, array.offset + part[0] * width
+            block = np.fromfile(str(array.filename), array.dtype, count, offset=offset)
+            yield block.reshape(len(part), *array.shape[1:])
+
+
+def write_videos(path: Path, videos: Videos) -> None:
+    """Write what :func:`read_videos` reads; see :func:`writing`."""
     data = io.BytesIO()
-    np.savez(
-        data,
-        names=np.frombuffer(names, np.uint8),
-        stamps=np.array([stamp for _, stamp in videos], np.int64),
-        embeddings=embeddings,
-    )
-    # All of them will be written as parts, and again as an index.
-    with writing(path, 2 * left * (embeddings[0].nbytes + 100)) as part:
-        part.write_bytes(data.getvalue())
+    names = np.frombuffer(json.dumps(videos.names).encode(), np.uint8)
+    np.savez(data, **dict(videos._asdict(), names=names))
+    write_bytes(path, data.getbuffer())
 
 
-def read_parts(paths: Iterable[Path]) -> Iterator[tuple[str, Stamp, np.ndarray]]:
-    """Name, stamp and embedding [e] of each video of :func:`write_part`.
+def read_videos(path: Path) -> Videos:
+    """Read a file of :func:`write_videos`, which may be damaged or anybody's.
+
+    Raises:
+        ValueError: If it holds other values. Others are NumPy's and zipfile's.
+    """
+    with np.load(path, allow_pickle=False) as file:  # checks its CRC
+        if any(item.compress_type for item in file.zip.infolist()):
+            raise ValueError('it is compressed')  # as what fills the memory may be
+        names = json.loads(file['names'].tobytes())
+        videos = Videos(names, *(file[key] for key in Videos._fields[1:]))
+    total = int(videos.counts.sum())
+    kinds = [(each.dtype, each.shape) for each in videos[1:4]]
+    shapes = (len(names), 2), (len(names),), (total, 2)
+    if not isinstance(names, list) or set(map(type, names)) != {str}:
+        raise ValueError('it holds other names')
+    if kinds != [*zip((np.int64, np.int64, np.float64), shapes)] or len(videos.more) != total:
+        raise ValueError('it holds other values')
+    if (videos.counts < 1).any() or (videos.counts > total).any():
+        raise ValueError('it holds other counts')
+    return videos
+
+
+def read_parts(
+    paths: Iterable[Path],
+) -> Iterator[tuple[str, Stamp, np.ndarray, np.ndarray]]:
+    """Name, stamp, spans [m x 2] and embeddings [m x e] of each video that was saved.
 
     Damaged files are left out, with a warning.
     """
     for path in paths:
         try:
-            with np.load(path, allow_pickle=False) as part:  # checks its CRC
-                names = json.loads(part['names'].tobytes())
-                stamps = [Stamp(*stamp) for stamp in part['stamps'].tolist()]
-                embeddings = part['embeddings']
-            if set(map(type, names)) != {str} or embeddings.dtype != np.float32:
-                raise ValueError('it holds other values')
-            if embeddings.ndim != 2 or not len(names) == len(stamps) == len(embeddings):
+            part = read_videos(path)
+            if part.more.dtype != np.float32 or part.more.ndim != 2:
                 raise ValueError('it holds other values')
         except Exception as error:  # a damaged file can raise nearly anything
             print_log(
@@ -159,4 +201,105 @@ def read_parts(paths: Iterable[Path]) -> Iterator[tuple[str, Stamp, np.ndarray]]
                 logging.WARNING,
             )
             continue
-        yield from zip(names, stamps, embeddings)
+        cuts = np.cumsum(part.counts)[:-1]
+        stamps = map(tuple, part.stamps.tolist())
+        yield from zip(part.names, stamps, np.split(part.spans, cuts), np.split(part.more, cuts))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What ``index.json`` says.
+
+    Raises:
+        UserError: If there is none, when the message says how far an
+            unfinished indexing got; or if it is damaged or of another version.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(_why_missing(folder))
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or 'format' not in manifest:
+        raise UserError(
+            f'{path} is not of an index of videos. Give the folder of an index, or a new one.'
+        )
+    if manifest['format'] != FORMAT:
+        videos = str(manifest.get('video_dir', 'VIDEO_DIR'))[:4096]
+        raise UserError(
+            f'{path} is of version {str(manifest["format"])[:20]} of the format, and this program '
+            f'reads version {FORMAT}. Use the program that wrote it, or make the index anew in '
+            f'another folder: `python tools/search.py index {videos} ANOTHER_FOLDER --config '
+            'CONFIG --checkpoint CHECKPOINT`.'
+        )
+    check_fields(path, manifest, **FIELDS)
+    measured, files, window = manifest['measured'], manifest['files'], manifest['window']
+    check_fields(path, measured, moments=int, next_id=int, threshold=float, recall=dict)
+    check_fields(path, measured['recall'], **dict.fromkeys(measured['recall'], float))
+    needed = dict(videos=int, embeddings=int)
+    if 'ivf' in manifest:
+        check_fields(path, manifest['ivf'], nprobe=int, trained_for=int)
+        needed['ivf'] = int
+    check_fields(path, files, **needed)
+    for key, is_right in (
+        ('model_fingerprint', re.fullmatch('[0-9a-f]{32}', manifest['model_fingerprint'])),
+        ('files', len(files) == len(needed)),
+        ('ivf', manifest.get('ivf', dict(nprobe=1))['nprobe']),
+        ('window', not window or ([*map(type, window)] == [float] * 2 and min(window) > 0)),
+    ):
+        if not is_right:
+            raise damaged(path, f'its "{key}" is none')
+    return manifest
+
+
+def check_fields(path: Path, value: Any, **kinds: type) -> None:
+    """Refuse what is not an object with such fields, in a file of JSON."""
+    if not isinstance(value, dict):
+        raise damaged(path, f'it holds a {type(value).__name__} in place of an object')
+    for key, kind in kinds.items():
+        field = value.get(key)
+        if type(field) is not kind or (isinstance(field, int) and not 0 <= field < 1 << 63):
+            raise damaged(path, f'its "{key[:80]}" is no {kind.__name__} that can be')
+
+
+def _why_missing(folder: Path) -> str:
+    runs = {}
+    for path in folder.glob(f'{PARTS}/*/run-*.json'):
+        with suppress(FileNotFoundError):  # a run that ends removes it
+            if path.is_file():
+                runs[path] = path.stat().st_mtime
+    if not runs:
+        return (
+            f'There is no index in {folder}: it has no {MANIFEST}. '
+            '`python tools/search.py index VIDEO_DIR INDEX` makes one.'
+        )
+    run = max(runs, key=lambda path: runs[path])
+    about = read_json(run)
+    check_fields(run, about, video_dir=str, videos=int, window=list)
+    options = ''.join(map(' --{} {}'.format, ('window', 'stride'), about['window']))
+    done = {name for name, *_ in read_parts(run.parent.glob('*.npz'))}
+    return (
+        f'The first indexing of {about["video_dir"]} into {folder} is not finished: {len(done):,} '
+        f'of {about["videos"]:,} videos are saved. Wait for it; or, if it was stopped, give the '
+        'same command again, and it resumes: '
+        f'`python tools/search.py index {about["video_dir"]} {folder}{options}`.'
+    )
+
+
+def read_or_damaged(path: Path, how: Callable[[Path], Any]) -> Any:
+    """Read a file of an index, or raise :func:`damaged`."""
+    try:
+        return how(path)
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise damaged(path, 'it is missing') from error
+    except OSError as error:
+        raise UserError(f'{path} cannot be read: {error.strerror}.') from error
+    except Exception as error:  # a damaged file can raise nearly anything
+        raise damaged(path, f'{type(error).__name__}: {str(error)[:200]}') from error
+
+
+def damaged(path: str | Path, reason: Any) -> UserError:
+    """Make the error for a damaged file of an index."""
+    return UserError(
+        f'{path} of the index is damaged: {reason}. Delete the folder {Path(path).parent} and '
+        'index the videos again.'
+    )

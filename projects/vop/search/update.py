@@ -9,32 +9,36 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-import torch.distributed as dist
+from mmengine.dist import all_gather_object, broadcast_object_list, get_rank, get_world_size
 from mmengine.logging import print_log
 
-from ..apis.inferencer import VoPInferencer
+from ..apis import EncodedVideos, VoPInferencer, Windows
 from ..engine.checkpoint import to_safetensors
 from ..engine.index_config import check_plain_config, plain_config
 from ..errors import UserError
 from ..fileio import check_writable, file_lock
-from .ann import IVF, open_faiss
-from .read import FAILED, FILES, FORMAT, MANIFEST, OURS, PARTS, VideoIndex
+from .ann import IVF, QUERIES, TOP, open_faiss, sample, search_exactly
+from .read import EXACT_BELOW, VideoIndex
 from .store import (
+    FAILED,
+    FILES,
+    FORMAT,
     LOCK,
+    MANIFEST,
+    OURS,
+    PARTS,
     Stamp,
-    check_room,
+    Videos,
+    read_blocks,
     read_parts,
     scan,
-    write_array,
     write_bytes,
-    write_json,
-    write_part,
+    write_rows,
+    write_videos,
     writing,
 )
 
@@ -42,12 +46,12 @@ NOT_TO_BE_OPENED = (
     'An index with this model could not be opened: change the config, whose other types may be '
     'subclasses of your own.'
 )
-EXACT_BELOW = 100_000  # smaller collections are searched exactly
 # A process saves what it has finished after so many videos or seconds.
 SAVE_VIDEOS, SAVE_SECONDS = 256, 30
-# How long processes wait for the slowest one. One that ends is noticed at once.
-PATIENCE = timedelta(days=7)
-# Captions of many kinds, to measure what an approximate search misses.
+SAME = 0.9  # a part; embeddings are measured anew when fewer are those of the last time
+BACKGROUND = 0.95  # the part of pairs of caption and moment with a score below the threshold
+# Captions of many kinds, to measure what an approximate search misses, and which scores mean
+# nothing.
 SUBJECTS = (
     'a man,a woman,a child,two people,a crowd,a dog,a cat,a bird,a car,a machine,a player,a cook,'
     'a singer,a cartoon figure,a hand,a view'
@@ -65,7 +69,7 @@ class Summary(NamedTuple):
     Attributes:
         added (int): Videos that are new.
         changed (int): Videos that were encoded again, as their files have
-            changed or as the model is another.
+            changed or as the model or the windows are others.
         removed (int): Videos that are gone.
         kept (int): Videos that stay as they were.
         failed (dict[str, str]): Videos that could not be read, and why. They
@@ -83,11 +87,36 @@ class Summary(NamedTuple):
     failed: dict[str, str]
 
 
-class Plan(NamedTuple):
-    """What the processes of a run are to encode."""
+class Job(NamedTuple):
+    """What an update is about."""
 
-    todo: list[tuple[str, Stamp]]  # the largest first
-    run: Path  # a file next to the parts, which every process must see
+    inferencer: VoPInferencer
+    video_dir: Path
+    folder: Path
+    windows: Windows | None
+
+    @property
+    def parts(self) -> Path:
+        """The folder of what is encoded."""
+        names = map(str, [self.inferencer.model_fingerprint[:12], *(self.windows or ())])
+        return self.folder / PARTS / '-'.join(names)
+
+    def model_files(self) -> list[Path]:
+        """Config and trained weights."""
+        short = self.inferencer.model_fingerprint[:12]
+        return [self.folder / FILES[what].format(short) for what in ('config', 'model')]
+
+
+class Plan(NamedTuple):
+    """What is there, and what an update has to do."""
+
+    old: VideoIndex | None  # what there is
+    kept: list[str]  # of its videos
+    videos: dict[str, Stamp]  # of the folder
+    failed: dict[str, str]  # those that cannot be looked at
+    new: set[str]  # videos that the old index lacks
+    saved: list[Path]  # parts of a run that was not finished
+    todo: list[tuple[str, Stamp]]  # videos to encode, the largest first
 
 
 def update_index(
@@ -97,6 +126,7 @@ def update_index(
     batch_size: int = 8,
     num_workers: int | None = None,
     exact_below: int = EXACT_BELOW,
+    windows: Windows | tuple[float, float] | None = None,
 ) -> Summary:
     """Index the videos of a folder, or bring its index up to date.
 
@@ -114,11 +144,14 @@ def update_index(
         video_dir (str | Path): The folder of the videos.
         index_dir (str | Path): The folder of the index; see
             :class:`.VideoIndex`.
-        batch_size (int): Videos of a batch. Defaults to 8.
+        batch_size (int): Videos or windows of a batch. Defaults to 8.
         num_workers (int, optional): Processes that read videos, for each
             process of the run; see :meth:`.VoPInferencer.iter_videos`.
-        exact_below (int): From so many videos on, search is approximate.
+        exact_below (int): From so many moments on, search is approximate.
             Defaults to 100,000.
+        windows (tuple[float, float], optional): Seconds of a moment, and from one to the next.
+            Defaults to those of the index; without one, each video is one moment. If they are
+            others than the index's, all videos are encoded again.
 
     Returns:
         Summary: What was done.
@@ -132,38 +165,64 @@ def update_index(
     """
     # What is wrong with these is said before hours of work.
     _ = open_faiss(), inferencer.pipeline, inferencer.tokenizer
-    video_dir = Path(os.path.abspath(video_dir))
-    folder = Path(os.path.abspath(index_dir))
-    processes = _Processes()
-    update = _Update(inferencer, video_dir, folder, exact_below)
+    video_dir, folder = (Path(os.path.abspath(path)) for path in (video_dir, index_dir))
+    asked = windows and Windows(*map(float, windows)).check()
+    plan: Any = None  # of the first process
     with ExitStack() as stack:
 
-        def begin() -> Plan:
-            with naming_files():
-                update.scan()
-                claim(folder)
-                stack.enter_context(file_lock(folder / LOCK))
-                return update.plan()
+        def begin() -> tuple:
+            nonlocal plan
+            found = scan(video_dir)
+            claim(folder)
+            stack.enter_context(file_lock(folder / LOCK))
+            old = VideoIndex.open(folder) if (folder / MANIFEST).exists() else None
+            own = Windows(*old.window) if old and old.window else None
+            job = Job(inferencer, video_dir, folder, asked or own)
+            plan = _make_plan(job, old, *found)
+            return job.windows, plan.todo, _keep_run(job, len(plan.new))
 
-        plan = processes.first(begin)
-        if not all(processes.gather(plan.run.parent == update.parts and plan.run.exists())):
+        chosen, todo, run = _in_first(begin)
+        job = Job(inferencer, video_dir, folder, chosen)
+        if not all(_gather(run.parent == job.parts and run.exists())):
             raise UserError(
-                f'Not all processes see {plan.run}, or not all have the same model. The index '
+                f'Not all processes see {run}, or not all have the same model. The index '
                 'must be in a folder that all machines share.'
             )
-        share = plan.todo[processes.rank :: processes.number]
-        done = processes.gather(
-            _encode(inferencer, video_dir, dict(share), update.parts, batch_size, num_workers)
-        )
+        # Dealt in turn, so ordered, processes get equal shares.
+        writer = _PartWriter(job, dict(todo[get_rank() :: get_world_size()]))
+        writer.encode(batch_size, num_workers)
+        done = _gather((writer.parts, writer.failed))
+        return _in_first(lambda: _finish(job, plan, done, exact_below))
 
-        def finish() -> Summary:
+
+def _in_first(function: Callable[[], Any]) -> Any:
+    """Call a function in the first process of a run; all return or raise what it does."""
+    outcome: list[Any] = [None, None]
+    if get_rank() == 0:
+        try:
             with naming_files():
-                return update.finish(
-                    [path for paths, _ in done for path in paths],
-                    {name: reason for _, failed in done for name, reason in failed.items()},
-                )
+                outcome[0] = function()
+        except Exception as error:
+            outcome[1] = error
+    _exchange(broadcast_object_list, outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
-        return processes.first(finish)
+
+def _gather(value: Any) -> list[Any]:
+    """What each process has, in each process."""
+    return _exchange(all_gather_object, value)
+
+
+def _exchange(how: Callable, value: Any) -> Any:
+    try:
+        return how(value)
+    except RuntimeError as error:  # gloo's, where one is gone
+        raise UserError(
+            'Another process of this run has ended; its messages say why. What was saved '
+            f'stays in {PARTS}/: give the same command again, and it resumes.'
+        ) from error
 
 
 @contextmanager
@@ -202,8 +261,8 @@ def model_files(index_dir: str | Path) -> tuple[Path, Path]:
     """
     folder = Path(index_dir)
     if (folder / MANIFEST).exists():
-        index = VideoIndex.open(folder)
-        return index.config_file, index.state_file
+        files = VideoIndex.open(folder).files
+        return files['config'], files['model']
     configs = list(folder.glob(FILES['config'].format('*')))
     if len(configs) > 1:
         raise UserError(
@@ -215,326 +274,318 @@ def model_files(index_dir: str | Path) -> tuple[Path, Path]:
             f'There is no index in {folder} yet: say with --config and --checkpoint which model '
             'is to make it.'
         )
-    short = configs[0].stem.split('-')[1]
-    return configs[0], folder / FILES['model'].format(short)
+    return configs[0], folder / FILES['model'].format(configs[0].stem.split('-')[1])
 
 
-def _encode(
-    inferencer: VoPInferencer,
-    video_dir: Path,
-    todo: dict[str, Stamp],
-    parts: Path,
-    batch_size: int,
-    num_workers: int | None,
-) -> tuple[list[Path], dict[str, str]]:
-    """Encode videos and save them as parts, whatever stops it.
-
-    Gives the files, and the videos that could not be read with the reason.
-    """
-    if not todo:
-        return [], {}
-    names = {os.path.join(video_dir, name): name for name in todo}
-    run, files, failed = uuid.uuid4().hex[:12], [], {}
-    videos, embeddings = [], []  # not saved yet
-    left, saved_at = len(todo), time.monotonic()
-
-    def save() -> None:
-        nonlocal left, saved_at
-        if videos:
-            path = parts / f'{run}-{len(files):06}.npz'
-            write_part(path, videos, torch.cat(embeddings).numpy(), left)
-            files.append(path)
-            left -= len(videos)
-            videos.clear()
-            embeddings.clear()
-        saved_at = time.monotonic()
-
-    try:
-        for batch in inferencer.iter_videos(list(names), batch_size, num_workers):
-            finite = batch.embeddings.isfinite().all(dim=1)
-            for path, good in zip(batch.paths, finite.tolist()):
-                if good:
-                    videos.append((names[path], todo[names[path]]))
-                else:
-                    failed[names[path]] = 'its embedding is not finite.'
-            embeddings.append(batch.embeddings[finite])
-            for path, reason in batch.failed.items():
-                failed[names[path]] = reason
-            if len(videos) >= SAVE_VIDEOS or time.monotonic() - saved_at >= SAVE_SECONDS:
-                save()
-    finally:
-        save()
-    return files, failed
-
-
-class _Processes:
-    """The processes of a run, or the only one.
-
-    They exchange no tensors, so that gloo serves machines with GPUs, too.
-    """
-
-    def __init__(self) -> None:
-        self.rank, self.number, self.group = 0, 1, None
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            self.rank, self.number = dist.get_rank(), dist.get_world_size()
-            self.group = dist.new_group(backend='gloo', timeout=PATIENCE)
-
-    def first(self, function: Callable[[], Any]) -> Any:
-        """Call a function in the first process; all return or raise what it does."""
-        if self.group is None:
-            return function()
-        outcome = [None, None]
-        if self.rank == 0:
-            try:
-                outcome[0] = function()
-            except Exception as error:
-                outcome[1] = error
-        self._meet(dist.broadcast_object_list, outcome)
-        if outcome[1] is not None:
-            raise outcome[1]
-        return outcome[0]
-
-    def gather(self, value: Any) -> list[Any]:
-        """What each process has, in each process."""
-        values = [value] * self.number
-        if self.group is not None:
-            self._meet(dist.all_gather_object, values, value)
-        return values
-
-    def _meet(self, exchange: Callable, *args: Any) -> None:
-        try:
-            exchange(*args, group=self.group)
-        except RuntimeError as error:  # gloo's, where one is gone
+def _make_plan(
+    job: Job, old: VideoIndex | None, videos: dict[str, Stamp], failed: dict[str, str]
+) -> Plan:
+    """Look at what is done already, and say what is to be done."""
+    kept: list[str] = []
+    if old:
+        # A folder that has moved is known by its videos.
+        is_other = (videos.keys() | failed.keys()).isdisjoint(old.names)
+        if old.video_dir != job.video_dir and is_other:
             raise UserError(
-                'Another process of this run has ended; its messages say why. What was saved '
-                f'stays in {PARTS}/: give the same command again, and it resumes.'
-            ) from error
-
-
-class _Update:
-    """What the first process does before and after the encoding."""
-
-    def __init__(
-        self, inferencer: VoPInferencer, video_dir: Path, folder: Path, exact_below: int
-    ) -> None:
-        self.inferencer, self.model_fingerprint = inferencer, inferencer.model_fingerprint
-        self.video_dir, self.folder, self.exact_below = video_dir, folder, exact_below
-        short = self.model_fingerprint[:12]
-        self.parts = folder / PARTS / short
-        self.model_files = {
-            what: folder / FILES[what].format(short) for what in ('config', 'model')
-        }
-
-    def scan(self) -> None:
-        """Look at what there is to index."""
-        self.videos, self.unreadable = scan(self.video_dir)
-
-    def plan(self) -> Plan:
-        """Look at what is done already, and say what is to be done."""
-        self.old, self.before = None, {}
-        if (self.folder / MANIFEST).exists():
-            self.old = VideoIndex.open(self.folder)
-            self._check_folder()
-            if self.old.model_fingerprint == self.model_fingerprint:
-                self.before = {
-                    name: Stamp(*stamp)
-                    for name, stamp in zip(self.old.names, self.old.stamps[:, 1:].tolist())
-                }
-            else:
-                print_log(
-                    f'{self.folder} was made with another model: all {len(self.videos):,} videos '
-                    'are encoded with this one. Until that is done, the index stays what it is.',
-                    'current',
-                    logging.WARNING,
-                )
-        self._keep_model()
-        self._prepare_parts()
-        todo = {
-            name: stamp for name, stamp in self.videos.items() if self.before.get(name) != stamp
-        }
-        self.todo = set(todo)
-        self.saved = sorted(self.parts.glob('*.npz'))
-        for name, stamp, _ in read_parts(self.saved):
-            if todo.get(name) == stamp:
-                del todo[name]
-        if len(todo) < len(self.todo):
-            print_log(
-                f'{len(self.todo) - len(todo):,} videos are taken over from a run that was not '
-                'finished.',
-                'current',
+                f'{job.folder} is the index of {old.video_dir}, and none of its videos is in '
+                f'{job.video_dir}. Give another folder for the index of these, or delete '
+                f'{job.folder} if you no longer want it.'
             )
-        run = self.parts / f'run-{uuid.uuid4().hex}.json'
-        write_json(run, dict(video_dir=str(self.video_dir), videos=len(self.todo)))
-        # Dealt in turn, so ordered, processes get equal shares.
-        return Plan(sorted(todo.items(), key=lambda item: -item[1].size), run)
-
-    def _check_folder(self) -> None:
-        """Refuse a folder that has nothing to do with the index."""
-        names = self.videos.keys() | self.unreadable.keys()
-        if self.old.video_dir != self.video_dir and names.isdisjoint(self.old.names):
-            raise UserError(
-                f'{self.folder} is the index of {self.old.video_dir}, and none of its videos is '
-                f'in {self.video_dir}. Give another folder for the index of these, or delete '
-                f'{self.folder} if you no longer want it.'
+        now = job.inferencer.model_fingerprint, job.windows
+        if (old.model_fingerprint, old.window) == now:
+            before = zip(old.names, map(tuple, old.stamps.tolist()))
+            kept = [name for name, stamp in before if videos.get(name) == stamp]
+        else:
+            _warn(
+                f'{job.folder} was made with another model or other windows: all {len(videos):,} '
+                'videos are encoded with these. Until that is done, the index stays what it is.'
             )
-
-    def _keep_model(self) -> None:
-        """Write the config and the weights that were trained."""
-        path = self.model_files['config']
-        plain = plain_config(self.inferencer.cfg)
-        check_plain_config(plain, path, NOT_TO_BE_OPENED)
-        config = json.dumps(plain, indent=1).encode()
-        # CLIP's weights, which it names, may have moved.
-        if not path.exists() or path.read_bytes() != config:
-            write_bytes(path, config)
-        if not self.model_files['model'].exists():
-            state = self.inferencer.model.state_dict()
-            write_bytes(self.model_files['model'], to_safetensors(state))
-
-    def _prepare_parts(self) -> None:
-        self.parts.mkdir(parents=True, exist_ok=True)
-        for pattern in ('run-*.json', '*.part'):
-            for path in self.parts.glob(pattern):
-                path.unlink()
-        if any(path.parent != self.parts for path in self.parts.parent.glob('*/*.npz')):
-            print_log(
-                f'{self.parts.parent} holds videos that an unfinished run encoded with another '
-                'model: they are left out, and removed when this run is done.',
-                'current',
-                logging.WARNING,
-            )
-
-    def finish(self, files: list[Path], failed: dict[str, str]) -> Summary:
-        """Make the next generation, of the parts and of what stays."""
-        failed = dict(sorted({**self.unreadable, **failed}.items()))
-        names, embeddings = self._collect(files, failed)
-        write_json(self.folder / FAILED, failed)
-        rows = [
-            row
-            for row, (name, stamp) in enumerate(self.before.items())
-            if self.videos.get(name) == stamp
-        ]
-        if not rows and not names:
-            name, reason = next(iter(failed.items()))
-            raise UserError(
-                f'None of the {len(failed):,} videos of {self.video_dir} can be read, such as '
-                f'{name}: {reason} {self.folder / FAILED} lists them. An index that was there '
-                'stays as it was.'
-            )
-        self._tidy(self._commit(rows, names, embeddings))
-        known = set(self.old.names) if self.old else set()
-        return Summary(
-            added=len(set(names) - known),
-            changed=len(known.intersection(names)),
-            removed=len(known - self.videos.keys() - self.unreadable.keys()),
-            kept=len(rows),
-            failed=failed,
+    _keep_model(job)
+    new, saved = videos.keys() - set(kept), sorted(job.parts.glob('*.npz'))
+    if any(path.parent != job.parts for path in job.parts.parent.glob('*/*.npz')):
+        _warn(
+            f'{job.parts.parent} holds videos that an unfinished run encoded with another model '
+            'or other windows: they are left out, and removed when this run is done.'
         )
+    done = {name for name, stamp, *_ in read_parts(saved) if videos.get(name) == stamp} & new
+    if done:
+        print_log(
+            f'{len(done):,} videos are taken over from a run that was not finished.', 'current'
+        )
+    left = new - done
+    todo = [(name, stamp) for name, stamp in videos.items() if name in left]
+    todo.sort(key=lambda video: -video[1][0])
+    return Plan(old, kept, videos, failed, new, saved, todo)
 
-    def _collect(
-        self, files: list[Path], failed: dict[str, str]
-    ) -> tuple[list[str], np.ndarray | None]:
-        """Names, in order, and embeddings of what was encoded."""
-        names = sorted(self.todo - failed.keys())
-        row_of = {name: row for row, name in enumerate(names)}
-        embeddings, missing = None, set(names)
-        for name, stamp, embedding in read_parts([*self.saved, *files]):
-            if name in row_of and self.videos[name] == stamp:
-                if embeddings is None:
-                    embeddings = np.empty((len(names), len(embedding)), np.float32)
-                embeddings[row_of[name]] = embedding
-                missing.discard(name)
-        if missing:
-            raise UserError(
-                f'{len(missing):,} videos that were encoded, such as {min(missing)}, cannot be '
-                f'read from {self.parts}. Give the same command again, and these are encoded '
-                'again.'
-            )
-        return names, embeddings
 
-    def _commit(self, rows: list[int], names: list[str], embeddings: np.ndarray | None) -> set[str]:
-        """Write the files of the next generation, ``index.json`` last.
+def _keep_model(job: Job) -> None:
+    """Write the config and the weights that were trained."""
+    config, state = job.model_files()
+    plain = plain_config(job.inferencer.cfg)
+    check_plain_config(plain, config, NOT_TO_BE_OPENED)
+    data = json.dumps(plain, indent=1).encode()
+    # CLIP's weights, which it names, may have moved.
+    if not config.exists() or config.read_bytes() != data:
+        write_bytes(config, data)
+    if not state.exists():
+        write_bytes(state, to_safetensors(job.inferencer.model.state_dict()))
 
-        It is of ``rows`` of the old one, and of ``names`` with ``embeddings``,
-        which were encoded. Gives the names of the files.
-        """
-        old, count = self.old, len(rows) + len(names)
-        approximate = count >= self.exact_below
-        if old and not names and len(rows) == len(old) and approximate == (old.ivf is not None):
-            write_json(self.folder / MANIFEST, dict(old.manifest, video_dir=str(self.video_dir)))
-            return {path.name for path in old.files.values()}
-        next_id = old.manifest['next_id'] if rows else 0
-        stamps = np.array(
-            [(i, *self.videos[name]) for i, name in enumerate(names, next_id)], np.int64
-        ).reshape(-1, 3)
-        next_id += len(names)
-        blocks = [embeddings] if names else []
-        if rows:
-            names = [*(old.names[row] for row in rows), *names]
-            stamps = np.concatenate([old.stamps[rows], stamps])
-            blocks = [*_runs(old.embeddings, rows), *blocks]
-        generation, width = old.generation + 1 if old else 1, len(blocks[0][0])
-        paths = {
-            what: self.folder / FILES[what].format(generation)
-            for what in ('names', 'stamps', 'embeddings', *['ivf'] * approximate)
-        }
+
+def _keep_run(job: Job, videos: int) -> Path:
+    """Say beside the parts what is begun, in a file that every process must see."""
+    job.parts.mkdir(parents=True, exist_ok=True)
+    for pattern in ('run-*.json', '*.part'):  # of a run that was killed
+        for path in job.parts.glob(pattern):
+            path.unlink()
+    run = job.parts / f'run-{uuid.uuid4().hex}.json'
+    about = dict(video_dir=str(job.video_dir), videos=videos, window=[*(job.windows or ())])
+    write_bytes(run, json.dumps(about).encode())
+    return run
+
+
+def _warn(message: str) -> None:
+    print_log(message, 'current', logging.WARNING)
+
+
+class _PartWriter:
+    """Encodes videos, and saves those that are complete as parts, whatever stops it.
+
+    Attributes:
+        parts (list[Path]): The files.
+        failed (dict[str, str]): Videos that could not be read, and why.
+    """
+
+    def __init__(self, job: Job, todo: dict[str, Stamp]) -> None:
+        self.job, self.todo, self.prefix = job, todo, uuid.uuid4().hex[:12]
+        self.names = {os.path.join(job.video_dir, name): name for name in todo}
+        self.parts: list[Path] = []
+        self.failed: dict[str, str] = {}
+        self.rows: dict[str, list] = {}  # span and embedding of each moment, by name
+        self.complete: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # stacked
+        self.saved_at = time.monotonic()
+
+    def encode(self, batch_size: int, num_workers: int | None) -> None:
+        """Encode all."""
+        if not self.todo:
+            return
+        iter_videos = self.job.inferencer.iter_videos
+        try:
+            for batch in iter_videos([*self.names], batch_size, num_workers, self.job.windows):
+                self._add(batch)
+                late = time.monotonic() - self.saved_at >= SAVE_SECONDS
+                if len(self.complete) >= SAVE_VIDEOS or late:
+                    self._save()
+        finally:
+            self._save()
+
+    def _add(self, batch: EncodedVideos) -> None:
+        moments = zip(batch.paths, batch.spans, batch.embeddings.float().numpy())
+        for path, span, embedding in moments:
+            self.rows.setdefault(self.names[path], []).append((span, embedding))
+        for path, reason in batch.failed.items():
+            self.failed[self.names[path]] = reason
+            self.rows.pop(self.names[path], None)
+        for name in self.rows.keys() - {self.names.get(batch.unfinished or '')}:
+            spans, embeddings = map(np.stack, zip(*self.rows.pop(name)))
+            if np.isfinite(embeddings).all():
+                self.complete[name] = spans, embeddings
+            else:
+                self.failed[name] = 'its embedding is not finite.'
+
+    def _save(self) -> None:
+        if self.complete:
+            path = self.job.parts / f'{self.prefix}-{len(self.parts):06}.npz'
+            stamps = np.array([self.todo[name] for name in self.complete], np.int64)
+            spans, embeddings = zip(*self.complete.values())
+            counts = np.array([*map(len, spans)], np.int64)
+            rows = np.concatenate(spans), np.concatenate(embeddings)
+            write_videos(path, Videos([*self.complete], stamps, counts, *rows))
+            self.parts.append(path)
+            self.complete = {}
+        self.saved_at = time.monotonic()
+
+
+def _finish(
+    job: Job, plan: Plan, done: list[tuple[list[Path], dict[str, str]]], exact_below: int
+) -> Summary:
+    """Make the next generation, of the parts and of what stays."""
+    folder, old = job.folder, plan.old
+    failed = dict(plan.failed)
+    for _, own in done:
+        failed.update(own)
+    failed = dict(sorted(failed.items()))
+    write_bytes(folder / FAILED, json.dumps(failed).encode())
+    new = sorted(plan.new - failed.keys())
+    if not plan.kept and not new:
+        name, reason = next(iter(failed.items()))
+        raise UserError(
+            f'None of the {len(failed):,} videos of {job.video_dir} can be read, such as {name}: '
+            f'{reason} {folder / FAILED} lists them. An index that was there stays as it was.'
+        )
+    is_same = old and not new and len(plan.kept) == len(old.names)
+    if old and is_same and (len(old) >= exact_below) == (old.ivf is not None):
+        _write_manifest(job, old.manifest)
+        files = [*old.files.values()]
+    else:
+        parts = [*plan.saved, *(path for paths, _ in done for path in paths)]
+        files = _write_generation(job, plan, new, parts, exact_below)
+    _tidy(folder, {*files, *job.model_files()})
+    known = set(old.names) if old else set()
+    return Summary(
+        added=len(set(new) - known),
+        changed=len(known.intersection(new)),
+        removed=len(known - plan.videos.keys() - plan.failed.keys()),
+        kept=len(plan.kept),
+        failed=failed,
+    )
+
+
+def _write_manifest(job: Job, manifest: dict[str, Any]) -> None:
+    about = dict(manifest, video_dir=str(job.video_dir), window=[*(job.windows or ())])
+    write_bytes(job.folder / MANIFEST, json.dumps(about).encode())
+
+
+def _write_generation(
+    job: Job, plan: Plan, new: list[str], parts: list[Path], exact_below: int
+) -> list[Path]:
+    """Write the files of the next generation, ``index.json`` last; give them."""
+    old = plan.old if plan.kept else None
+    # Twice, as all embeddings together may be larger than the memory.
+    spans = {name: spans for name, spans, _ in _encoded(parts, plan, new)}
+    videos, rows = _join(old, plan, {name: spans[name] for name in new})
+    names, ids = videos.names, videos.more
+    first_row = dict(zip(names, (np.cumsum(videos.counts) - videos.counts).tolist()))
+    generation = plan.old.generation + 1 if plan.old else 1
+    paths = {
+        what: job.folder / FILES[what].format(generation)
+        for what in ('videos', 'embeddings', 'ivf')
+    }
+    _remove(paths.values())  # of a run that was killed here
+    approximate = len(ids) >= exact_below
+    width = job.inferencer.towers.visual.output_dim
+    try:
+        write_videos(paths['videos'], videos)
+        write_rows(
+            paths['embeddings'],
+            (len(ids), width),
+            read_blocks(old.embeddings, rows) if old else (),
+            ((first_row[name], each) for name, _, each in _encoded(parts, plan, new)),
+        )
+        embeddings: np.memmap = np.load(paths['embeddings'], mmap_mode='r')
+        ivf = _make_ivf(old, embeddings, ids, len(rows)) if approximate else None
+        settings = {}
+        measured = _measure(old, job.inferencer, ivf, embeddings, ids)
+        if ivf:
+            with writing(paths['ivf']) as part:
+                ivf.write(part)
+            settings = dict(ivf=dict(nprobe=ivf.nprobe, trained_for=ivf.trained_for))
+        else:
+            del paths['ivf']
         manifest = dict(
             format=FORMAT,
             generation=generation,
-            model_fingerprint=self.model_fingerprint,
-            video_dir=str(self.video_dir),
-            videos=count,
+            model_fingerprint=job.inferencer.model_fingerprint,
+            videos=len(names),
+            moments=len(ids),
             width=width,
-            next_id=next_id,
+            measured=measured,
+            files={what: path.stat().st_size for what, path in paths.items()},
+            **settings,
         )
-        needed = count * (4 * width * (1 + approximate) + 100)
-        _remove(paths.values())  # of a run that was killed here
-        check_room(paths['embeddings'], needed)
-        try:
-            write_json(paths['names'], names)
-            write_array(paths['stamps'], [stamps], needed)
-            write_array(paths['embeddings'], blocks, needed)
-            if approximate:
-                ivf = self._make_ivf(paths['embeddings'], stamps[:, 0], rows)
-                with writing(paths['ivf'], needed) as part:
-                    ivf.write(part)
-                manifest['ivf'] = ivf.settings._asdict()
-            manifest['files'] = {what: path.stat().st_size for what, path in paths.items()}
-            write_json(self.folder / MANIFEST, manifest)
-        except UserError:  # make room again
-            _remove(paths.values())
-            raise
-        return {path.name for path in (*paths.values(), *self.model_files.values())}
+        _write_manifest(job, manifest)
+    except UserError:  # make room again
+        _remove(paths.values())
+        raise
+    return [*paths.values()]
 
-    def _make_ivf(self, path: Path, ids: np.ndarray, rows: list[int]) -> IVF:
-        """Make or update the lists of an approximate search."""
-        embeddings = np.load(path, mmap_mode='r')
-        ids = np.ascontiguousarray(ids)
-        old = self.old.ivf if rows else None
-        if old is None or len(ids) >= 2 * old.settings.trained_for:
-            print_log(
-                f'Dividing {len(ids):,} videos among lists, for an approximate search ...',
-                'current',
-            )
-            ivf, new = IVF.train(embeddings), 0
-        else:
-            ivf, new = self.old.open_ivf(mapped=False), len(rows)
-            ivf.remove(np.setdiff1d(self.old.stamps[:, 0], ids))
-        ivf.add(ids[new:], embeddings[new:])
-        if not ivf.is_measured(ids):  # which takes longer than all else
-            texts = [f'{subject} {scene}' for subject, scene in itertools.product(SUBJECTS, SCENES)]
-            ivf.choose_nprobe(embeddings, ids, self.inferencer.encode_texts(texts).numpy())
-        return ivf
 
-    def _tidy(self, files: set[str]) -> None:
-        """Remove what the new ``index.json`` does not name."""
-        for path in self.folder.iterdir():
-            if OURS.fullmatch(path.name) and path.name not in files:
-                path.unlink(missing_ok=True)
-        for parts in self.parts.parent.glob('[0-9a-f]' * 12):
-            shutil.rmtree(parts, ignore_errors=True)
-        with suppress(OSError):  # it may hold what is not of an index
-            self.parts.parent.rmdir()
+def _encoded(
+    parts: list[Path], plan: Plan, names: list[str]
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, spans and embeddings of these videos as they were saved, each once."""
+    left = set(names)
+    for name, stamp, spans, embeddings in read_parts(parts):
+        if name in left and plan.videos[name] == stamp:
+            left.remove(name)
+            yield name, spans, embeddings
+    if left:
+        raise UserError(
+            f'{len(left):,} videos that were encoded, such as {min(left)}, cannot be read from '
+            'the parts of this run. Give the same command again, and these are encoded again.'
+        )
+
+
+def _join(
+    old: VideoIndex | None, plan: Plan, spans: dict[str, np.ndarray]
+) -> tuple[Videos, np.ndarray]:
+    """The videos of the next generation, and the rows of the old one that stay."""
+    names = [*plan.kept, *spans]
+    stamps = np.array([plan.videos[name] for name in names], np.int64)
+    counts, rows = np.array([*map(len, spans.values())], np.int64), np.empty(0, np.int64)
+    ids = np.arange(counts.sum())
+    blocks = [*spans.values()]
+    if old:
+        kept = set(plan.kept)
+        stay = np.array([name in kept for name in old.names])
+        counts = np.concatenate([np.bincount(old.moments['video'])[stay], counts])
+        rows = np.flatnonzero(stay[old.moments['video']])
+        ids = np.concatenate([old.ids[rows], ids + old.ids[-1] + 1])
+        blocks = [np.stack([old.moments['start'], old.moments['end']], 1)[rows], *blocks]
+    return Videos(names, stamps, counts, np.concatenate(blocks), ids), rows
+
+
+def _make_ivf(old: VideoIndex | None, embeddings: np.memmap, ids: np.ndarray, kept: int) -> IVF:
+    """Make or update the lists of an approximate search."""
+    if old is None or old.ivf is None or len(ids) >= 2 * old.ivf.trained_for:
+        print_log(
+            f'Dividing {len(ids):,} moments among lists, for an approximate search ...', 'current'
+        )
+        ivf, kept = IVF.train(embeddings), 0
+    else:
+        ivf = old.ivf
+        ivf.remove(np.setdiff1d(old.ids, ids))
+    ivf.add(ids[kept:], read_blocks(embeddings, np.arange(kept, len(ids))))
+    return ivf
+
+
+def _measure(
+    old: VideoIndex | None,
+    inferencer: VoPInferencer,
+    ivf: IVF | None,
+    embeddings: np.memmap,
+    ids: np.ndarray,
+) -> dict[str, Any]:
+    """Find the score that means something, and how many lists a query has to read."""
+    if old and getattr(old.ivf, 'trained_for', 0) == getattr(ivf, 'trained_for', 0):
+        measured = old.manifest['measured']
+        same = np.count_nonzero(ids < measured['next_id'])
+        if same >= SAME * max(len(ids), measured['moments']):
+            return measured  # which takes longer than all else
+    texts = inferencer.encode_texts([f'{a} {b}' for a, b in itertools.product(SUBJECTS, SCENES)])
+    videos, rows = sample(embeddings, QUERIES)
+    queries = dict(videos=videos, texts=texts.numpy())
+    threshold = float(np.quantile(queries['texts'] @ sample(embeddings, 4096)[0].T, BACKGROUND))
+    recall = {}
+    if ivf is not None:
+        together = np.concatenate([*queries.values()])
+        exact = search_exactly(together, read_blocks(embeddings), min(TOP + 1, len(ids)))[1]
+        others = exact[: len(videos)] != rows[:, None]  # each finds itself, which is no merit
+        others[others.all(axis=1), -1] = False
+        wanted = exact[: len(videos)][others].reshape(len(videos), -1)
+        exacts = dict(videos=wanted, texts=exact[len(videos) :, :TOP])
+        recall = ivf.choose_nprobe(queries, exacts, embeddings, ids)
+    return dict(moments=len(ids), next_id=int(ids[-1]) + 1, threshold=threshold, recall=recall)
+
+
+def _tidy(folder: Path, files: set[Path]) -> None:
+    """Remove what the new ``index.json`` does not name."""
+    for path in folder.iterdir():
+        if OURS.fullmatch(path.name) and path not in files:
+            path.unlink(missing_ok=True)
+    for parts in (folder / PARTS).glob('[0-9a-f]' * 12 + '*'):
+        shutil.rmtree(parts, ignore_errors=True)
+    with suppress(OSError):  # it may hold what is not of an index
+        (folder / PARTS).rmdir()
 
 
 def _remove(paths: Iterable[Path]) -> None:
@@ -542,9 +593,3 @@ def _remove(paths: Iterable[Path]) -> None:
     for path in paths:
         path.unlink(missing_ok=True)
         path.with_name(f'{path.name}.part').unlink(missing_ok=True)
-
-
-def _runs(array: np.ndarray, rows: list[int]) -> list[np.ndarray]:
-    """Rows of an array as few slices, of which none is a copy."""
-    cuts = np.flatnonzero(np.diff(rows) != 1) + 1
-    return [array[run[0] : run[-1] + 1] for run in np.split(rows, cuts)]
