@@ -252,8 +252,8 @@ def _split(pipeline: Callable) -> tuple[list, list, Callable, list]:
     at = [[isinstance(step, kind) for step in steps] for kind in (TimeWindow, DecordDecode)]
     if not all(map(any, at)):
         raise UserError(
-            'To find moments, the test pipeline of the config must have vop.TimeWindow after '
-            'DecordInit, and DecordDecode.'
+            'Windows of videos, and pictures, need a test pipeline with vop.TimeWindow after '
+            'DecordInit, and with DecordDecode.'
         )
     sample, decode = (each.index(True) for each in at)
     return steps[:sample], steps[sample:decode], steps[decode], steps[decode + 1 :]
