@@ -8,7 +8,7 @@ import pytest
 
 # Imported once, by the server that forks the processes of all benchmarks.
 multiprocessing.set_forkserver_preload(
-    [f'benchmarks.{n}' for n in ('annotations', 'encoder', 'ranking', 'search')]
+    [f'benchmarks.{n}' for n in ('annotations', 'encoder', 'moments', 'ranking', 'search')]
 )
 
 
