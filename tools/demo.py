@@ -27,10 +27,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
 
 from projects.vop.apis import VoPInferencer
+from projects.vop.apis.reader import PICTURES
 from projects.vop.errors import UserError, exit_on_user_error, reason_or_raise, shown
 from projects.vop.fileio import as_file
 from projects.vop.isolation import Isolated
 from projects.vop.search import Hit, VideoIndex, combine
+from projects.vop.search.read import clock
 
 with exit_on_user_error():
     try:
@@ -69,11 +71,7 @@ TYPES = {
     **{'.mov': 'video/quicktime', '.flv': 'video/x-flv', '.wmv': 'video/x-ms-wmv'},
     **{'.3gp': 'video/3gpp', '.ogv': 'video/ogg'},
 }
-# Of what Pillow opens, none that runs another program, as PostScript does.
-PICTURES = {
-    **dict.fromkeys(('.jpg', '.jpeg'), 'JPEG'),
-    **{'.png': 'PNG', '.webp': 'WEBP', '.gif': 'GIF', '.bmp': 'BMP'},
-}
+PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp')
 LOOPBACK = ('localhost', '127.0.0.1', '::1')
 HEADERS = {
     'X-Content-Type-Options': 'nosniff',
@@ -109,11 +107,6 @@ def player(index: VideoIndex, rank: int, hit: Hit) -> str:
         about = 'no longer there, or changed since it was indexed'
     caption = f'{rank}.&nbsp;{html.escape(shown(hit.name))}<br><small>{about}</small>'
     return f'<figure>{watch}<figcaption>{caption}</figcaption></figure>'
-
-
-def clock(seconds: float) -> str:
-    """A time as 75:03."""
-    return '{}:{:02}'.format(*divmod(round(seconds), 60))
 
 
 def is_indexed(index: VideoIndex, video: int) -> bool:
@@ -154,7 +147,7 @@ def read_strip(path: str, start: float, end: float) -> bytes:
 def is_picture(path: str) -> bool:
     """Whether a file is a picture, which is decoded to know that it can be."""
     try:
-        with Image.open(path, formats=[*PICTURES.values()]) as picture:
+        with Image.open(path, formats=PICTURES) as picture:
             picture.load()
     except UnidentifiedImageError:
         return False
@@ -259,7 +252,7 @@ def build_page(index: VideoIndex, inferencer: VoPInferencer, topk: int) -> gr.Bl
                 button = gr.Button('Search', variant='primary')
             upload = gr.File(
                 label='and / or a video or picture',
-                file_types=[*TYPES, *PICTURES],
+                file_types=[*TYPES, *PICTURE_SUFFIXES],
                 scale=1,
             )
         upload.async_move_resource_to_block_cache = files_alone(

@@ -40,6 +40,7 @@ from projects.vop.engine.distributed import (
 from projects.vop.errors import UserError, VideoReadError, shown
 from projects.vop.fileio import is_video, read_json
 from projects.vop.search import Hit, VideoIndex, combine, open_model
+from projects.vop.search.read import clock
 from projects.vop.search.store import FAILED, check_fields
 
 # What only one command needs is imported there: the others start sooner.
@@ -213,12 +214,12 @@ def named(args: argparse.Namespace) -> dict[str, Any]:
 
 def index(args: argparse.Namespace) -> None:
     """Make or update an index."""
-    import torch.distributed as dist
+    from mmengine.dist import get_rank
 
     from projects.vop.search import model_files, update_index
 
     init_processes(args.launcher)
-    first = not dist.is_initialized() or dist.get_rank() == 0
+    first = get_rank() == 0
     files = None if args.config else model_files(args.index)
     inferencer = open_model(files, show_progress=first, **named(args))
     windows = args.window and (args.window, args.stride or args.window / 2)
@@ -331,13 +332,6 @@ def print_answers(as_json: bool, answers: list[dict[str, Any]], with_times: bool
             print(f'{place:4}  {hit["score"]:7.4f}  {shown(hit.get("video") or hit["text"])}{when}')
         if not answer['hits']:
             print('      nothing found')
-
-
-def clock(seconds: float) -> str:
-    """A time as 1:02:03, or 2:03."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
 
 
 def info(args: argparse.Namespace) -> None:

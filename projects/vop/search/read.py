@@ -137,8 +137,10 @@ class VideoIndex:
         self.ids = held.more
         if (len(held.names), len(held.spans)) != (videos, moments) or self.ids.dtype != np.int64:
             raise damaged(path, f'it has {len(held.names):,} names of {len(held.spans):,} moments')
-        if _leads_out(held.names) or (np.diff(self.ids) <= 0).any() or self.ids[0] < 0:
-            raise damaged(path, 'a name leads out of the folder of the videos, or ids are none')
+        if _leads_out(held.names):
+            raise damaged(path, 'a name leads out of the folder of the videos')
+        if (np.diff(self.ids) <= 0).any() or self.ids[0] < 0:
+            raise damaged(path, 'its ids are not ascending')
         self.names, self.stamps = held.names, held.stamps
         self.moments = np.empty(moments, MOMENT)
         self.moments['video'] = np.repeat(np.arange(videos), held.counts)
@@ -153,9 +155,9 @@ class VideoIndex:
         if 'ivf' in self.files:
             path = self.files['ivf']
             self.ivf = read_or_damaged(path, lambda path: IVF.open(path, **manifest['ivf']))
-            held = self.ivf.index.ntotal, self.ivf.index.d
-            if held != embeddings.shape:
-                raise damaged(path, f'it holds [{held[0]:,} x {held[1]:,}]')
+            shape = self.ivf.index.ntotal, self.ivf.index.d
+            if shape != embeddings.shape:
+                raise damaged(path, f'it holds [{shape[0]:,} x {shape[1]:,}]')
         self._finite = False  # whether the embeddings are known to be
 
     @classmethod
@@ -442,6 +444,13 @@ def combine(embeddings: 'Tensor', weights: Sequence[float]) -> 'Tensor':
     if not query.norm() > 1e-6:
         raise UserError(f'With the weights {[*weights]} nothing is left of the query.')
     return (query / query.norm())[None]
+
+
+def clock(seconds: float) -> str:
+    """A time as 1:02:03, or 2:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
 
 
 def _without_overlap(hits: list[Hit]) -> list[Hit]:
