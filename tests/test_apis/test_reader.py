@@ -36,10 +36,10 @@ def make(folder, names):
 def test_a_video_that_ends_its_worker_fails_alone(tmp_path):
     paths = make(tmp_path, ['0', 'killed', '1', 'damaged', 'hanging', 'ended', '2', '3'])
     paths.insert(6, str(tmp_path / 'missing.mp4'))
-    videos = list(read_videos(paths, decode, num_workers=2, timeout=2, ahead=4))
+    videos = list(read_videos(paths, decode, num_workers=2, timeout=5, ahead=4))
     assert [video.path for video in videos] == paths
     assert [int(v.frames.max()) for v in videos if not v.error] == [0, 1, 2, 3]
-    reasons = ['signal 9', 'ValueError', 'longer than 2 s', 'signal 14', 'no such file']
+    reasons = ['signal 9', 'ValueError', 'longer than 5 s', 'signal 14', 'no such file']
     errors = [video.error for video in videos if video.frames is None]
     assert all(reason in error for reason, error in zip(reasons, errors, strict=True))
 
@@ -68,7 +68,7 @@ def test_it_reads_few_videos_ahead_and_ends_its_workers(tmp_path):
 
 
 def read_here(paths):
-    videos = list(read_videos(paths, decode, 2, timeout=2))
+    videos = list(read_videos(paths, decode, 2, timeout=5))
     return [video.error or int(video.frames.max()) for video in videos]
 
 
@@ -76,4 +76,4 @@ def read_here(paths):
 def test_a_daemonic_process_is_protected_too(tmp_path):
     with multiprocessing.get_context('fork').Pool(1) as pool:
         values = pool.apply(read_here, [make(tmp_path, ['0', 'killed', 'hanging', '1'])])
-    assert values[::3] == [0, 1] and 'signal 9' in values[1] and 'longer than 2 s' in values[2]
+    assert values[::3] == [0, 1] and 'signal 9' in values[1] and 'longer than 5 s' in values[2]

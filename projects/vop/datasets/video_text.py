@@ -265,6 +265,10 @@ def _files_among(paths: list[str]) -> set[str]:
     return there
 
 
+LOADER = 'torch.utils.data.dataloader'
+SIGNALS = 'torch.utils.data._utils.signal_handling'
+
+
 @contextmanager
 def explain_data_loader() -> Iterator[None]:
     """Say which videos a data loader was reading whose worker was killed, or gave nothing in time.
@@ -282,10 +286,11 @@ def explain_data_loader() -> Iterator[None]:
         modules = [
             frame.f_globals['__name__'] for frame, _ in traceback.walk_tb(error.__traceback__)
         ]
-        places = [module == 'torch.utils.data.dataloader' for module in modules]
         # A broken connection shows deep in it. What a worker raises is raised again elsewhere.
-        broken = isinstance(error, (ConnectionError, EOFError)) and any(places)
-        if not broken and not (isinstance(error, RuntimeError) and places[-1]):
+        broken = isinstance(error, (ConnectionError, EOFError)) and LOADER in modules
+        # torch learns by a signal, at whatever line, that a worker has ended.
+        ended = isinstance(error, RuntimeError) and modules[-1] in (LOADER, SIGNALS)
+        if not broken and not ended:
             raise
         videos = sorted({video for dataset in _datasets for video in dataset.videos_being_read})
         reading = f' when these were being read: {", ".join(videos)}' if videos else ''

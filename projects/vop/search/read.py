@@ -235,7 +235,8 @@ class VideoIndex:
             chosen = np.array([fnmatchcase(name, pattern) for name in self.names])
         if min_duration > 0 or max_duration < np.inf:
             durations = np.zeros(len(self.names))
-            np.maximum.at(durations, self.moments['video'], self.moments['end'])
+            with np.errstate(invalid='ignore'):  # of a video without a length, NaN
+                np.maximum.at(durations, self.moments['video'], self.moments['end'])
             chosen &= (durations >= min_duration) & (durations <= max_duration)
         return chosen
 
