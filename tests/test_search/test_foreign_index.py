@@ -151,7 +151,7 @@ NO_INDEX = [
     *([key] for key in ('generation', 'videos', 'moments', 'width', 'model_fingerprint')),
     *([key] for key in ('video_dir', 'files', 'window', 'measured', 'ivf')),
     *(['files', part] for part in PARTS),
-    *(['ivf', key] for key in ('nprobe', 'trained_for')),
+    *(['ivf', key] for key in ('nprobe', 'trained_for', 'candidates')),
     *(['measured', key] for key in ('moments', 'next_id', 'threshold', 'recall')),
     ['measured', 'recall', 'texts'],
     ['files', 'more'],

@@ -487,6 +487,20 @@ def test_two_runs_at_once_are_refused(inferencer, folder):
         os.kill(worker, signal.SIGKILL)
 
 
+def test_more_candidates_are_scored_where_codes_cannot_tell_the_best():
+    points = np.random.default_rng(0).normal(size=(20_000, 16)).astype(np.float32)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    ids, queries = np.arange(len(points)), points[:64] + points[64:128]
+    ivf = ann.IVF.train(points)
+    ivf.add(ids, [points])
+    wanted = ann.search_exactly(queries, [points], 10)[1]
+    ivf.nprobe = ivf.index.nlist
+    assert ann.recall_of(ivf.search(queries, 10, points, ids)[1], wanted) < 0.95
+    assert ivf.choose(dict(texts=queries), dict(texts=wanted), points, ids)['texts'] >= 0.95
+    assert ivf.candidates > ann.CANDIDATES
+    assert ivf.settings.keys() == {'nprobe', 'candidates', 'trained_for'}
+
+
 def recall(index, queries):
     """The part of the exact top 10 that is found, with exact scores."""
     parts = []

@@ -14,7 +14,7 @@ TOP = 10  # recall is measured among so many neighbours
 WANTED_RECALL = 0.95
 POINTS_PER_LIST = 32  # embeddings that each list of an IVF is trained with
 QUERIES = 256  # of each kind, to choose nprobe
-CANDIDATES = 200  # whose exact scores are computed, or 10 for each neighbour that is wanted
+CANDIDATES = 200  # whose exact scores are computed, if these are enough; see IVF.choose
 
 
 def open_faiss() -> ModuleType:
@@ -73,6 +73,8 @@ class IVF:
         index (faiss.IndexIVFRaBitQ): The lists, trained.
         trained_for (int): Number of embeddings when they were.
         nprobe (int): Number of lists that a query reads. Defaults to 1.
+        candidates (int): How many of the likeliest embeddings a query computes exact scores for;
+            more, if it wants more than a twentieth of them. Defaults to 200.
 
     Example:
         >>> ids = np.arange(len(embeddings))
@@ -81,8 +83,17 @@ class IVF:
         >>> scores, rows = ivf.search(queries, 5, embeddings, ids)
     """
 
-    def __init__(self, index, trained_for: int, nprobe: int = 1) -> None:
-        self.index, self.trained_for, self.nprobe = index, trained_for, nprobe
+    def __init__(
+        self, index, trained_for: int, nprobe: int = 1, candidates: int = CANDIDATES
+    ) -> None:
+        self.index, self.trained_for = index, trained_for
+        self.nprobe, self.candidates = nprobe, candidates
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """All but the lists, as :meth:`open` takes it."""
+        names = 'trained_for', 'nprobe', 'candidates'
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
     def train(cls, embeddings: np.ndarray) -> 'IVF':
@@ -164,7 +175,7 @@ class IVF:
             bits[among] = True
             selector = faiss.IDSelectorBitmap(np.packbits(bits, bitorder='little'))
         params = faiss.IVFSearchParameters(nprobe=self.nprobe, sel=selector)
-        count = min(max(CANDIDATES, 10 * topk), len(ids))
+        count = min(max(self.candidates, self.candidates // 20 * topk), len(ids))
         found = self.index.search(queries, count, params=params)[1]
         candidates = np.searchsorted(ids[:-1], found)
         if not ((ids[candidates] == found) | (found < 0)).all():
@@ -178,10 +189,13 @@ class IVF:
             scores[query, : len(best)], rows[query, : len(best)] = exact[best], own[best]
         return scores, rows
 
-    def choose_nprobe(
+    def choose(
         self, queries: dict[str, np.ndarray], wanted: dict[str, np.ndarray], embeddings, ids
     ) -> dict[str, float]:
         """Choose the smallest ``nprobe`` with the wanted recall for each kind of query.
+
+        Where reading all lists is not enough, as the codes cannot tell the best apart, it
+        chooses more ``candidates``, too.
 
         Args:
             queries (dict[str, np.ndarray]): By kind, of shape [q x e].
@@ -192,15 +206,18 @@ class IVF:
         Returns:
             dict[str, float]: The recall of each kind: the part of ``wanted`` that it finds.
         """
-        self.nprobe = 0
+        self.nprobe, self.candidates = 0, CANDIDATES
         while True:
             self.nprobe = min(self.index.nlist, self.nprobe + 1 + self.nprobe // 4)
             recall = {
                 kind: recall_of(self.search(each, TOP + 1, embeddings, ids)[1], wanted[kind])
                 for kind, each in queries.items()
             }
-            if self.nprobe == self.index.nlist or min(recall.values()) >= WANTED_RECALL:
+            reads_all = self.nprobe == self.index.nlist
+            if min(recall.values()) >= WANTED_RECALL or (reads_all and self.candidates > len(ids)):
                 return recall
+            if reads_all:
+                self.nprobe, self.candidates = 0, 2 * self.candidates
 
 
 def sample(embeddings: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

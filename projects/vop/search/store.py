@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 from ..errors import UserError
 from ..fileio import VIDEO_SUFFIXES, atomic_write, is_video, read_json, walk_files
 
-FORMAT = 5
+FORMAT = 6
 LOCK = '.lock'
 MANIFEST = 'index.json'
 FAILED = 'failed.json'
@@ -235,13 +235,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     check_fields(path, measured['recall'], **dict.fromkeys(measured['recall'], float))
     needed = dict(videos=int, embeddings=int)
     if 'ivf' in manifest:
-        check_fields(path, manifest['ivf'], nprobe=int, trained_for=int)
+        check_fields(path, manifest['ivf'], nprobe=int, trained_for=int, candidates=int)
         needed['ivf'] = int
     check_fields(path, files, **needed)
     for key, is_right in (
         ('model_fingerprint', re.fullmatch('[0-9a-f]{32}', manifest['model_fingerprint'])),
         ('files', len(files) == len(needed)),
-        ('ivf', manifest.get('ivf', dict(nprobe=1))['nprobe']),
+        ('ivf', all(manifest.get('ivf', {}).values())),
         ('window', not window or ([*map(type, window)] == [float] * 2 and min(window) > 0)),
     ):
         if not is_right:

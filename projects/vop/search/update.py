@@ -478,7 +478,7 @@ def _write_generation(
         if ivf:
             with writing(paths['ivf']) as part:
                 ivf.write(part)
-            settings = dict(ivf=dict(nprobe=ivf.nprobe, trained_for=ivf.trained_for))
+            settings = dict(ivf=ivf.settings)
         else:
             del paths['ivf']
         manifest = dict(
@@ -573,7 +573,7 @@ def _measure(
         others[others.all(axis=1), -1] = False
         wanted = exact[: len(videos)][others].reshape(len(videos), -1)
         exacts = dict(videos=wanted, texts=exact[len(videos) :, :TOP])
-        recall = ivf.choose_nprobe(queries, exacts, embeddings, ids)
+        recall = ivf.choose(queries, exacts, embeddings, ids)
     return dict(moments=len(ids), next_id=int(ids[-1]) + 1, threshold=threshold, recall=recall)
 
 
