@@ -33,15 +33,24 @@ class CLIPConfig(NamedTuple):
         mean (tuple[float, ...]): Mean of the channels that it was trained
             with, of pixels in [0, 1]; OpenAI's where nothing else is said.
         std (tuple[float, ...]): Standard deviation likewise.
+        interpolation (str): How its pictures were resized; ``'bicubic'``
+            where nothing else is said.
 
     Example:
-        >>> read_clip_config('ViT-B-32-quickgelu').model['embed_dim']
-        512
+        >>> read_clip_config('ViT-B-32-quickgelu').size
+        (224, 224)
     """
 
     model: dict
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    interpolation: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of its pictures."""
+        size = self.model['vision_cfg'].get('image_size', 224)
+        return tuple(size) if isinstance(size, (list, tuple)) else (size, size)
 
 
 def short_reason(error: Exception) -> str:
@@ -81,7 +90,7 @@ def read_clip_config(
             if Path(name).is_dir():
                 hint = f" It is a folder: '{LOCAL_DIR}{name}' opens it."
             raise UserError(f"open_clip has no model '{name}'.{hint}")
-        pixels = open_clip.get_pretrained_cfg(name, pretrained or '')
+        pixels = open_clip.get_pretrained_cfg(name, pretrained or '') or _common_pixels(name)
     else:
         if not file.is_file():
             raise UserError(f'There is no model config {file}.')
@@ -97,7 +106,17 @@ def read_clip_config(
         pixels = whole.get('preprocess_cfg') or {}
     mean = _channels(file, pixels, 'mean', OPENAI_DATASET_MEAN)
     std = _channels(file, pixels, 'std', OPENAI_DATASET_STD)
-    return CLIPConfig(model, mean, std)
+    interpolation = _get(pixels, 'interpolation') or 'bicubic'
+    return CLIPConfig(model, mean, std, interpolation)
+
+
+def _common_pixels(name: str) -> dict:
+    """What all weights that open_clip has of a model say of their pictures."""
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    each = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
+    keys = 'mean', 'std', 'interpolation'
+    same = [key for key in keys if len({str(cfg.get(key)) for cfg in each}) == 1]
+    return {key: each[0].get(key) for key in same}
 
 
 def _channels(file: Path | None, pixels: Any, key: str, default: tuple) -> tuple[float, ...]:

@@ -12,6 +12,7 @@ from projects.vop.datasets import CLIPTokenize, VideoTextDataset
 from projects.vop.engine import (
     build_runner,
     check_data,
+    fit_pixels,
     fit_tokenizers,
     open_config,
     pin_memory,
@@ -237,6 +238,43 @@ def test_captions_are_tokenised_for_the_clip(write_clip, kind, text, fits):
             with pytest.raises(UserError, match=r'clip\.json is not that of ViT'):
                 fit_tokenizers([step], clip)
         assert step == before
+
+
+@pytest.mark.parametrize(
+    'name, size, interpolation',
+    [
+        ('ViT-B-32-quickgelu', 224, 'bicubic'),
+        ('PE-Core-L-14-336', 336, 'bilinear'),
+        ('ViT-B-16-SigLIP2-384', 384, 'bicubic'),
+    ],
+)
+def test_pictures_are_made_as_the_clip_takes_them(name, size, interpolation):
+    config = open_config('configs/vop_msrvtt.py')
+    config.test_dataloader.dataset.pipeline[4].scale = (-1, 256)  # larger than the crop
+    for _ in range(2):  # as when a dumped config is opened again
+        for split in ('train', 'test'):
+            fit_pixels(config[f'{split}_dataloader'], dict(name=name), 'mmaction')
+    train, test = (config[f'{split}_dataloader'].dataset.pipeline for split in ('train', 'test'))
+    assert (train[5].scale, train[5].interpolation) == ((size, size), interpolation)
+    larger = round(256 * size / 224)
+    assert (test[4].scale, test[4].interpolation) == ((-1, larger), interpolation)
+    assert test[5].crop_size == size
+    mmaction = [dict(type='mmaction.Resize', scale=(224, 224), interpolation='nearest')]
+    fit_pixels(mmaction, dict(name=name), None)
+    assert (mmaction[0]['scale'], mmaction[0]['interpolation']) == ((size, size), 'nearest')
+    fit_pixels(other := [dict(type='Flip')], dict(name='none such'), 'mmaction')
+    assert other == [dict(type='Flip')]
+
+
+def test_what_a_run_reads_fits_its_clip(write_clip, tmp_path):
+    config = open_config('configs/vop_msrvtt.py')
+    config.work_dir = str(tmp_path)
+    config.model.clip = dict(name=write_clip())
+    config.train_dataloader = config.train_cfg = config.optim_wrapper = None
+    config.param_scheduler = None
+    config.val_dataloader = config.val_cfg = config.val_evaluator = None
+    build_runner(config)
+    assert config.test_dataloader.dataset.pipeline[5].crop_size == 32
 
 
 def test_a_tokenizer_without_a_scope_is_of_the_default_one(write_clip):

@@ -6,7 +6,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from projects.vop.models import open_towers
-from projects.vop.models.blocks import mlp, prompted_block
+from projects.vop.models.block_kinds import steps_of
+from projects.vop.models.blocks import prompted_block
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_computes_no_gradient_of_frozen_weights(block, tokens):
 
 def test_mlp_equals_that_of_open_clip(block, tokens):
     x, _ = tokens
-    ours, theirs = mlp(block, x), block.mlp(x)
+    ours, theirs = steps_of(block).mlp(x), block.mlp(x)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(
         *(torch.autograd.grad(out.square().sum(), x)[0] for out in (ours, theirs)),

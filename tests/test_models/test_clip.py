@@ -575,8 +575,11 @@ def test_weights_that_are_not_asked_for_are_not_opened(save_folder, logged_warni
     'name, reason',
     [
         ('RN50', 'ResNet'),
-        ('ViT-B-16-SigLIP', "timm's vit_base_patch16_siglip"),
-        ('EVA02-B-16', "timm's eva02_base_patch16_clip_224"),
+        ('convnext_base', 'ConvNeXt'),
+        ('MobileCLIP-S1', 'FastVit'),
+        ('swin_base_patch4_window7_224', 'SwinTransformer'),
+        ('vit_relpos_medium_patch16_cls_224', 'VisionTransformerRelPos'),
+        ('ViTamin-S', 'MbConvStages'),
         ('coca_ViT-B-32', 'CoCa'),
         ('xlm-roberta-base-ViT-B-32', "Hugging Face's xlm-roberta-base"),
     ],
@@ -586,22 +589,21 @@ def test_models_that_cannot_be_prompted_are_refused_before_downloading(monkeypat
         open_clip.factory, 'download_pretrained', lambda *args, **kwargs: pytest.fail('downloads')
     )
     with pytest.raises(UserError, match=f'^{name} cannot be prompted: .*{reason}') as error:
-        open_towers(name, open_clip.list_pretrained_tags_by_model(name)[0])
+        open_towers(name, next(iter(open_clip.list_pretrained_tags_by_model(name)), None))
     assert 'ViT-B-32-quickgelu' in str(error.value)
 
 
 @pytest.mark.parametrize(
     'changes, reason',
     [
-        (dict(vision=dict(qk_norm=True)), 'attention blocks'),
-        (dict(text=dict(qk_norm=True)), 'attention blocks'),
-        (dict(text=dict(scale_fc=True)), 'attention blocks'),
-        (dict(vision=dict(pool_type='avg')), '[CLS]'),
+        (dict(vision=dict(qk_norm=True)), 'blocks are of another kind'),
+        (dict(text=dict(qk_norm=True)), 'blocks are of another kind'),
+        (dict(text=dict(scale_fc=True)), 'blocks are of another kind'),
         (dict(vision=dict(pool_type='none')), '[CLS]'),
         (dict(vision=dict(attentional_pool=True)), '[CLS]'),
-        (dict(text=dict(no_causal_mask=True)), 'causal'),
-        (dict(text=dict(embed_cls=True)), 'causal'),
-        (dict(text=dict(pool_type='last')), '[EOT]'),
+        (dict(text=dict(embed_cls=True)), '[CLS]'),
+        (dict(text=dict(pool_type='last')), 'causal'),
+        (dict(text=dict(pool_type='first')), '[EOT]'),
     ],
 )
 def test_configs_that_cannot_be_prompted_are_refused(write_config, changes, reason):

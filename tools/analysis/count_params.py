@@ -2,14 +2,17 @@
 
 The model is built without weights, so nothing is downloaded. With --paper, the
 parameter column of the paper's Table 1 is printed, from the configs of MSR-VTT.
+With --clips, what a config trains on every CLIP of open_clip that can be prompted.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from mmengine.config import DictAction
+import open_clip
+from mmengine.config import Config, DictAction
 
+from projects.vop.clip_config import read_clip_config
 from projects.vop.engine import merge_options, open_config
 from projects.vop.engine.parameters import (
     PAPER_CLIP_PARAMETERS,
@@ -17,7 +20,7 @@ from projects.vop.engine.parameters import (
     count_as_paper,
     count_by_part,
 )
-from projects.vop.errors import exit_on_user_error
+from projects.vop.errors import UserError, exit_on_user_error
 from projects.vop.paper import TABLE_1
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
@@ -83,6 +86,39 @@ def format_table_1(rows: list[dict]) -> str:
     return '\n'.join(lines)
 
 
+def count_clips(cfg: Config) -> list[dict]:
+    """Count what a config trains on each CLIP of open_clip, or say why it cannot."""
+    rows = []
+    for name in open_clip.list_models():
+        cfg.model.clip = dict(name=name)
+        row = dict(name=name, pixels=read_clip_config(name).size[0])
+        try:
+            model = build_without_weights(cfg)
+        except UserError as error:
+            rows.append(dict(row, refused=str(error)))
+            continue
+        spec, parts = model.visual.spec, count_by_part(model).values()
+        trained, frozen = (sum(part[i] for part in parts) for i in (0, 1))
+        rows.append(dict(row, width=spec.width, layers=spec.layers, trained=trained, frozen=frozen))
+    return rows
+
+
+def format_clips(rows: list[dict]) -> str:
+    """Those that can be prompted as Markdown."""
+    lines = [
+        '| CLIP | pixels | image tower | frozen (M) | trained | share |',
+        '| --- | --- | --- | --- | --- | --- |',
+    ]
+    for row in rows:
+        if 'refused' not in row:
+            lines.append(
+                f'| {row["name"]} | {row["pixels"]} | {row["layers"]} x {row["width"]} '
+                f'| {row["frozen"] / 1e6:,.1f} | {row["trained"]:,} '
+                f'| {100 * row["trained"] / row["frozen"]:.3f} % |'
+            )
+    return '\n'.join(lines)
+
+
 def main() -> None:
     """Print the counts."""
     formatter = argparse.RawDescriptionHelpFormatter
@@ -90,16 +126,21 @@ def main() -> None:
     add = parser.add_argument
     add('config', nargs='?', help='config file')
     add('--paper', action='store_true', help="the parameter column of the paper's Table 1")
+    add('--clips', action='store_true', help='the config on every CLIP that can be prompted')
     add('--json', action='store_true', help='print JSON instead of a table')
     add('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', default={})
     args = parser.parse_args()
     if (args.config is None) != args.paper:
         parser.error('give either a config or --paper')
-    result = count_table_1() if args.paper else count(args.config, args.cfg_options)
-    if args.json:
-        print(json.dumps(result, indent=1))
+    if args.paper:
+        result, show = count_table_1(), format_table_1
+    elif args.clips:
+        cfg = open_config(args.config)
+        merge_options(cfg, args.cfg_options)
+        result, show = count_clips(cfg), format_clips
     else:
-        print(format_table_1(result) if args.paper else format_counts(result))
+        result, show = count(args.config, args.cfg_options), format_counts
+    print(json.dumps(result, indent=1) if args.json else show(result))
 
 
 if __name__ == '__main__':

@@ -29,12 +29,13 @@ from ..clip_config import (
     tokenizer_serves,
 )
 from ..engine.checkpoint import check_state, load_safely
-from ..engine.config import fit_tokenizers, open_config
+from ..engine.config import fit_pixels, fit_tokenizers, open_config
 from ..engine.index_config import plain_config
 from ..errors import UserError, shown
 from ..fileio import available_cores, is_video, walk_files
 from ..isolation import check_timeout
 from ..models import CLIPTowers, RetrievalRecognizer
+from ..models.block_kinds import steps_of
 from ..models.clip import towers_of
 from ..models.encoder import weights_fingerprint
 from ..registry import INFERENCERS, MODELS, class_of
@@ -171,6 +172,7 @@ class VoPInferencer:
         try:
             steps = copy.deepcopy(steps)
             fit_tokenizers(steps, self.towers.tokenizer, self._scope)
+            fit_pixels(steps, self.cfg.model.clip, self._scope)
             with DefaultScope.overwrite_default_scope(self._scope):
                 return Compose(steps).transforms
         except UserError:
@@ -193,9 +195,9 @@ class VoPInferencer:
         settings = {key: plain['model'][key] for key in plain['model'].keys() - {'clip', 'loss'}}
         # The same weights are of ViT-B-32 and of ViT-B-32-quickgelu.
         settings['blocks'] = [
-            (type(block.mlp.gelu).__name__, block.attn.num_heads)
-            for tower in (self.towers.visual, self.towers.text)
-            for block in tower.transformer.resblocks[:1]
+            (steps.activation, steps.num_heads)
+            for encoder in (self.model.visual, self.model.text)
+            for steps in [steps_of(encoder.tower.blocks[0])]
         ]
         settings['pipeline'] = plain['pipeline']
         text = weights_fingerprint(named) + json.dumps(settings, sort_keys=True, default=str)
@@ -280,7 +282,7 @@ class VoPInferencer:
             data = self.model.data_preprocessor(dict(inputs=dict(imgs=frames)))
             embeddings = self.model.encode_video(data['inputs']['imgs']).float().cpu()
         else:
-            embeddings = torch.empty(0, self.towers.visual.output_dim)
+            embeddings = torch.empty(0, self.towers.embed_dim)
         spans = [(video.start, video.end) for video in batch]
         return EncodedVideos([video.path for video in batch], embeddings, failed, spans, unfinished)
 
@@ -351,9 +353,10 @@ class VoPInferencer:
         embeddings = []
         for start in range(0, len(texts), batch_size):
             part = texts[start : start + batch_size]
-            # With one slot more than fits, what is too long shows.
-            tokens = self.tokenizer(part, context_length=slots + 1)
-            for number in tokens[:, slots].nonzero().flatten().tolist():
+            tokens = self.tokenizer(part, context_length=slots)
+            # With one slot more, what is cut shows: there is a word where it was closed.
+            longer = self.tokenizer(part, context_length=slots + 1)[:, :slots]
+            for number in (longer != tokens).any(1).nonzero().flatten().tolist():
                 _warn(
                     f'The text "{part[number][:40]}..." is longer than the {slots - 2} tokens that '
                     'this model reads; the rest of it is left out.'

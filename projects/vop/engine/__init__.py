@@ -4,8 +4,8 @@ __getattr__ = names_of(
     __name__,
     checkpoint='check_state load_safely to_safetensors',
     checkpoint_hook='CheckpointHook use_checkpoint_hook',
-    config='check_amp check_data fit_tokenizers merge_options open_config pin_memory use_amp '
-    'work_dir_of',
+    config='check_amp check_data fit_pixels fit_tokenizers merge_options open_config pin_memory '
+    'use_amp work_dir_of',
     distributed='add_launcher_arguments check_launcher lock_work_dir tool use_gloo_without_gpu '
     'wrap_model',
     finite='FiniteHook',
@@ -27,6 +27,7 @@ __all__ = [
     'check_launcher',
     'check_state',
     'find_checkpoint',
+    'fit_pixels',
     'fit_tokenizers',
     'load_safely',
     'lock_work_dir',

@@ -20,6 +20,8 @@ from ..errors import UserError
 from ..registry import DATASETS, TRANSFORMS, class_of, is_kind
 from .index_config import read_plain_config
 
+# Where the transforms that set the size of pictures have it.
+SIZES = {'mmaction.Resize': 'scale', 'mmaction.CenterCrop': 'crop_size'}
 CHECKOUT = Path(__file__).resolve().parents[3]
 
 
@@ -228,6 +230,57 @@ def fit_tokenizers(part: Any, clip: dict, scope: str | None = None) -> None:
             "Use dict(type='vop.CLIPTokenize') without `name`, which takes the CLIP's."
         )
     part.update(name=name, cache_dir=cache_dir)
+
+
+def fit_pixels(part: Any, clip: dict, scope: str | None = None) -> None:
+    """Let the pipelines in a part of a config make pictures as a CLIP takes them.
+
+    All sizes of ``Resize`` and ``CenterCrop`` are scaled so that what comes out is of the CLIP's
+    size; where the CLIP was trained with another interpolation than ``'bicubic'``, ``Resize`` uses
+    that in its place.
+
+    Args:
+        part (Any): A part of a config, such as a data loader; it is changed.
+        clip (dict): ``name``, ``pretrained`` and ``cache_dir`` of the CLIP; others are not read.
+        scope (str, optional): ``default_scope`` of the config, in which names
+            without one are. Defaults to the current one.
+
+    Example:
+        >>> fit_pixels(cfg.test_dataloader, dict(name='PE-Core-L-14-336'))
+    """
+    if isinstance(part, dict):
+        for value in part.values():
+            fit_pixels(value, clip, scope)
+    if not isinstance(part, (list, tuple)):
+        return
+    sized = []
+    for item in part:
+        fit_pixels(item, clip, scope)
+        key = _size_key(item, scope)
+        if key and key in item:
+            sized.append((item, key))
+    if not sized:
+        return
+    config = read_clip_config(
+        clip.get('name', PAPER_CLIP), clip.get('pretrained'), clip.get('cache_dir')
+    )
+    step, key = sized[-1]
+    ratio = min(config.size) / (step[key] if isinstance(step[key], int) else max(step[key]))
+    for step, key in sized:
+        sizes = step[key]
+        if isinstance(sizes, int):
+            step[key] = round(sizes * ratio)
+        else:
+            step[key] = tuple(n if n < 0 else round(n * ratio) for n in sizes)
+        if step.get('interpolation') == 'bicubic':
+            step['interpolation'] = config.interpolation
+
+
+def _size_key(step: Any, scope: str | None) -> str | None:
+    """Where a transform has the size that it gives pictures, if it does."""
+    kind = class_of(step, TRANSFORMS, scope) if isinstance(step, dict) else object
+    keys = (key for name, key in SIZES.items() if issubclass(kind, TRANSFORMS.get(name)))
+    return next(keys, None)
 
 
 def check_pixels(model: dict) -> None:

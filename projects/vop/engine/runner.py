@@ -7,7 +7,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..registry import class_of
-from .config import check_pixels, fit_tokenizers
+from .config import check_pixels, fit_pixels, fit_tokenizers
 from .distributed import make_work_dir
 from .finite import FiniteHook
 from .parameters import build_without_weights
@@ -39,6 +39,7 @@ def build_runner(cfg: Config) -> Runner:
     if isinstance(clip, dict):
         for split in ('train', 'val', 'test'):
             fit_tokenizers(cfg.get(f'{split}_dataloader'), clip, scope)
+            fit_pixels(cfg.get(f'{split}_dataloader'), clip, scope)
     make_work_dir(cfg)
     strategy = class_of(cfg.get('strategy'), STRATEGIES)
     if cfg.get('launcher', 'none') == 'none' and issubclass(

@@ -4,18 +4,20 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import QuickGELU, ResidualAttentionBlock
-from torch import Tensor
+from torch import Tensor, nn
+
+from .block_kinds import steps_of
 
 Adapter = Callable[[Tensor], Tensor]
 
 
 def prompted_block(
-    block: ResidualAttentionBlock,
+    block: nn.Module,
     x: Tensor,
     prompts: Sequence[Tensor] = (),
     queries: Tensor | None = None,
     mask: Tensor | None = None,
+    position: Tensor | None = None,
     attn_adapters: Sequence[Adapter] = (),
     ffn_adapters: Sequence[Adapter] = (),
 ) -> Tensor:
@@ -35,7 +37,7 @@ def prompted_block(
     share costs one key and one value, not one for each of them.
 
     Args:
-        block (ResidualAttentionBlock): The block of an open_clip tower.
+        block (nn.Module): A block of one of the :data:`.block_kinds.KINDS`.
         x (Tensor): The tokens, of shape [... x n x d].
         prompts (Sequence[Tensor]): Prompts of shape [... x p x d], whose
             leading dimensions are broadcast against those of ``x``.
@@ -45,6 +47,9 @@ def prompted_block(
         mask (Tensor, optional): True where a query may see a key, the keys
             of the prompts first. Broadcast to [s x heads x m x (p + n)] with
             the leading dimensions of ``x`` flattened to s.
+        position (Tensor, optional): The rotary position of each token of
+            ``x``, of shape [n x 2 r], sines and cosines. Prompts have none,
+            nor have ``queries`` that are given.
         attn_adapters (Sequence[Callable]): Adapters in parallel to the
             self-attention, each [... x m x d] to the same shape.
         ffn_adapters (Sequence[Callable]): Adapters in parallel to the MLP.
@@ -52,50 +57,33 @@ def prompted_block(
     Returns:
         Tensor: The queries after the block, of the shape of ``queries``.
     """
-    attn, d = block.attn, x.shape[-1]
-    weight, bias = attn.in_proj_weight, attn.in_proj_bias
-
-    def keys_and_values(normed: Tensor) -> Tensor:
-        return F.linear(normed, weight[d:], bias[d:])
-
+    steps = steps_of(block)
+    context = steps.attn_norm(x)
     # Queries are made apart from keys and values, as attention keeps what it
     # reads for the backward pass: of a slice of all three, all three.
-    context = block.ln_1(x)
-    normed = context if queries is None else block.ln_1(queries)
-    queries = x if queries is None else queries
-    q, kv = F.linear(normed, weight[:d], bias[:d]), keys_and_values(context)
+    normed = context if queries is None else steps.attn_norm(queries)
+    q = steps.query(normed)
+    k, v = steps.key_value(context)
+    if position is not None:
+        k = steps.rotate(k, position)
+        q = steps.rotate(q, position) if queries is None else q
     if prompts:
-        kv = torch.cat(
-            [*(keys_and_values(block.ln_1(p)).expand(*x.shape[:-2], -1, -1) for p in prompts), kv],
-            dim=-2,
+        of_prompts = [steps.key_value(steps.attn_norm(p)) for p in prompts]
+        k, v = (
+            torch.cat([*(e.expand(*x.shape[:-2], -1, -1, -1) for e in extra), own], dim=-3)
+            for *extra, own in zip(*of_prompts, (k, v))
         )
 
-    def split_heads(tokens: Tensor) -> Tensor:
-        tokens = tokens.reshape(-1, tokens.shape[-2], d)
-        return tokens.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
+    def as_batch(heads: Tensor) -> Tensor:
+        return heads.reshape(-1, *heads.shape[-3:]).transpose(1, 2)
 
-    k, v = kv.split(d, -1)
-    out = F.scaled_dot_product_attention(
-        split_heads(q), split_heads(k), split_heads(v), attn_mask=mask
-    )
-    out = attn.out_proj(out.transpose(1, 2).reshape(queries.shape))
-    x = queries + block.ls_1(out)
+    out = F.scaled_dot_product_attention(as_batch(q), as_batch(k), as_batch(v), attn_mask=mask)
+    queries = x if queries is None else queries
+    x = queries + steps.attn_out(out.transpose(1, 2).reshape(*queries.shape[:-1], -1))
     for adapter in attn_adapters:
         x = x + adapter(normed)
-    normed = block.ln_2(x)
-    x = x + block.ls_2(mlp(block, normed))
+    normed = steps.mlp_norm(x)
+    x = x + steps.mlp(normed)
     for adapter in ffn_adapters:
         x = x + adapter(normed)
     return x
-
-
-def mlp(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
-    r"""Run the MLP of a block, keeping little for the backward pass.
-
-    QuickGELU, :math:`h \sigma(1.702 h)`, is :math:`silu(1.702 h) / 1.702`,
-    which keeps one tensor of the MLP's width where the product keeps two.
-    """
-    if not isinstance(block.mlp.gelu, QuickGELU):
-        return block.mlp(x)
-    h = F.silu(block.mlp.c_fc(x).mul_(1.702)).div_(1.702)
-    return block.mlp.c_proj(h)

@@ -8,16 +8,15 @@ from pathlib import Path
 import open_clip
 from mmengine.logging import print_log
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, factory
-from open_clip.transformer import (
-    ResidualAttentionBlock,
-    TextTransformer,
-    VisionTransformer,
-)
-from torch import Tensor
+from open_clip.transformer import TextTransformer
+from torch import Tensor, nn
 
 from ..clip_config import HF_HUB, PAPER_CLIP, own_weights, read_clip_config, short_reason
 from ..errors import UserError
 from .clip_weights import is_jit_archive, read_weights
+from .towers import KINDS
+
+CHOOSE = "Choose a ViT, such as 'ViT-B-32-quickgelu', 'PE-Core-B-16' or 'ViT-B-16-SigLIP2'."
 
 
 @dataclass(frozen=True)
@@ -25,10 +24,12 @@ class CLIPTowers:
     """The parts of a CLIP.
 
     Attributes:
-        visual (VisionTransformer): The image tower.
+        visual (nn.Module): The image tower, of one of the
+            :data:`.towers.KINDS`.
         text (TextTransformer): The text tower.
         logit_scale (Tensor): The learned logarithm of the temperature's
             inverse, a scalar.
+        embed_dim (int): Width e of an embedding.
         name (str): What the CLIP was opened as, for messages.
         mean (tuple[float, ...]): Mean of the channels that it was trained
             with, of pixels in [0, 1]. OpenAI's where open_clip knows no
@@ -42,9 +43,10 @@ class CLIPTowers:
         >>> one, other = (RetrievalRecognizer(towers) for _ in range(2))  # share it in memory
     """
 
-    visual: VisionTransformer
+    visual: nn.Module
     text: TextTransformer
     logit_scale: Tensor
+    embed_dim: int
     name: str
     mean: tuple[float, ...] = OPENAI_DATASET_MEAN
     std: tuple[float, ...] = OPENAI_DATASET_STD
@@ -85,11 +87,16 @@ def open_towers(
 
     Example:
         >>> towers = open_towers('ViT-B-32-quickgelu', 'openai')
-        >>> towers.visual.output_dim
+        >>> towers.embed_dim
         512
     """
-    config, mean, std = read_clip_config(name, pretrained, cache_dir)
+    config, mean, std, _ = read_clip_config(name, pretrained, cache_dir)
     _refuse_unpromptable(name, config)
+    model = _make(config, name)
+    for tower in (model.visual, model.text):
+        kind = KINDS.get(type(tower))
+        if reason := kind.why_not(tower) if kind else 'its towers are of another kind':
+            raise UserError(f'{name} cannot be prompted: {reason}. {CHOOSE}')
     source = 'random weights'
     file = None
     if load_weights:
@@ -98,20 +105,18 @@ def open_towers(
         if file is None:
             message = f'CLIP {name} has random weights (pretrained=None).'
             print_log(message, 'current', logging.WARNING)
-    model = _make(config, name)
     if file is not None:
         _load_weights(model, config, name, pretrained, file)
-    towers = CLIPTowers(
+    return CLIPTowers(
         model.visual,
         model.text,
         model.logit_scale.detach(),
+        config['embed_dim'],
         f'{name} ({source})',
         mean,
         std,
         dict(name=name, cache_dir=cache_dir),
     )
-    _check_towers(towers)
-    return towers
 
 
 def towers_of(clip: dict | CLIPTowers) -> CLIPTowers:
@@ -163,7 +168,10 @@ def _make(config: dict, name: str) -> open_clip.CustomTextCLIP:
     ``CustomTextCLIP`` holds the text tower as one module, which ``CLIP`` does
     not; else they are the same.
     """
-    config = dict(config, vision_cfg=dict(config['vision_cfg'], patch_dropout=0.0))
+    vision = dict(config['vision_cfg'], patch_dropout=0.0)
+    if 'timm_model_name' in vision:  # whose own weights are replaced
+        vision |= dict(timm_drop=0.0, timm_drop_path=None, timm_model_pretrained=False)
+    config = dict(config, vision_cfg=vision)
     # The last two are of SigLIP's loss.
     for key in ('custom_text', 'nonscalar_logit_scale', 'init_logit_bias'):
         config.pop(key, None)
@@ -180,19 +188,13 @@ def _make(config: dict, name: str) -> open_clip.CustomTextCLIP:
 
 
 def _refuse_unpromptable(name: str, config: dict) -> None:
-    """Refuse, by its config, a CLIP whose towers are not plain transformers.
+    """Refuse, by its config, a CLIP whose towers are of others than open_clip and timm.
 
-    It is called before the model is made, so that a model of gigabytes is not
-    downloaded to be refused.
+    It is called before the model is made, which may download them.
     """
     vision, text = config['vision_cfg'], config['text_cfg']
     if 'multimodal_cfg' in config:
         reason = 'it is a CoCa, whose pooling has no [CLS] of its own'
-    elif 'timm_model_name' in vision:
-        reason = (
-            f"its image tower is timm's {vision['timm_model_name']}, "
-            "not open_clip's VisionTransformer with a [CLS]"
-        )
     elif isinstance(vision.get('layers'), (list, tuple)):
         reason = 'its image tower is a ResNet, which has no tokens'
     elif 'hf_model_name' in text:
@@ -202,27 +204,7 @@ def _refuse_unpromptable(name: str, config: dict) -> None:
         )
     else:
         return
-    raise UserError(
-        f'{name} cannot be prompted: {reason}. Choose a ViT CLIP '
-        "such as 'ViT-B-32-quickgelu' or 'ViT-L-14'."
-    )
-
-
-def _check_towers(towers: CLIPTowers) -> None:
-    """Refuse, by its modules, a CLIP that the encoders would get wrong."""
-    visual, text = towers.visual, towers.text
-    blocks = [*visual.transformer.resblocks, *text.transformer.resblocks]
-    if any(type(block) is not ResidualAttentionBlock for block in blocks):
-        reason = 'it has custom attention blocks'
-    elif visual.attn_pool is not None or visual.pool_type != 'tok':
-        reason = 'its image tower does not read out a [CLS] token'
-    elif text.cls_emb is not None or text.attn_mask is None:
-        reason = 'its text tower is not causal'
-    elif text.pool_type not in ('argmax', 'eos'):
-        reason = 'its text tower does not read out the [EOT] token'
-    else:
-        return
-    raise UserError(f'{towers.name} cannot be prompted: {reason}.')
+    raise UserError(f'{name} cannot be prompted: {reason}. {CHOOSE}')
 
 
 def _load_weights(
@@ -252,7 +234,8 @@ def _load_weights(
     if not has_quick and (weights.openai or tag.get('quick_gelu')):
         what = f"The weights '{pretrained}'" if is_tag else f"{file} is OpenAI's, whose models"
         raise UserError(f'{what} were trained with QuickGELU, but {name} has GELU: {fix}.')
-    if pretrained == file and not weights.openai:
+    # Of timm's image towers there is one activation.
+    if pretrained == file and not weights.openai and 'timm_model_name' not in config['vision_cfg']:
         level = logging.INFO if in_file and 'quick_gelu' in config else logging.WARNING
         _say_once(
             f'{file} does not tell its activation: {ours} is assumed, as of {name}. If it was '

@@ -14,8 +14,12 @@ from ..fileio import check_zip, code_in, is_safetensors
 
 # In a state dict, next to its weights, OpenAI's models alone have these.
 OPENAI_INTEGERS = {'input_resolution', 'context_length', 'vocab_size'}
-# The end of a name that each CLIP has once, by open_clip and by transformers.
-MARKS = 'visual.conv1.weight', 'vision_model.embeddings.patch_embedding.weight'
+# The end of a name that each CLIP has once, by open_clip, transformers and timm.
+MARKS = (
+    'visual.conv1.weight',
+    'vision_model.embeddings.patch_embedding.weight',
+    'visual.trunk.pos_embed',
+)
 # The text tower's names begin so where it is no module of its own.
 TEXT = 'text_projection', 'positional_embedding', 'token_embedding', 'transformer', 'ln_final'
 # What a file is that has such names, and what to do with it.
@@ -26,7 +30,7 @@ STRANGERS = {
     'writes its CLIP',
     'visual.attnpool.': 'its image tower is a ResNet',
     'visual.trunk.': "its image tower is timm's",
-    'vision_model.head.': 'it is a SigLIP, whose image tower has no [CLS]',
+    'vision_model.head.': "it is transformers' SigLIP: take open_clip's weights of it",
     'text_decoder.': 'it is a CoCa',
 }
 
@@ -85,7 +89,8 @@ def read_weights(path: str, wanted: dict[str, Tensor], name: str) -> ClipWeights
             raise _Unfit(_describe(content, states, faults, wanted))
         [weights] = fitting
         for key, value in weights.state.items():
-            value = weights.state[key] = value.float()
+            if wanted[key].is_floating_point():
+                value = weights.state[key] = value.float()
             if not value.isfinite().all():
                 raise _Unfit(f'{key} is not finite, as after training that diverged')
     except _Unfit as fault:
@@ -243,7 +248,8 @@ def _fault(state: dict[str, Tensor], wanted: dict[str, Tensor], name: str) -> st
             more = f' and {len(keys) - 2} more' if len(keys) > 2 else ''
             return f'{what} {", ".join(sorted(keys)[:2])}{more}'
     for key, value in state.items():
-        if not value.is_floating_point() or value.is_meta or value.layout != torch.strided:
+        is_number = value.is_floating_point() or not wanted[key].is_floating_point()
+        if not is_number or value.is_meta or value.layout != torch.strided:
             return f'{key} is no plain tensor of floating point'
     return None
 
@@ -260,7 +266,7 @@ def _describe(
         key=lambda pair: len(pair[0].keys() & wanted.keys()),
     )
     for part, what in STRANGERS.items():
-        if any(part in key for key in state):
+        if any(part in key for key in state) and not any(part in key for key in wanted):
             return what
     if len(_prefixes(state)) > 1:
         several = ', '.join(f"'{prefix}'" for prefix in sorted(_prefixes(state)))

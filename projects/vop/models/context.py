@@ -76,9 +76,12 @@ def make_cmm(kind: str, spec: TransformerSpec) -> tuple[nn.Module, int]:
 
 def run_cmm(cmm: nn.Module, cls: Tensor) -> Tensor:
     """Run a CMM on the [CLS] tokens [b x f x d] of videos."""
-    states = cmm(cls)
-    # An LSTM also returns its last state.
-    return states[0] if isinstance(states, tuple) else states
+    if not isinstance(cmm, nn.LSTM):
+        return cmm(cls)
+    if torch.is_autocast_enabled(cls.device.type):
+        # Its first state is of the input's type; autocast casts the input alone.
+        cls = cls.to(torch.get_autocast_dtype(cls.device.type))
+    return cmm(cls)[0]  # the other is its last state
 
 
 @MODELS.register_module()

@@ -1,6 +1,7 @@
 """What both encoders share: a CLIP tower, prompts, and a small state."""
 
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,7 +10,6 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
-from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..registry import MODELS
 from .blocks import Adapter, prompted_block
 from .spec import TransformerSpec
+from .towers import tower_of
 from .tuning import unfreeze
 
 
@@ -32,8 +33,7 @@ class PromptedEncoder(nn.Module):
     MMEngine's ``EMAHook`` does in its copy, changes no state.
 
     Args:
-        backbone (VisionTransformer | TextTransformer): A tower as
-            :func:`.clip.open_towers` gives it.
+        backbone (nn.Module): A tower as :func:`.clip.open_towers` gives it.
         clip_name (str): The CLIP that it comes from, for messages.
         spec (TransformerSpec): What prompts and adapters have to know of it.
         prompts (Sequence[dict]): Configs of prompts.
@@ -57,7 +57,7 @@ class PromptedEncoder(nn.Module):
 
     def __init__(
         self,
-        backbone: VisionTransformer | TextTransformer,
+        backbone: nn.Module,
         clip_name: str,
         spec: TransformerSpec,
         prompts: Sequence[dict],
@@ -67,17 +67,18 @@ class PromptedEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.clip_name = clip_name
-        self.backbone = backbone
+        self.backbone: Any = backbone
+        self.tower = tower_of(backbone)
         unfreeze(backbone, tuning)
-        self._frozen = frozenset(
-            name for name, p in backbone.named_parameters() if not p.requires_grad
-        )
+        trained = {name for name, p in backbone.named_parameters() if p.requires_grad}
+        self._frozen = backbone.state_dict().keys() - trained
         self.prompts, self.adapters = (
             nn.ModuleList(MODELS.build(cfg, default_args=dict(spec=spec)) for cfg in configs)
             for configs in (prompts, adapters)
         )
         self.spec = spec
         self.with_cp = with_cp
+        self.train()
         after_state_dict(self, _leave_out_frozen)
         before_load_state_dict(self, _put_back_frozen)
 
@@ -89,7 +90,7 @@ class PromptedEncoder(nn.Module):
 
     def run_block(self, layer: int, x: Tensor, prompts: list[Tensor], **kwargs) -> Tensor:
         """Run layer ``layer`` (from 1) on ``x``; see ``prompted_block``."""
-        block = partial(prompted_block, self.backbone.transformer.resblocks[layer - 1])
+        block = partial(prompted_block, self.tower.blocks[layer - 1])
         if self.with_cp and torch.is_grad_enabled():
             block = partial(checkpoint, block, use_reentrant=False)
         adapters: dict[str, list[Adapter]] = {'attn': [], 'ffn': []}
@@ -101,11 +102,14 @@ class PromptedEncoder(nn.Module):
 
     def frozen(self) -> Iterator[tuple[str, Tensor]]:
         """Give the names (relative to this module) and values of the frozen weights."""
-        return (
-            (f'backbone.{name}', parameter)
-            for name, parameter in self.backbone.named_parameters()
-            if name in self._frozen
-        )
+        weights = itertools.chain(self.backbone.named_parameters(), self.backbone.named_buffers())
+        return ((f'backbone.{name}', value) for name, value in weights if name in self._frozen)
+
+    def train(self, mode: bool = True) -> 'PromptedEncoder':
+        """Train, but for the statistics of a CLIP with batch normalisation, which stay."""
+        super().train(mode)
+        self.backbone.eval()  # which has no dropout
+        return self
 
     def get_extra_state(self) -> Tensor:
         """Name the CLIP that the state belongs to, as the bytes of a JSON text.

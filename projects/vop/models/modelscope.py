@@ -55,6 +55,11 @@ class ModelScopeTextEncoder(TextEncoder):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        if not self.is_causal:
+            raise UserError(
+                f'ModelScopeTextEncoder needs a causal text tower, which {self.clip_name} has not. '
+                'Use TextEncoder.'
+            )
         layers = [(p.first, p.last) for p in self.prompts]
         if layers != [(1, self.spec.layers)] * 2:
             raise UserError(

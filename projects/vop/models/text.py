@@ -10,11 +10,12 @@ from ..registry import MODELS
 from .clip import CLIPTowers, towers_of
 from .encoder import PromptedEncoder
 from .spec import TransformerSpec
+from .towers import tower_of
 
 
 @MODELS.register_module()
 class TextEncoder(PromptedEncoder):
-    r"""CLIP's text tower with prompts after [SOS] (Sec. 3.2).
+    r"""A CLIP's text tower with prompts after [SOS] (Sec. 3.2).
 
     Layer i computes, under CLIP's causal mask,
 
@@ -25,6 +26,11 @@ class TextEncoder(PromptedEncoder):
     words move up, and a caption keeps ``context_length`` - P slots. A longer
     one is cut and closed with [EOT] in the last slot. The embedding is read
     at [EOT].
+
+    Some towers have no causal mask: all tokens see each other, prompts and
+    padding among them. Those of SigLIP and CLIPA have no [SOS] and are read at
+    their last slot: prompts come first, and a caption that is cut keeps the
+    last token of its row in the last slot.
 
     Args:
         clip (dict | CLIPTowers): Towers, or the arguments of
@@ -56,11 +62,13 @@ class TextEncoder(PromptedEncoder):
         with_cp: bool = False,
     ) -> None:
         towers = towers_of(clip)
-        transformer = towers.text.transformer
-        spec = TransformerSpec(transformer.width, transformer.layers)
+        tower = tower_of(towers.text)
+        spec = TransformerSpec(tower.width, len(tower.blocks))
         super().__init__(towers.text, towers.name, spec, prompts, adapters, tuning, with_cp)
         self.first_prompts = sum(prompt.length for prompt in self.prompts if prompt.serves(1))
         self.slots = towers.text.context_length - self.first_prompts
+        self.is_causal = towers.text.attn_mask is not None
+        self.reads_last = towers.text.pool_type == 'last'
         if self.slots < 2:
             raise UserError(
                 f'{self.first_prompts} prompts leave no room for a caption in '
@@ -75,17 +83,24 @@ class TextEncoder(PromptedEncoder):
             tokens (Tensor): Token ids, of shape [n x t].
 
         Returns:
-            tuple[Tensor, Tensor]: The ids, of shape [n x l], where l is the
-            length of the longest caption; and the slot of each [EOT], of
-            shape [n]. Under the causal mask nothing after an [EOT] reaches it,
-            so cutting the batch there changes nothing.
+            tuple[Tensor, Tensor]: The ids, of shape [n x l]; and the slot of
+            each that is read out, such as [EOT], of shape [n]. Under the causal mask
+            nothing after an [EOT] reaches it, so l is the length of the
+            longest caption; else all slots count.
 
         Raises:
             UserError: If a caption has no [EOT] where the CLIP looks for
-                its id.
+                its id; or if a caption is not padded, and the CLIP reads padding.
         """
         clip = self.backbone
-        if clip.pool_type == 'eos':
+        if not self.is_causal and tokens.shape[1] < self.slots:
+            raise UserError(
+                f'{self.clip_name} reads the padding of captions, too: give all '
+                f'{clip.context_length} tokens of each, not {tokens.shape[1]}.'
+            )
+        if self.reads_last:
+            end = tokens.new_full(tokens.shape[:1], tokens.shape[1] - 1)
+        elif clip.pool_type == 'eos':
             is_end = tokens == clip.eos_id
             if not is_end.any(-1).all():
                 raise UserError(
@@ -97,7 +112,7 @@ class TextEncoder(PromptedEncoder):
             end = tokens.argmax(-1)
         close = tokens.gather(1, end[:, None])
         end = end.clamp(max=self.slots - 1)
-        tokens = tokens[:, : end.max() + 1]
+        tokens = tokens[:, : end.max() + 1 if self.is_causal else self.slots]
         return tokens.scatter(1, end[:, None], close), end
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -114,22 +129,23 @@ class TextEncoder(PromptedEncoder):
         rows = torch.arange(len(tokens), device=tokens.device)
         length = tokens.shape[1]
 
-        table, prompts_end = clip.positional_embedding, self.first_prompts + 1
-        position = torch.cat([table[:1], table[prompts_end : prompts_end + length - 1]])
-        x = clip.token_embedding(tokens) + position
+        table, first = clip.positional_embedding, 0 if self.reads_last else 1
+        own, moved = table.split([first + self.first_prompts, self.slots - first])
+        x = clip.token_embedding(tokens) + torch.cat([own[:first], moved[: length - first]])
 
         masks = {}
         for layer in range(1, self.spec.layers + 1):
             prompts = [p[:, 0] for p in self.prompt_tokens(layer)]
             if layer == 1 and prompts:
-                prompts = [torch.cat(prompts, dim=1) + table[1:prompts_end]]
+                prompts = [torch.cat(prompts, dim=1) + own[first:]]
             count = sum(p.shape[1] for p in prompts)
-            if count not in masks:  # most often all layers share one
+            if self.is_causal and count not in masks:  # most often all layers share one
                 masks[count] = self.mask(count, length, x.device)
-            mask = masks[count]
+            mask = masks.get(count)
             queries = None
             if layer == self.spec.layers:  # only [EOT] is read from it
-                queries, mask = x[rows, end, None], mask[end][:, None, None]
+                queries = x[rows, end, None]
+                mask = None if mask is None else mask[end][:, None, None]
             x = self.run_block(layer, x, prompts, queries=queries, mask=mask)
         return self.project(x[:, 0])
 

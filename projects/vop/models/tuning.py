@@ -1,31 +1,34 @@
 """Which parameters of a CLIP's tower train: the paper's baselines."""
 
-from open_clip.transformer import TextTransformer, VisionTransformer
+from torch import nn
 
 from ..errors import UserError
+from .towers import tower_of
 
 
-def unfreeze(backbone: VisionTransformer | TextTransformer, tuning: str) -> None:
+def unfreeze(backbone: nn.Module, tuning: str) -> None:
     """Let a part of a tower train, and freeze the rest.
 
     Args:
-        backbone (VisionTransformer | TextTransformer): A tower as
+        backbone (nn.Module): A tower as
             :func:`.clip.open_towers` gives it.
         tuning (str): What trains (the baselines of Table 1): ``'frozen'``,
             nothing; ``'full'``, everything; ``'bias'``, all bias terms;
-            ``'proj'``, the projection into the joint space; ``'partial'``,
-            the last layer.
+            ``'proj'``, the projection into the joint space (of SigLIP's
+            image tower, the pooling that ends there); ``'partial'``, the
+            last layer.
 
     Raises:
         UserError: If there is no such value, or the tower has no such
             parameters.
     """
-    last = f'transformer.resblocks.{backbone.transformer.layers - 1}.'
+    tower = tower_of(backbone)
+    last = f'{tower.blocks_name}.{len(tower.blocks) - 1}.'
     trains = dict(
         frozen=lambda name: False,
         full=lambda name: True,
         bias=lambda name: name.endswith('bias'),
-        proj=lambda name: name.startswith(('proj', 'text_projection')),
+        proj=lambda name: name.startswith(tower.projection),
         partial=lambda name: name.startswith(last),
     )
     if tuning not in trains:

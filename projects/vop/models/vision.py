@@ -10,6 +10,7 @@ from ..registry import MODELS
 from .clip import CLIPTowers, towers_of
 from .encoder import PromptedEncoder
 from .spec import TransformerSpec, frame_index
+from .towers import tower_of
 
 
 @MODELS.register_module()
@@ -24,7 +25,8 @@ class VideoEncoder(PromptedEncoder):
     Before layer K_s + 1 a learned embedding of the frame's position is added
     to every token of the frame, and from there on a layer attends over the
     tokens of all frames at once (VoP^F, Sec. 3.3.3). In the first layer the
-    prompts pass through CLIP's ``ln_pre`` as the other tokens do.
+    prompts pass through CLIP's ``ln_pre`` as the other tokens do. A frame is
+    read out by itself, of what the last layer gives for its tokens.
 
     Args:
         clip (dict | CLIPTowers): Towers, or the arguments of
@@ -70,15 +72,16 @@ class VideoEncoder(PromptedEncoder):
         with_cp: bool = False,
     ) -> None:
         towers = towers_of(clip)
-        transformer = towers.visual.transformer
-        if not 0 <= temporal_layers <= transformer.layers:
-            raise UserError(
-                f'temporal_layers must be 0 to {transformer.layers}, got {temporal_layers}.'
-            )
+        tower = tower_of(towers.visual)
+        layers = len(tower.blocks)
+        if not 0 <= temporal_layers <= layers:
+            raise UserError(f'temporal_layers must be 0 to {layers}, got {temporal_layers}.')
         if num_frames < 1:
             raise UserError(f'num_frames must be positive, got {num_frames}.')
-        frame_layers = transformer.layers - temporal_layers
-        spec = TransformerSpec(transformer.width, transformer.layers, frame_layers, num_frames)
+        frame_layers = layers - temporal_layers
+        spec = TransformerSpec(tower.width, layers, frame_layers, num_frames)
+        if cls_update is not None and not tower.has_cls:
+            raise UserError(f'cls_update updates the [CLS], which {towers.name} has not.')
         if cls_update is not None and not frame_layers:
             raise UserError(
                 'cls_update acts in layers that work within a '
@@ -96,21 +99,6 @@ class VideoEncoder(PromptedEncoder):
                 torch.empty(num_frames, spec.width).normal_(std=init_std)
             )
 
-    def embed(self, frames: Tensor) -> Tensor:
-        """Cut frames into tokens as CLIP does, up to ``ln_pre``.
-
-        Args:
-            frames (Tensor): Of shape [n x 3 x h x w].
-
-        Returns:
-            Tensor: [CLS] and patches, of shape [n x (1 + m) x d].
-        """
-        clip = self.backbone
-        x = clip.conv1(frames).flatten(2).transpose(1, 2)
-        cls = clip.class_embedding.to(x.dtype).expand(len(x), 1, -1)
-        x = torch.cat([cls, x], dim=1)
-        return clip.ln_pre(x + clip.positional_embedding.to(x.dtype))
-
     def forward(self, frames: Tensor) -> Tensor:
         """Encode videos.
 
@@ -123,16 +111,18 @@ class VideoEncoder(PromptedEncoder):
         Raises:
             UserError: If the frames are not of CLIP's size.
         """
-        clip = self.backbone
-        if frames.dim() != 5 or tuple(frames.shape[-2:]) != clip.image_size:
+        size = tuple(self.backbone.image_size)
+        if frames.dim() != 5 or tuple(frames.shape[-2:]) != size:
             raise UserError(
-                f'{self.clip_name} takes frames of {clip.image_size} pixels, '
+                f'{self.clip_name} takes frames of {size} pixels, '
                 'as a tensor [b x f x 3 x h x w]; got '
                 f'{list(frames.shape)}. Check Resize and the crop in the '
                 'pipeline.'
             )
         b, f = frames.shape[:2]
-        x = self.embed(frames.flatten(0, 1)).unflatten(0, (b, f))
+        tower = self.tower
+        x = tower.embed(frames.flatten(0, 1)).unflatten(0, (b, f))
+        position = tower.position
         table = self.frame_positional_embedding
         for layer in range(1, self.spec.layers + 1):
             if table is not None and layer == self.frame_layers + 1:
@@ -141,19 +131,20 @@ class VideoEncoder(PromptedEncoder):
             if self.cls_update is not None and layer <= self.frame_layers:
                 cls = self.cls_update(x[:, :, 0])
                 x = torch.cat([cls[:, :, None], x[:, :, 1:]], dim=2)
-            prompts = self.prompt_tokens(layer, x[:, :, 0], f)
+            prompts = self.prompt_tokens(layer, tower.cls(x), f)
             if layer == 1:
-                prompts = [clip.ln_pre(tokens) for tokens in prompts]
-            # Only the [CLS] tokens are read from the last layer.
-            queries = x[:, :, :1] if layer == self.spec.layers else None
+                prompts = [tower.pre_norm(tokens) for tokens in prompts]
+            # Most CLIPs read only the [CLS] tokens from the last layer.
+            is_read_out = layer == self.spec.layers and tower.reads_cls
+            queries = x[:, :, :1] if is_read_out else None
             if layer <= self.frame_layers:
-                x = self.run_block(layer, x, prompts, queries=queries)
+                x = self.run_block(layer, x, prompts, queries=queries, position=position)
             else:
                 x = self.run_block(
                     layer,
                     x.flatten(1, 2),
                     [tokens[:, 0] for tokens in prompts],
                     queries=None if queries is None else queries.flatten(1, 2),
+                    position=None if position is None else position.repeat(f, 1),
                 ).unflatten(1, (f, -1))
-        x = clip.ln_post(x[:, :, 0])
-        return x if clip.proj is None else x @ clip.proj
+        return tower.read_out(x.flatten(0, 1)).unflatten(0, (b, f))

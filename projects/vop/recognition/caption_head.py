@@ -87,7 +87,7 @@ class CaptionHead(BaseHead):
         towers = towers_of(clip)
         super().__init__(
             num_classes=len(names),
-            in_channels=towers.visual.output_dim,
+            in_channels=towers.embed_dim,
             average_clips=average_clips,
             **kwargs,
         )

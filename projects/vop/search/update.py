@@ -462,7 +462,7 @@ def _write_generation(
     }
     _remove(paths.values())  # of a run that was killed here
     approximate = len(ids) >= exact_below
-    width = job.inferencer.towers.visual.output_dim
+    width = job.inferencer.towers.embed_dim
     try:
         write_videos(paths['videos'], videos)
         write_rows(
