@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import open_clip
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,3 +78,23 @@ def test_wrong_input_ends_it(count, capsys):
     with pytest.raises(SystemExit):
         count()
     assert '--paper' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_page_of_clips_lists_every_one_that_can_be_prompted(count):
+    page = (ROOT / 'docs/models/clips.md').read_text()
+    rows = json.loads(count('configs/vop_msrvtt.py', '--clips', '--json'))
+    refused = {row['name']: row['refused'] for row in rows if 'refused' in row}
+    names = [row['name'] for row in rows if row['name'] not in refused]
+    table = page[page.index('| CLIP | pixels') :].splitlines()[2:]
+    assert [line.split(' | ')[0].strip('| ') for line in table] == names
+    for row, line in zip((row for row in rows if row['name'] in names), table, strict=True):
+        assert f'| {row["pixels"]} | {row["layers"]} x {row["width"]} |' in line
+        assert f'| {row["trained"]:,} |' in line
+    for name in open_clip.list_models():
+        family = 'PE-Core SigLIP EVA CLIPA MobileCLIP-B MobileCLIP2-B MobileCLIP2-L'.split()
+        if any(part in name for part in family):
+            assert name in names
+    for part in 'RN50 convnext Swin FastVit ViTamin xlm-roberta coca'.split():
+        reasons = {name: reason for name, reason in refused.items() if part in name + reason}
+        assert reasons and all('cannot be prompted: ' in reason for reason in reasons.values())
