@@ -69,6 +69,7 @@ VISION = dict(
     mobileclip2_l=timm('mobileclip2_l', 'token', timm_proj=None, timm_drop_path=0.1),
     scales_and_norms=timm('scales_and_norms', 'avg', timm_proj='linear'),
     eva_scales_and_norms=timm('eva_scales_and_norms', 'token', timm_proj=None),
+    clip=dict(image_size=32, patch_size=8, layers=3, width=48, head_width=12),
     clipa=dict(image_size=32, patch_size=8, layers=3, width=48, head_width=12, **CLIPA_VISION),
     mean_of_normed=dict(
         image_size=32, patch_size=8, layers=3, width=48, head_width=12, pool_type='avg'

@@ -12,9 +12,17 @@ from methods import TEXT, VISUAL, assert_same, assert_same_gradients, gradients,
 from open_clip.transformer import ResidualAttentionBlock
 from timm.models.eva import EvaBlock, EvaBlockPostNorm
 from torch import nn
+from torch.func import functional_call
 
 from projects.vop.errors import UserError
-from projects.vop.models import TextEncoder, VideoEncoder, open_towers
+from projects.vop.models import LoRA, TextEncoder, VideoEncoder, open_towers
+
+LORAS = [dict(type='vop.LoRA', rank=3, alpha=6)]
+WITH_LORA = dict(
+    lora=dict(adapters=LORAS),
+    lora_and_prompts=dict(adapters=LORAS, prompts=[learned(4)]),
+    lora_over_frames=dict(adapters=LORAS, prompts=[learned(4)], temporal_layers=2),
+)
 
 
 @pytest.fixture(scope='module')
@@ -58,6 +66,10 @@ def naive_layer(encoder, layer, frames, prompts):
 
 
 def naive_block(encoder, layer, block, x, **kwargs):
+    lora = [adapter for adapter in encoder.adapters if isinstance(adapter, LoRA)]
+    if lora:
+        weights = naive_lora(lora[0], layer, dict(block.named_parameters()))
+        return functional_call(block, weights, (x[None],), kwargs)[0]
     if not encoder.adapters:
         return block(x[None], **kwargs)[0]
     beside = dict.fromkeys(('attn', 'ffn'), lambda h: 0)
@@ -80,6 +92,18 @@ def naive_block(encoder, layer, block, x, **kwargs):
     x = x + scales[0](attend(h[None], **kwargs)[0]) + beside['attn'](h)
     h = norms[1](x)
     return x + scales[1](block.mlp(h)) + beside['ffn'](h)
+
+
+def naive_lora(lora, layer, weights):
+    """The weights of a block with low-rank updates in those of queries and values."""
+    query, value = (
+        each[layer - 1].up.weight @ each[layer - 1].down.weight * 2
+        for each in (lora.query, lora.value)
+    )
+    changes = {'attn.q_proj.weight': query, 'attn.v_proj.weight': value}
+    for fused in ('attn.in_proj_weight', 'attn.qkv.weight'):
+        changes[fused] = torch.cat([query, torch.zeros_like(query), value])
+    return {name: value + changes.get(name, 0) for name, value in weights.items()}
 
 
 def naive_video(encoder, video):
@@ -114,6 +138,8 @@ def naive_video(encoder, video):
     x = torch.stack(tokens)
     if trunk:
         return clip.head(trunk.forward_head(trunk.norm(x)))
+    if clip.pool_type == 'tok':
+        return clip.ln_post(x[:, 0]) @ clip.proj
     if clip.final_ln_after_pool:
         return clip.ln_post(x[:, 1:].mean(1)) @ clip.proj
     return clip.ln_post(x)[:, 1:].mean(1) @ clip.proj
@@ -147,11 +173,11 @@ def naive_caption(encoder, ids):
     )
 
 
-@pytest.mark.parametrize('method', VISUAL)
+@pytest.mark.parametrize('method', [*VISUAL, *WITH_LORA])
 @pytest.mark.parametrize('kind', VISION)
 def test_video_encoder_equals_the_concatenating_form(open_small, kind, method):
     towers = open_small(kind)
-    settings = dict(VISUAL[method], num_frames=4)
+    settings = dict((VISUAL | WITH_LORA)[method], num_frames=4)
     if 'cls_update' in settings and kind in ('pe_core_without_cls', 'siglip'):
         with pytest.raises(UserError, match='which .* has not'):
             VideoEncoder(towers, **settings)
@@ -172,7 +198,7 @@ def test_video_encoder_equals_the_concatenating_form(open_small, kind, method):
 CAPTIONS = ['a man cleans a pool', 'a', '', *(' '.join(['dog'] * n) for n in (8, 9, 10, 16, 40))]
 
 
-@pytest.mark.parametrize('method', TEXT)
+@pytest.mark.parametrize('method', [*TEXT, 'lora', 'lora_and_prompts'])
 @pytest.mark.parametrize('kind', [kind for kind in WORDS if kind != 'causal'])
 def test_text_encoder_equals_the_concatenating_form(open_small, kind, method):
     towers = open_small(words=kind)
@@ -180,7 +206,7 @@ def test_text_encoder_equals_the_concatenating_form(open_small, kind, method):
         with pytest.raises(UserError, match='no such parameters'):
             TextEncoder(towers, **TEXT[method])
         return
-    encoder = make(TextEncoder, towers, **TEXT[method])
+    encoder = make(TextEncoder, towers, **(TEXT | WITH_LORA)[method])
     tokens = open_clip.SimpleTokenizer(context_length=20)(CAPTIONS)
     ours, theirs = encoder(tokens), torch.stack([naive_caption(encoder, ids) for ids in tokens])
     assert_same(ours, theirs, 1e-5)

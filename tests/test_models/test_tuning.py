@@ -120,6 +120,7 @@ def test_a_tower_without_what_should_train_is_refused(tiny_clip):
     [
         dict(adapters=[dict(type='vop.ParallelAdapter', parallel_to='attn')]),
         dict(adapters=[dict(type='vop.ParallelAdapter', parallel_to='ffn')]),
+        dict(adapters=[dict(type='vop.LoRA')]),
         dict(cls_update=dict(type='vop.ContextUpdate')),
     ],
 )
@@ -137,6 +138,10 @@ def test_training_starts_from_clip(tiny_clip, arguments):
         (
             dict(adapters=[dict(type='vop.ParallelAdapter', parallel_to='mlp')]),
             "'attn' or 'ffn', got 'mlp'",
+        ),
+        (
+            dict(adapters=[dict(type='vop.LoRA', rank=0)]),
+            'rank',
         ),
         (
             dict(adapters=[dict(type='vop.ParallelAdapter', parallel_to='ffn', hidden=0)]),

@@ -66,7 +66,8 @@ def test_the_paper_column_is_exact(count):
     for line in output.splitlines()[2:]:
         name, printed, counted, trained = (cell.strip() for cell in line.strip('|').split('|'))
         rows[name] = printed, counted, trained
-    assert len(rows) == 15
+    assert len(rows) == 16
+    assert rows['LoRA (not in the paper)'] == ('', '491,520 (0.410%)', '491,520')
     assert rows['Bias'] == ('0.1M (0.104%)', '124,928 (0.104%)', '171,008')
     assert rows['VoP^C'] == ('14.3M (11.898%)', '14,257,152 (11.898%)', '14,257,152')
     assert rows['VoP^F+C'] == ('14.1M (11.785%)', '14,269,440 (11.908%)', '14,278,656')

@@ -1,4 +1,4 @@
-from .adapters import ParallelAdapter
+from .adapters import LoRA, ParallelAdapter
 from .clip import CLIPTowers, open_towers
 from .context import ContextUpdate
 from .data_preprocessor import RetrievalDataPreprocessor
@@ -15,6 +15,7 @@ __all__ = [
     'ContextUpdate',
     'ContrastiveLoss',
     'LearnedPrompt',
+    'LoRA',
     'ParallelAdapter',
     'PositionPrompt',
     'ModelScopeTextEncoder',

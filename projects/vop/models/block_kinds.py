@@ -1,5 +1,6 @@
 """The kinds of transformer blocks that can be prompted, each as the steps that prompts need."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from timm.layers import apply_rot_embed_cat
 from timm.models.eva import EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Block as ViTBlock
 from torch import Tensor, nn
+
+Adapter = Callable[[Tensor], Tensor]
 
 
 class BlockSteps:
@@ -54,12 +57,12 @@ class BlockSteps:
         """The tokens [... x d] as the attention reads them."""
         raise NotImplementedError
 
-    def query(self, normed: Tensor) -> Tensor:
-        """Queries, of shape [... x heads x d / heads]."""
+    def query(self, normed: Tensor, more: Sequence[Adapter] = ()) -> Tensor:
+        """Queries, of shape [... x heads x d / heads]; what adapters give is in them."""
         raise NotImplementedError
 
-    def key_value(self, normed: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values, each of shape [... x heads x d / heads]."""
+    def key_value(self, normed: Tensor, more: Sequence[Adapter] = ()) -> tuple[Tensor, Tensor]:
+        """Keys and values, of that shape; what adapters give is in the values."""
         raise NotImplementedError
 
     def rotate(self, heads: Tensor, position: Tensor) -> Tensor:
@@ -78,8 +81,10 @@ class BlockSteps:
         """What the MLP adds to the tokens."""
         raise NotImplementedError
 
-    def heads(self, x: Tensor) -> Tensor:
-        """Split [... x d] into heads."""
+    def heads(self, x: Tensor, normed: Tensor, more: Sequence[Adapter] = ()) -> Tensor:
+        """Split a projection [... x d] into heads, once adapters have added to it."""
+        for adapter in more:
+            x = x + adapter(normed)
         return x.unflatten(-1, (self.num_heads, -1))
 
 
@@ -93,16 +98,16 @@ class OpenCLIPSteps(BlockSteps):
     def attn_norm(self, x: Tensor) -> Tensor:
         return self.block.ln_1(x)
 
-    def query(self, normed: Tensor) -> Tensor:
+    def query(self, normed: Tensor, more: Sequence[Adapter] = ()) -> Tensor:
         d = normed.shape[-1]
         q = F.linear(normed, self.attn.in_proj_weight[:d], self.attn.in_proj_bias[:d])
-        return self.heads(q)
+        return self.heads(q, normed, more)
 
-    def key_value(self, normed: Tensor) -> tuple[Tensor, Tensor]:
+    def key_value(self, normed: Tensor, more: Sequence[Adapter] = ()) -> tuple[Tensor, Tensor]:
         d = normed.shape[-1]
         kv = F.linear(normed, self.attn.in_proj_weight[d:], self.attn.in_proj_bias[d:])
         k, v = kv.chunk(2, -1)
-        return self.heads(k), self.heads(v)
+        return self.heads(k, normed), self.heads(v, normed, more)
 
     def attn_out(self, x: Tensor) -> Tensor:
         return self.block.ls_1(self.attn.out_proj(x))
@@ -142,7 +147,7 @@ class ViTSteps(BlockSteps):
     def attn_norm(self, x: Tensor) -> Tensor:
         return self.block.norm1(x)
 
-    def query(self, normed: Tensor) -> Tensor:
+    def query(self, normed: Tensor, more: Sequence[Adapter] = ()) -> Tensor:
         attn = self.attn
         if attn.qkv is None:
             q = attn.q_proj(normed)
@@ -150,9 +155,9 @@ class ViTSteps(BlockSteps):
             bias = self.qkv_bias()
             d = len(attn.qkv.weight) // 3
             q = F.linear(normed, attn.qkv.weight[:d], None if bias is None else bias[:d])
-        return attn.q_norm(self.heads(q))
+        return attn.q_norm(self.heads(q, normed, more))
 
-    def key_value(self, normed: Tensor) -> tuple[Tensor, Tensor]:
+    def key_value(self, normed: Tensor, more: Sequence[Adapter] = ()) -> tuple[Tensor, Tensor]:
         attn = self.attn
         if attn.qkv is None:
             k, v = attn.k_proj(normed), attn.v_proj(normed)
@@ -161,7 +166,7 @@ class ViTSteps(BlockSteps):
             d = len(attn.qkv.weight) // 3
             kv = F.linear(normed, attn.qkv.weight[d:], None if bias is None else bias[d:])
             k, v = kv.chunk(2, -1)
-        return attn.k_norm(self.heads(k)), self.heads(v)
+        return attn.k_norm(self.heads(k, normed)), self.heads(v, normed, more)
 
     def qkv_bias(self) -> Tensor | None:
         """The bias of the queries, keys and values that one layer makes, [3 d]."""

@@ -1,14 +1,12 @@
 """One transformer block of a CLIP whose attention sees extra tokens."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .block_kinds import steps_of
-
-Adapter = Callable[[Tensor], Tensor]
+from .block_kinds import Adapter, steps_of
 
 
 def prompted_block(
@@ -20,6 +18,8 @@ def prompted_block(
     position: Tensor | None = None,
     attn_adapters: Sequence[Adapter] = (),
     ffn_adapters: Sequence[Adapter] = (),
+    query_adapters: Sequence[Adapter] = (),
+    value_adapters: Sequence[Adapter] = (),
 ) -> Tensor:
     r"""Run a block on ``x`` with prompts among the keys and values.
 
@@ -53,6 +53,9 @@ def prompted_block(
         attn_adapters (Sequence[Callable]): Adapters in parallel to the
             self-attention, each [... x m x d] to the same shape.
         ffn_adapters (Sequence[Callable]): Adapters in parallel to the MLP.
+        query_adapters (Sequence[Callable]): Adapters in parallel to the
+            projection that makes the queries.
+        value_adapters (Sequence[Callable]): Likewise the values.
 
     Returns:
         Tensor: The queries after the block, of the shape of ``queries``.
@@ -62,13 +65,13 @@ def prompted_block(
     # Queries are made apart from keys and values, as attention keeps what it
     # reads for the backward pass: of a slice of all three, all three.
     normed = context if queries is None else steps.attn_norm(queries)
-    q = steps.query(normed)
-    k, v = steps.key_value(context)
+    q = steps.query(normed, query_adapters)
+    k, v = steps.key_value(context, value_adapters)
     if position is not None:
         k = steps.rotate(k, position)
         q = steps.rotate(q, position) if queries is None else q
     if prompts:
-        of_prompts = [steps.key_value(steps.attn_norm(p)) for p in prompts]
+        of_prompts = [steps.key_value(steps.attn_norm(p), value_adapters) for p in prompts]
         k, v = (
             torch.cat([*(e.expand(*x.shape[:-2], -1, -1, -1) for e in extra), own], dim=-3)
             for *extra, own in zip(*of_prompts, (k, v))

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from ..compat import after_state_dict, before_load_state_dict
 from ..errors import UserError
 from ..registry import MODELS
-from .blocks import Adapter, prompted_block
+from .blocks import prompted_block
 from .spec import TransformerSpec
 from .towers import tower_of
 from .tuning import unfreeze
@@ -93,12 +94,11 @@ class PromptedEncoder(nn.Module):
         block = partial(prompted_block, self.tower.blocks[layer - 1])
         if self.with_cp and torch.is_grad_enabled():
             block = partial(checkpoint, block, use_reentrant=False)
-        adapters: dict[str, list[Adapter]] = {'attn': [], 'ffn': []}
+        adapters: dict[str, Any] = defaultdict(list)
         for adapter in self.adapters:
-            adapters[adapter.parallel_to].append(adapter.layers[layer - 1])
-        return block(
-            x, prompts, attn_adapters=adapters['attn'], ffn_adapters=adapters['ffn'], **kwargs
-        )
+            for place, own in adapter.of_layer(layer).items():
+                adapters[f'{place}_adapters'].append(own)
+        return block(x, prompts, **adapters, **kwargs)
 
     def frozen(self) -> Iterator[tuple[str, Tensor]]:
         """Give the names (relative to this module) and values of the frozen weights."""
