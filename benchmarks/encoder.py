@@ -11,7 +11,7 @@ rate of a large one. --memory measures peaks of memory (on Linux), not times.
 """
 
 import argparse
-import copy
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -29,39 +29,51 @@ import projects.vop  # noqa: F401
 from projects.vop.models import CLIPTowers, VideoEncoder, open_towers
 from projects.vop.models.spec import frame_index
 
+CLIP = 'ViT-B-32-quickgelu'
 METHODS = ('vop', 'vop_p', 'vop_c', 'vop_f', 'vop_fp', 'vop_fc')
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 FORMS = ('ours', 'concat', 'plain')
-TIMES = ['method', 'difference', 'forward: concat / ours', 'forward: plain CLIP / ours']
+TIMES = ['CLIP', 'method', 'difference', 'forward: concat / ours', 'forward: plain CLIP / ours']
 TIMES += ['forward + backward: concat / ours', 'forward + backward: plain CLIP / ours']
 TIMES += ['operations: ours / floor', 'time: ours / floor', 'step, ms', 'videos/s']
-MEMORY = ['method', 'peak memory of a step, GiB', 'ours / concat', 'ours / plain CLIP']
+MEMORY = ['CLIP', 'method', 'peak memory of a step, GiB', 'ours / concat', 'ours / plain CLIP']
 
 
 def concatenating(encoder: VideoEncoder, frames: Tensor) -> Tensor:
     """Embed frames ``(B, F, 3, H, W)`` with prompts concatenated to the tokens."""
-    clip = encoder.backbone
+    tower, cls = encoder.tower, int(encoder.tower.has_cls)
     b, f = frames.shape[:2]
-    x = encoder.embed(frames.flatten(0, 1)).unflatten(0, (b, f))
-    for layer, block in enumerate(clip.transformer.resblocks, start=1):
+    x = tower.embed(frames.flatten(0, 1)).unflatten(0, (b, f))
+    for layer, block in enumerate(tower.blocks, start=1):
         if layer == encoder.spec.frame_layers + 1:
             table = encoder.frame_positional_embedding
             x = x + table[frame_index(f, len(table))][:, None]
-        prompts = encoder.prompt_tokens(layer, x[:, :, 0], f)
+        prompts = encoder.prompt_tokens(layer, tower.cls(x), f)
         prompts = torch.cat([tokens.expand(b, f, -1, -1) for tokens in prompts], dim=2)
         p = prompts.shape[2]
         if layer == 1:
-            prompts = clip.ln_pre(prompts)
+            prompts = tower.pre_norm(prompts)
         if layer <= encoder.spec.frame_layers:
-            x = torch.cat([x[:, :, :1], prompts, x[:, :, 1:]], dim=2)
-            x = block(x.flatten(0, 1)).unflatten(0, (b, f))
-            x = torch.cat([x[:, :, :1], x[:, :, 1 + p :]], dim=2)
+            x = torch.cat([prompts, x], dim=2).flatten(0, 1)
+            x = run(block, x, p + cls, tower.position).unflatten(0, (b, f))[:, :, p:]
         else:
-            patches = x[:, :, 1:].flatten(1, 2)
-            x = block(torch.cat([x[:, :, 0], prompts[:, 0], patches], dim=1))
-            patches = x[:, f + p :].unflatten(1, (f, -1))
-            x = torch.cat([x[:, :f, None], patches], dim=2)
-    return clip.ln_post(x[:, :, 0]) @ clip.proj
+            own, patches = x[:, :, :cls].flatten(1, 2), x[:, :, cls:].flatten(1, 2)
+            position = None if tower.position is None else tower.position[cls:].repeat(f, 1)
+            x = torch.cat([prompts[:, 0], own, patches], dim=1)
+            x = run(block, x, p + f * cls, position)
+            own = x[:, p : p + f * cls].unflatten(1, (f, cls))
+            x = torch.cat([own, x[:, p + f * cls :].unflatten(1, (f, -1))], dim=2)
+    return tower.read_out(x.flatten(0, 1)).unflatten(0, (b, f))
+
+
+def run(block: nn.Module, x: Tensor, not_rotated: int, position: Tensor | None) -> Tensor:
+    """Run a block of timm or open_clip as it is, the first tokens without a position."""
+    if position is None:
+        return block(x)
+    before, block.attn.num_prefix_tokens = block.attn.num_prefix_tokens, not_rotated
+    x = block(x, rope=position[-(x.shape[1] - not_rotated) :])
+    block.attn.num_prefix_tokens = before
+    return x
 
 
 class Forms:
@@ -70,7 +82,7 @@ class Forms:
     def __init__(self, method: str, towers: CLIPTowers, args: argparse.Namespace) -> None:
         config = Config.fromfile(CONFIGS / f'{method}_msrvtt.py').model.visual
         config.pop('type')
-        self.encoder = encoder = VideoEncoder(copy.deepcopy(towers), **config).to(args.device)
+        self.encoder = encoder = VideoEncoder(towers, **config).to(args.device)
         shape = (args.batch, args.frames, 3, *towers.visual.image_size)
         self.frames = torch.randn(shape, device=args.device)
         plain = nn.Sequential(nn.Flatten(0, 1), encoder.backbone)
@@ -117,9 +129,9 @@ def matmul_rate(args: argparse.Namespace) -> float:
     return 2 * size**3 / statistics.median(seconds['matmul'])
 
 
-def compare_times(method: str, args: argparse.Namespace, towers: CLIPTowers) -> list[str]:
+def compare_times(clip: str, method: str, args: argparse.Namespace) -> list[str]:
     """Measure a row of the table of times."""
-    forms = Forms(method, towers, args)
+    forms = Forms(method, open_towers(clip), args)
     with torch.no_grad():
         ours, theirs = forms.encoder(forms.frames), concatenating(forms.encoder, forms.frames)
     difference = (ours - theirs).norm() / theirs.norm()
@@ -140,7 +152,7 @@ def compare_times(method: str, args: argparse.Namespace, towers: CLIPTowers) -> 
         forms.step('ours')
     ours, flops = statistics.median(step['ours']), 2 * floor.get_total_flops()
     ratios += [counter.get_total_flops() / flops, ours * statistics.mean(rates) / flops]
-    row = [method, f'{difference.item():.0e}', *(f'{ratio:.2f}x' for ratio in ratios)]
+    row = [clip, method, f'{difference.item():.0e}', *(f'{ratio:.2f}x' for ratio in ratios)]
     return [*row, f'{1000 * ours:.1f}', f'{args.batch / ours:.1f}']
 
 
@@ -149,9 +161,9 @@ def peak_resident() -> int:
     return 1024 * int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])
 
 
-def peak_memory(method: str, form: str, args: argparse.Namespace) -> int:
+def peak_memory(clip: str, method: str, form: str, args: argparse.Namespace) -> int:
     """Bytes that a training step of one form adds at its peak."""
-    forms = Forms(method, open_towers(args.clip), args)
+    forms = Forms(method, open_towers(clip), args)
     frames, forms.frames = forms.frames, forms.frames[:1, :2].clone()
     forms.step(form)  # what is allocated once does not count
     forms.frames = frames
@@ -166,23 +178,23 @@ def peak_memory(method: str, form: str, args: argparse.Namespace) -> int:
     return peak_resident() - before
 
 
-def compare_memory(method: str, args: argparse.Namespace) -> list[str]:
+def compare_memory(clip: str, method: str, args: argparse.Namespace) -> list[str]:
     """Measure a row of the table of memory."""
     memory = []
     for form in FORMS:
         # A process of its own, as freed memory does not all return to the system.
         with ProcessPoolExecutor(1, get_context('forkserver')) as pool:
-            memory.append(pool.submit(peak_memory, method, form, args).result())
+            memory.append(pool.submit(peak_memory, clip, method, form, args).result())
     ours, *others = memory
-    return [method, f'{ours / 2**30:.2f}', *(f'{ours / other:.2f}x' for other in others)]
+    return [clip, method, f'{ours / 2**30:.2f}', *(f'{ours / other:.2f}x' for other in others)]
 
 
 def main() -> None:
-    """Print a Markdown table with one row per method."""
+    """Print a Markdown table with a row for each CLIP and method."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add('methods', nargs='*', metavar='METHOD', help=f'of {", ".join(METHODS)} (default: all)')
-    add('--clip', default='ViT-B-32-quickgelu', help='model of open_clip or its JSON file')
+    add('--clip', nargs='+', default=[CLIP], help='models of open_clip or their JSON files')
     add('--batch', type=int, default=2, help='videos')
     add('--frames', type=int, default=12)
     add('--repeats', type=int, default=7)
@@ -193,17 +205,17 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     print(
-        f'{args.clip}, {args.batch} videos of {args.frames} frames, '
+        f'{args.batch} videos of {args.frames} frames, '
         f'{args.amp or "float32"}, {args.device}, {torch.get_num_threads()} CPU threads, '
         f'torch {torch.__version__}{", compiled" if args.compile else ""}.'
     )
     header, compare = MEMORY, compare_memory
     if not args.memory:
         print('Medians of the ratios of neighbouring runs; above 1 ours is faster.')
-        header, compare = TIMES, partial(compare_times, towers=open_towers(args.clip))
+        header, compare = TIMES, compare_times
     print(f'| {" | ".join(header)} |\n| {" | ".join(["---"] * len(header))} |')
-    for method in args.methods or METHODS:
-        print(f'| {" | ".join(compare(method, args))} |', flush=True)
+    for clip, method in itertools.product(args.clip, args.methods or METHODS):
+        print(f'| {" | ".join(compare(clip, method, args))} |', flush=True)
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from kinds import write_small_clip
 
 # Large enough for its matrix products to be most of its operations.
 SMALL_CLIP = dict(
@@ -21,7 +22,9 @@ def table(tmp_path, benchmark_rows):
     clip.write_text(json.dumps(SMALL_CLIP))
 
     def run(*arguments):
-        common = ['--clip', clip, '--frames', 3, '--device', 'cpu', '--repeats', 1]
+        common = ['--frames', 3, '--device', 'cpu', '--repeats', 1]
+        if '--clip' not in arguments:
+            common += ['--clip', clip]
         (header, _, *rows), _ = benchmark_rows('encoder', *arguments, *common)
         return [dict(zip(header, row, strict=True)) for row in rows]
 
@@ -34,10 +37,18 @@ def test_both_forms_compute_the_same(table):
     assert [row['method'] for row in rows] == ['vop', 'vop_p', 'vop_c', 'vop_f', 'vop_fp', 'vop_fc']
     for row in rows:
         assert float(row['difference']) < 1e-5
-        assert all(re.fullmatch(r'\d+\.\d\dx', ratio) for ratio in list(row.values())[2:-2])
+        assert all(re.fullmatch(r'\d+\.\d\dx', ratio) for ratio in list(row.values())[3:-2])
         # A frozen tower has no gradient of its weights, which would take
         # half as much again.
         assert 0.7 < float(row['operations: ours / floor'][:-1]) < 1.25
+
+
+@pytest.mark.slow
+def test_other_clips_compute_the_same(table, tmp_path):
+    kinds = [write_small_clip(tmp_path, kind) for kind in ('pe_core', 'siglip', 'clipa')]
+    rows = table('vop', 'vop_c', '--batch', 1, '--clip', *kinds)
+    assert [row['CLIP'] for row in rows] == [kind for kind in kinds for _ in range(2)]
+    assert all(float(row['difference']) < 1e-5 for row in rows)
 
 
 @pytest.mark.slow
