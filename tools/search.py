@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmengine.config import Config, DictAction
-from mmengine.logging import MMLogger
 
 from projects.vop.engine.distributed import (
     add_launcher_arguments,
@@ -37,7 +36,7 @@ from projects.vop.engine.distributed import (
     tool,
     use_gloo_without_gpu,
 )
-from projects.vop.errors import UserError, VideoReadError, shown
+from projects.vop.errors import UserError, VideoReadError, log_to_stderr, shown
 from projects.vop.fileio import is_video, read_json
 from projects.vop.search import Hit, VideoIndex, combine, open_model
 from projects.vop.search.read import clock
@@ -257,10 +256,7 @@ def query(args: argparse.Namespace) -> None:
     """Print what is found."""
     import torch
 
-    # What is printed is the answer alone.
-    for handler in MMLogger.get_current_instance().handlers:
-        if getattr(handler, 'stream', None) is sys.stdout:
-            handler.setStream(sys.stderr)
+    log_to_stderr()
     index = VideoIndex.open(args.index)
     among = None
     if args.path or args.min_duration or args.max_duration:

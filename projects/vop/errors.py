@@ -120,6 +120,20 @@ def reason_or_raise(error: Exception, path: str | Path) -> str:
     return shown(f'{type(error).__name__}: {error}'.strip().rstrip('.'), 300)
 
 
+def log_to_stderr() -> None:
+    """Let MMEngine log to stderr, so that a tool prints its answer alone.
+
+    Example:
+        >>> log_to_stderr()
+        >>> print(json.dumps(answer))
+    """
+    from mmengine.logging import MMLogger
+
+    for handler in MMLogger.get_current_instance().handlers:
+        if getattr(handler, 'stream', None) is sys.stdout:
+            handler.setStream(sys.stderr)
+
+
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Print a :class:`UserError` in one line, and exit with its ``exit_code``.

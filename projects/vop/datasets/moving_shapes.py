@@ -59,7 +59,12 @@ class Scene(NamedTuple):
 
 
 def draw(
-    color: str, shape: str, center: tuple[float, float], radius: float, background: int
+    color: str,
+    shape: str,
+    center: tuple[float, float],
+    radius: float,
+    background: int,
+    size: int = SIZE,
 ) -> np.ndarray:
     """Draw one shape.
 
@@ -69,20 +74,21 @@ def draw(
         center (tuple[float, float]): x and y, in units of the picture's size.
         radius (float): Half the shape's extent, in the same units.
         background (int): Grey value of the background.
+        size (int): Height and width of the picture. Defaults to 64.
 
     Returns:
-        np.ndarray: RGB, uint8, of shape [SIZE x SIZE x 3].
+        np.ndarray: RGB, uint8, of shape [size x size x 3].
     """
     scale = 4  # drawn larger and shrunk, so that edges are smooth
-    picture = np.full((SIZE * scale, SIZE * scale, 3), background, np.uint8)
-    x, y = (round(c * SIZE * scale) for c in center)
-    r = round(radius * SIZE * scale)
+    picture = np.full((size * scale, size * scale, 3), background, np.uint8)
+    x, y = (round(c * size * scale) for c in center)
+    r = round(radius * size * scale)
     fill: dict[str, Any] = dict(color=COLORS[color], thickness=cv2.FILLED)
     # Square and cross are bars of different width.
     w = r if shape == 'square' else r // 3
     cv2.rectangle(picture, (x - r, y - w), (x + r, y + w), **fill)
     cv2.rectangle(picture, (x - w, y - r), (x + w, y + r), **fill)
-    return cv2.resize(picture, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+    return cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA)
 
 
 def _jitter(rng: np.random.Generator, place: str) -> np.ndarray:
@@ -93,16 +99,20 @@ def _look(rng: np.random.Generator) -> dict:
     return dict(radius=rng.uniform(0.15, 0.2), background=int(rng.integers(0, 70)))
 
 
-def draw_clip(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+def draw_clip(
+    scene: Scene, rng: np.random.Generator, num_frames: int = NUM_FRAMES, size: int = SIZE
+) -> np.ndarray:
     """Draw a clip of a scene, at places and sizes drawn from ``rng``.
 
     Returns:
-        np.ndarray: RGB, uint8, of shape [NUM_FRAMES x SIZE x SIZE x 3].
+        np.ndarray: RGB, uint8, of shape [num_frames x size x size x 3].
     """
     start, end = _jitter(rng, scene.start), _jitter(rng, scene.end)
     look = _look(rng)
-    centers = [(1 - t) * start + t * end for t in np.linspace(0, 1, NUM_FRAMES)]
-    return np.stack([draw(scene.color, scene.shape, center, **look) for center in centers])
+    centers = [(1 - t) * start + t * end for t in np.linspace(0, 1, num_frames)]
+    return np.stack(
+        [draw(scene.color, scene.shape, center, size=size, **look) for center in centers]
+    )
 
 
 def still_captions() -> list[tuple[tuple[str, str, str], str]]:
