@@ -61,6 +61,7 @@ LIGHTER = {
     '--num-workers 4 8 16': '--num-workers 0 --steps 1 --warmup 0',
     'tools/reproduce.py': 'tools/reproduce.py --dry-run',
     'max_epochs=10': 'max_epochs=2',
+    'pth --data': 'pth --data --clips 2',
     r'epoch_\d+\.pth': 'epoch_1.pth',  # as the fixture `home` sets them
 }
 
