@@ -10,16 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import save_clip
+from kinds import write_small_clip
 from mmengine.registry import INFERENCERS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from projects.vop.apis import VoPInferencer
 from projects.vop.datasets import CLIPTokenize
-from projects.vop.engine import plain_config
+from projects.vop.engine import build_runner, plain_config
 from projects.vop.errors import UserError
 from projects.vop.models import RetrievalRecognizer
 from projects.vop.registry import MODELS
+from projects.vop.search import VideoIndex, update_index
 
 pytestmark = pytest.mark.slow
 
@@ -67,6 +70,49 @@ def test_embeddings_are_those_of_testing(retrieval_config, save, inferencer, vid
     for same in (videos, encoded, encoded.embeddings):
         scores = inferencer.similarity(captions, same, num_workers=0)
         assert torch.allclose(scores, texts @ encoded.embeddings.T, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    'kind, words',
+    [
+        ('pe_core', 'causal'),
+        ('siglip', 'siglip'),
+        ('eva02', 'causal'),
+        ('mobileclip_b', 'mobileclip2_l'),
+        ('clipa', 'clipa'),
+    ],
+)
+def test_other_clips_embed_and_search(
+    retrieval_config, save, videos, tmp_path, kind, words, monkeypatch
+):
+    config = retrieval_config('vop_fc')
+    name = write_small_clip(tmp_path, kind, words)
+    config.model.clip = dict(name=name, pretrained=save_clip(name, tmp_path / 'clip.pt'))
+    config.model.visual.temporal_layers = 1
+    config.test_dataloader.dataset.pipeline[4].scale = (-1, 224)  # which the CLIP changes
+    config.test_dataloader.dataset.pipeline[5].crop_size = 224
+    checkpoint = save(config)
+    config.update(work_dir=str(tmp_path), load_from=checkpoint)
+    runner = build_runner(config)
+    runner.load_or_resume()
+    loader = runner.build_dataloader(config.test_dataloader)
+    samples = [s for data in loader for s in runner.model.test_step(data)]
+    inferencer = VoPInferencer(config, checkpoint, 'cpu', show_progress=False)
+    encoded = inferencer.encode_videos(videos, num_workers=0)
+    expected = torch.stack([s.video_feature for s in samples])
+    assert torch.allclose(encoded.embeddings, expected, atol=1e-5)
+    captions = [f'caption {i} of {n}' for n in range(5) for i in range(3)]
+    texts = inferencer.encode_texts(captions)
+    assert torch.allclose(texts, torch.cat([s.text_feature for s in samples]), atol=1e-5)
+    monkeypatch.setattr('projects.vop.apis.inferencer._warn', (warnings := []).append)
+    inferencer.encode_texts(['dog ' * 10, 'dog ' * 11])  # 20 slots, 8 of them for prompts
+    assert len(warnings) == 1 and 'longer than the 10 tokens' in warnings[0]
+
+    update_index(inferencer, Path(videos[0]).parent, tmp_path / 'index', num_workers=0)
+    index = VideoIndex.open(tmp_path / 'index')
+    own = index.load_inferencer('cpu', show_progress=False)
+    (hits,) = index.search(own.encode_videos(videos[1:2], num_workers=0).embeddings, 1)
+    assert hits[0].name == '1.mp4' and hits[0].score == pytest.approx(1, abs=1e-5)
 
 
 def test_bad_videos_are_reported_and_not_fatal(inferencer, videos, tmp_path, logged_warnings):

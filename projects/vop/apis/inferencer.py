@@ -353,10 +353,10 @@ class VoPInferencer:
         embeddings = []
         for start in range(0, len(texts), batch_size):
             part = texts[start : start + batch_size]
-            tokens = self.tokenizer(part, context_length=slots)
-            # With one slot more, what is cut shows: there is a word where it was closed.
-            longer = self.tokenizer(part, context_length=slots + 1)[:, :slots]
-            for number in (longer != tokens).any(1).nonzero().flatten().tolist():
+            tokens = self.tokenizer(part)
+            # One that is too long has a word where a shorter one is closed.
+            shorter = self.tokenizer(part, context_length=slots)
+            for number in (tokens[:, :slots] != shorter).any(1).nonzero().flatten().tolist():
                 _warn(
                     f'The text "{part[number][:40]}..." is longer than the {slots - 2} tokens that '
                     'this model reads; the rest of it is left out.'
