@@ -143,7 +143,7 @@ def make(kind: str, folder: Path) -> None:
         nlist = max(1, min(round(4 * count**0.5), count // 8))
         index = faiss.index_factory(width, f'IVF{nlist},Flat', faiss.METRIC_INNER_PRODUCT)
         index.cp.min_points_per_centroid = 1
-        index.train(sample(embeddings, 64 * nlist)[0])
+        index.train(sample(embeddings, 64 * nlist))
     for block in read_blocks(embeddings):
         index.add(block)
     faiss.write_index(index, str(folder / kind))

@@ -493,11 +493,18 @@ def test_more_candidates_are_scored_where_codes_cannot_tell_the_best():
     ids, queries = np.arange(len(points)), points[:64] + points[64:128]
     ivf = ann.IVF.train(points)
     ivf.add(ids, [points])
-    wanted = ann.search_exactly(queries, [points], 10)[1]
+    exact = ann.search_exactly(queries, [points], 10)[0]
     ivf.nprobe = ivf.index.nlist
-    assert ann.recall_of(ivf.search(queries, 10, points, ids)[1], wanted) < 0.95
-    assert ivf.choose(dict(texts=queries), dict(texts=wanted), points, ids)['texts'] >= 0.95
+    assert ann.recall_of(ivf.search(queries, 10, points, ids)[0], exact) < 0.95
+    assert ivf.choose(dict(texts=queries), dict(texts=exact), points, ids)['texts'] >= 0.95
     assert ivf.candidates > ann.CANDIDATES
+    # None of many that are alike is better than another.
+    points[1:1000] = points[0]
+    ivf = ann.IVF.train(points)
+    ivf.add(ids, [points])
+    exact = ann.search_exactly(points[:2], [points], 10)[0]
+    assert ivf.choose(dict(texts=points[:2]), dict(texts=exact), points, ids) == dict(texts=1)
+    assert ivf.candidates == ann.CANDIDATES and ivf.nprobe < ivf.index.nlist
     assert ivf.settings.keys() == {'nprobe', 'candidates', 'trained_for'}
 
 
@@ -564,6 +571,10 @@ def test_recall_is_measured_anew_when_a_tenth_has_changed(
     update([], range(10, 200))
     assert len(encoded) == 1
     assert update([], range(200, 300)).manifest['measured']['moments'] == 2000 and len(encoded) == 2
+    # What is new is not taken for what was measured, and is gone.
+    update([], range(3290, 3300))
+    index = update(range(3300, 3310), [])
+    assert (index.ids >= index.manifest['measured']['next_id']).sum() == 10
 
 
 @pytest.mark.slow

@@ -102,6 +102,7 @@ def page(index, served):
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=BROWSER, args=['--no-sandbox'])
         tab, requests = browser.new_page(), []
+        tab.set_default_timeout(120_000)  # of a loaded machine
         tab.on('request', lambda request: requests.append(request.url))
         tab.goto(url)
         yield SimpleNamespace(tab=tab, url=url, requests=requests, inferencer=inferencer)

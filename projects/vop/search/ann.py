@@ -15,6 +15,7 @@ WANTED_RECALL = 0.95
 POINTS_PER_LIST = 32  # embeddings that each list of an IVF is trained with
 QUERIES = 256  # of each kind, to choose nprobe
 CANDIDATES = 200  # whose exact scores are computed, if these are enough; see IVF.choose
+MOST_CANDIDATES = 20 * CANDIDATES
 
 
 def open_faiss() -> ModuleType:
@@ -103,7 +104,7 @@ class IVF:
         nlist = max(1, min(round(2 * math.sqrt(count)), count // 8))
         index = faiss.index_factory(width, f'IVF{nlist},RaBitQ', faiss.METRIC_INNER_PRODUCT)
         index.cp.min_points_per_centroid = 1  # no warning of small samples
-        index.train(sample(embeddings, POINTS_PER_LIST * nlist)[0])
+        index.train(sample(embeddings, POINTS_PER_LIST * nlist))
         return cls(index, count)
 
     @classmethod
@@ -190,7 +191,7 @@ class IVF:
         return scores, rows
 
     def choose(
-        self, queries: dict[str, np.ndarray], wanted: dict[str, np.ndarray], embeddings, ids
+        self, queries: dict[str, np.ndarray], exact: dict[str, np.ndarray], embeddings, ids
     ) -> dict[str, float]:
         """Choose the smallest ``nprobe`` with the wanted recall for each kind of query.
 
@@ -199,35 +200,44 @@ class IVF:
 
         Args:
             queries (dict[str, np.ndarray]): By kind, of shape [q x e].
-            wanted (dict[str, np.ndarray]): The rows that exact search finds, of shape [q x k].
+            exact (dict[str, np.ndarray]): The scores that exact search finds, of shape [q x k].
             embeddings (np.ndarray): All that it holds, of shape [n x e].
             ids (np.ndarray): Their ids, of shape [n].
 
         Returns:
-            dict[str, float]: The recall of each kind: the part of ``wanted`` that it finds.
+            dict[str, float]: The recall of each kind; see :func:`recall_of`.
         """
         self.nprobe, self.candidates = 0, CANDIDATES
         while True:
             self.nprobe = min(self.index.nlist, self.nprobe + 1 + self.nprobe // 4)
             recall = {
-                kind: recall_of(self.search(each, TOP + 1, embeddings, ids)[1], wanted[kind])
+                kind: recall_of(self.search(each, TOP + 1, embeddings, ids)[0], exact[kind])
                 for kind, each in queries.items()
             }
             reads_all = self.nprobe == self.index.nlist
-            if min(recall.values()) >= WANTED_RECALL or (reads_all and self.candidates > len(ids)):
+            enough = self.candidates >= min(len(ids), MOST_CANDIDATES)
+            if min(recall.values()) >= WANTED_RECALL or (reads_all and enough):
                 return recall
             if reads_all:
                 self.nprobe, self.candidates = 0, 2 * self.candidates
 
 
-def sample(embeddings: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Some embeddings, the same each time, and their rows in order."""
+def sample(embeddings: np.ndarray, count: int) -> np.ndarray:
+    """Some embeddings, the same each time."""
     count = min(count, len(embeddings))
     rows = np.random.default_rng(0).choice(len(embeddings), count, replace=False)
     rows.sort()
-    return np.ascontiguousarray(embeddings[rows]), rows
+    return np.ascontiguousarray(embeddings[rows])
 
 
-def recall_of(found: np.ndarray, wanted: np.ndarray) -> float:
-    """The mean part of each row of ``wanted`` [q x k] that is in that of ``found`` [q x n]."""
-    return float((wanted[:, :, None] == found[:, None, :]).any(axis=2).mean())
+def recall_of(found: np.ndarray, exact: np.ndarray) -> float:
+    """The part of the exact top k that is found, the mean over queries.
+
+    By scores, as of embeddings that are alike each is as good as another.
+
+    Args:
+        found (np.ndarray): Scores that were found, of shape [q x n].
+        exact (np.ndarray): The k highest there are, best first, of shape [q x k].
+    """
+    good = (found >= exact[:, -1:] - 1e-6).sum(axis=1)
+    return float((good / exact.shape[1]).clip(max=1).mean())

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..apis.inferencer import VoPInferencer
 
 MOMENT = np.dtype([('video', '<i8'), ('start', '<f8'), ('end', '<f8')])
+MOST_IDS = 1 << 32  # in the life of an index, as a query of some videos has a bit for each
 EXACT_BELOW = 100_000  # fewer moments are compared one by one
 OUTSIDE = re.compile(r'(?:^|\0)(?:/|(?:[^\0]*/)?\.\.(?:[/\0]|$))')
 
@@ -139,8 +140,12 @@ class VideoIndex:
             raise damaged(path, f'it has {len(held.names):,} names of {len(held.spans):,} moments')
         if _leads_out(held.names):
             raise damaged(path, 'a name leads out of the folder of the videos')
-        if (np.diff(self.ids) <= 0).any() or self.ids[0] < 0:
+        if (np.diff(self.ids) <= 0).any() or not 0 <= self.ids[0] <= self.ids[-1] < MOST_IDS:
             raise damaged(path, 'its ids are not ascending')
+        starts, ends = held.spans.T  # an end may be unknown, nan, if there are no windows
+        wrong = (starts < 0) | (ends < starts) | np.isnan(ends if self.window else starts)
+        if wrong.any() or np.isinf(held.spans).any() or np.isnan(starts).any():
+            raise damaged(path, 'a moment is at no time')
         self.names, self.stamps = held.names, held.stamps
         self.moments = np.empty(moments, MOMENT)
         self.moments['video'] = np.repeat(np.arange(videos), held.counts)

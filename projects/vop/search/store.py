@@ -65,7 +65,7 @@ def scan(folder: Path) -> tuple[dict[str, Stamp], dict[str, str]]:
     """Look for videos in a folder and below it; see :func:`.walk_files`.
 
     Returns:
-        tuple[dict, dict]: Videos by their paths in the folder, in order; and
+        tuple[dict, dict]: Videos by their paths in the folder; and
         those that cannot be looked at, with the reason.
 
     Raises:
@@ -91,7 +91,7 @@ def scan(folder: Path) -> tuple[dict[str, Stamp], dict[str, str]]:
         raise UserError(
             f'There is no video ({suffixes}) in {folder}: {holds}. Nothing was changed.'
         )
-    return dict(sorted(videos.items())), failed
+    return videos, failed
 
 
 @contextmanager

@@ -46,6 +46,7 @@ NOT_TO_BE_OPENED = (
     'An index with this model could not be opened: change the config, whose other types may be '
     'subclasses of your own.'
 )
+NOT_THERE = -1, -1  # the stamp of a file that is gone
 # A process saves what it has finished after so many videos or seconds.
 SAVE_VIDEOS, SAVE_SECONDS = 256, 30
 SAME = 0.9  # a part; embeddings are measured anew when fewer are those of the last time
@@ -91,6 +92,7 @@ class Job(NamedTuple):
     """What an update is about."""
 
     inferencer: VoPInferencer
+    fingerprint: str  # of its model, which takes a look at all weights
     video_dir: Path
     folder: Path
     windows: Windows | None
@@ -98,12 +100,12 @@ class Job(NamedTuple):
     @property
     def parts(self) -> Path:
         """The folder of what is encoded."""
-        names = map(str, [self.inferencer.model_fingerprint[:12], *(self.windows or ())])
+        names = map(str, [self.fingerprint[:12], *(self.windows or ())])
         return self.folder / PARTS / '-'.join(names)
 
     def model_files(self) -> list[Path]:
         """Config and trained weights."""
-        short = self.inferencer.model_fingerprint[:12]
+        short = self.fingerprint[:12]
         return [self.folder / FILES[what].format(short) for what in ('config', 'model')]
 
 
@@ -111,7 +113,7 @@ class Plan(NamedTuple):
     """What is there, and what an update has to do."""
 
     old: VideoIndex | None  # what there is
-    kept: list[str]  # of its videos
+    stay: np.ndarray  # which of its videos stay, bool [v]
     videos: dict[str, Stamp]  # of the folder
     failed: dict[str, str]  # those that cannot be looked at
     new: set[str]  # videos that the old index lacks
@@ -166,6 +168,7 @@ def update_index(
     # What is wrong with these is said before hours of work.
     _ = open_faiss(), inferencer.pipeline, inferencer.tokenizer
     video_dir, folder = (Path(os.path.abspath(path)) for path in (video_dir, index_dir))
+    fingerprint = inferencer.model_fingerprint
     asked = windows and Windows(*map(float, windows)).check()
     plan: Any = None  # of the first process
     with ExitStack() as stack:
@@ -177,12 +180,12 @@ def update_index(
             stack.enter_context(file_lock(folder / LOCK))
             old = VideoIndex.open(folder) if (folder / MANIFEST).exists() else None
             own = Windows(*old.window) if old and old.window else None
-            job = Job(inferencer, video_dir, folder, asked or own)
+            job = Job(inferencer, fingerprint, video_dir, folder, asked or own)
             plan = _make_plan(job, old, *found)
             return job.windows, plan.todo, _keep_run(job, len(plan.new))
 
         chosen, todo, run = _in_first(begin)
-        job = Job(inferencer, video_dir, folder, chosen)
+        job = Job(inferencer, fingerprint, video_dir, folder, chosen)
         if not all(_gather(run.parent == job.parts and run.exists())):
             raise UserError(
                 f'Not all processes see {run}, or not all have the same model. The index '
@@ -281,27 +284,27 @@ def _make_plan(
     job: Job, old: VideoIndex | None, videos: dict[str, Stamp], failed: dict[str, str]
 ) -> Plan:
     """Look at what is done already, and say what is to be done."""
-    kept: list[str] = []
+    stay = np.zeros(len(old.names) if old else 0, bool)
     if old:
         # A folder that has moved is known by its videos.
-        is_other = (videos.keys() | failed.keys()).isdisjoint(old.names)
-        if old.video_dir != job.video_dir and is_other:
+        has_moved = old.video_dir != job.video_dir
+        if has_moved and (videos.keys() | failed.keys()).isdisjoint(old.names):
             raise UserError(
                 f'{job.folder} is the index of {old.video_dir}, and none of its videos is in '
                 f'{job.video_dir}. Give another folder for the index of these, or delete '
                 f'{job.folder} if you no longer want it.'
             )
-        now = job.inferencer.model_fingerprint, job.windows
-        if (old.model_fingerprint, old.window) == now:
-            before = zip(old.names, map(tuple, old.stamps.tolist()))
-            kept = [name for name, stamp in before if videos.get(name) == stamp]
+        if (old.model_fingerprint, old.window) == (job.fingerprint, job.windows):
+            now = np.array([videos.get(name, NOT_THERE) for name in old.names], np.int64)
+            stay = (now == old.stamps).all(axis=1)
         else:
             _warn(
                 f'{job.folder} was made with another model or other windows: all {len(videos):,} '
                 'videos are encoded with these. Until that is done, the index stays what it is.'
             )
     _keep_model(job)
-    new, saved = videos.keys() - set(kept), sorted(job.parts.glob('*.npz'))
+    kept = set(itertools.compress(old.names, stay)) if old else set()
+    new, saved = videos.keys() - kept, sorted(job.parts.glob('*.npz'))
     if any(path.parent != job.parts for path in job.parts.parent.glob('*/*.npz')):
         _warn(
             f'{job.parts.parent} holds videos that an unfinished run encoded with another model '
@@ -312,10 +315,9 @@ def _make_plan(
         print_log(
             f'{len(done):,} videos are taken over from a run that was not finished.', 'current'
         )
-    left = new - done
-    todo = [(name, stamp) for name, stamp in videos.items() if name in left]
+    todo = [(name, videos[name]) for name in sorted(new - done)]
     todo.sort(key=lambda video: -video[1][0])
-    return Plan(old, kept, videos, failed, new, saved, todo)
+    return Plan(old, stay, videos, failed, new, saved, todo)
 
 
 def _keep_model(job: Job) -> None:
@@ -416,13 +418,14 @@ def _finish(
     failed = dict(sorted(failed.items()))
     write_bytes(folder / FAILED, json.dumps(failed).encode())
     new = sorted(plan.new - failed.keys())
-    if not plan.kept and not new:
+    kept = int(plan.stay.sum())
+    if not kept and not new:
         name, reason = next(iter(failed.items()))
         raise UserError(
             f'None of the {len(failed):,} videos of {job.video_dir} can be read, such as {name}: '
             f'{reason} {folder / FAILED} lists them. An index that was there stays as it was.'
         )
-    is_same = old and not new and len(plan.kept) == len(old.names)
+    is_same = old and not new and plan.stay.all()
     if old and is_same and (len(old) >= exact_below) == (old.ivf is not None):
         _write_manifest(job, old.manifest)
         files = [*old.files.values()]
@@ -430,12 +433,13 @@ def _finish(
         parts = [*plan.saved, *(path for paths, _ in done for path in paths)]
         files = _write_generation(job, plan, new, parts, exact_below)
     _tidy(folder, {*files, *job.model_files()})
-    known = set(old.names) if old else set()
+    others = set(itertools.compress(old.names, ~plan.stay)) if old else set()
+    changed = len(others.intersection(new))
     return Summary(
-        added=len(set(new) - known),
-        changed=len(known.intersection(new)),
-        removed=len(known - plan.videos.keys() - plan.failed.keys()),
-        kept=len(plan.kept),
+        added=len(new) - changed,
+        changed=changed,
+        removed=sum(name not in plan.videos and name not in plan.failed for name in others),
+        kept=kept,
         failed=failed,
     )
 
@@ -449,12 +453,13 @@ def _write_generation(
     job: Job, plan: Plan, new: list[str], parts: list[Path], exact_below: int
 ) -> list[Path]:
     """Write the files of the next generation, ``index.json`` last; give them."""
-    old = plan.old if plan.kept else None
+    old = plan.old if plan.stay.any() else None
     # Twice, as all embeddings together may be larger than the memory.
     spans = {name: spans for name, spans, _ in _encoded(parts, plan, new)}
     videos, rows = _join(old, plan, {name: spans[name] for name in new})
-    names, ids = videos.names, videos.more
-    first_row = dict(zip(names, (np.cumsum(videos.counts) - videos.counts).tolist()))
+    ids = videos.more
+    first_rows = (np.cumsum(videos.counts) - videos.counts)[len(videos.names) - len(new) :]
+    first_row = dict(zip(new, first_rows.tolist()))
     generation = plan.old.generation + 1 if plan.old else 1
     paths = {
         what: job.folder / FILES[what].format(generation)
@@ -484,8 +489,8 @@ def _write_generation(
         manifest = dict(
             format=FORMAT,
             generation=generation,
-            model_fingerprint=job.inferencer.model_fingerprint,
-            videos=len(names),
+            model_fingerprint=job.fingerprint,
+            videos=len(videos.names),
             moments=len(ids),
             width=width,
             measured=measured,
@@ -519,17 +524,20 @@ def _join(
     old: VideoIndex | None, plan: Plan, spans: dict[str, np.ndarray]
 ) -> tuple[Videos, np.ndarray]:
     """The videos of the next generation, and the rows of the old one that stay."""
-    names = [*plan.kept, *spans]
-    stamps = np.array([plan.videos[name] for name in names], np.int64)
+    names = [*spans]
+    stamps = np.array([plan.videos[name] for name in names], np.int64).reshape(-1, 2)
     counts, rows = np.array([*map(len, spans.values())], np.int64), np.empty(0, np.int64)
     ids = np.arange(counts.sum())
     blocks = [*spans.values()]
     if old:
-        kept = set(plan.kept)
-        stay = np.array([name in kept for name in old.names])
+        stay = plan.stay
+        names = [*itertools.compress(old.names, stay), *names]
+        stamps = np.concatenate([old.stamps[stay], stamps])
         counts = np.concatenate([np.bincount(old.moments['video'])[stay], counts])
         rows = np.flatnonzero(stay[old.moments['video']])
-        ids = np.concatenate([old.ids[rows], ids + old.ids[-1] + 1])
+        # None that was measured is given again.
+        next_id = max(int(old.ids[-1]) + 1, old.manifest['measured']['next_id'])
+        ids = np.concatenate([old.ids[rows], ids + next_id])
         blocks = [np.stack([old.moments['start'], old.moments['end']], 1)[rows], *blocks]
     return Videos(names, stamps, counts, np.concatenate(blocks), ids), rows
 
@@ -562,18 +570,16 @@ def _measure(
         if same >= SAME * max(len(ids), measured['moments']):
             return measured  # which takes longer than all else
     texts = inferencer.encode_texts([f'{a} {b}' for a, b in itertools.product(SUBJECTS, SCENES)])
-    videos, rows = sample(embeddings, QUERIES)
-    queries = dict(videos=videos, texts=texts.numpy())
-    threshold = float(np.quantile(queries['texts'] @ sample(embeddings, 4096)[0].T, BACKGROUND))
+    queries = dict(videos=sample(embeddings, QUERIES), texts=texts.numpy())
+    threshold = float(np.quantile(queries['texts'] @ sample(embeddings, 4096).T, BACKGROUND))
     recall = {}
     if ivf is not None:
         together = np.concatenate([*queries.values()])
-        exact = search_exactly(together, read_blocks(embeddings), min(TOP + 1, len(ids)))[1]
-        others = exact[: len(videos)] != rows[:, None]  # each finds itself, which is no merit
-        others[others.all(axis=1), -1] = False
-        wanted = exact[: len(videos)][others].reshape(len(videos), -1)
-        exacts = dict(videos=wanted, texts=exact[len(videos) :, :TOP])
-        recall = ivf.choose(queries, exacts, embeddings, ids)
+        # A video finds itself, too.
+        scores = search_exactly(together, read_blocks(embeddings), min(TOP + 1, len(ids)))[0]
+        videos, texts = np.split(scores, [len(queries['videos'])])
+        exact = dict(videos=videos, texts=texts[:, :TOP])
+        recall = ivf.choose(queries, exact, embeddings, ids)
     return dict(moments=len(ids), next_id=int(ids[-1]) + 1, threshold=threshold, recall=recall)
 
 
