@@ -7,6 +7,7 @@ import logging
 import re
 import signal
 import sys
+import threading
 from collections import Counter
 from functools import cache
 from multiprocessing import active_children
@@ -22,11 +23,14 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from torch import nn
+from tqdm import tqdm
 
 from projects.vop.compat import fresh_instances
 from projects.vop.isolation import FORKS
 
 torch.set_num_threads(1)  # the models are tiny, and threads would wait
+# tqdm's own lock is shared with forked processes, and stays locked by one that is killed.
+tqdm.set_lock(threading.RLock())
 # A shell that starts the tests in the background has Ctrl-C ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

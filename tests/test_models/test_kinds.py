@@ -1,6 +1,7 @@
 """Every kind of CLIP against the concatenating form on the modules of timm and open_clip."""
 
 import copy
+import itertools
 from functools import partial
 
 import open_clip
@@ -173,8 +174,21 @@ def naive_caption(encoder, ids):
     )
 
 
-@pytest.mark.parametrize('method', [*VISUAL, *WITH_LORA])
-@pytest.mark.parametrize('kind', VISION)
+FAMILY = 'vop vop_p vop_c vop_f vop_fp vop_fc'.split()
+BASELINES = (
+    'bias partial full_temporal proj adapters_and_prompts cls_update lora_over_frames'.split()
+)
+PAIRS = [
+    *itertools.product(VISION, FAMILY),
+    *(pytest.param(*pair, marks=pytest.mark.slow) for pair in itertools.product(VISION, BASELINES)),
+    *(
+        pytest.param('pe_core', method, marks=pytest.mark.slow)
+        for method in (VISUAL | WITH_LORA).keys() - {*FAMILY, *BASELINES}
+    ),
+]
+
+
+@pytest.mark.parametrize('kind, method', sorted(PAIRS, key=str))
 def test_video_encoder_equals_the_concatenating_form(open_small, kind, method):
     towers = open_small(kind)
     settings = dict((VISUAL | WITH_LORA)[method], num_frames=4)

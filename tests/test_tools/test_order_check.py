@@ -95,6 +95,8 @@ def test_the_table_and_wrong_input(run_tool, retrieval_config, tmp_path, capsys,
     sentence, _, head, _, row = capsys.readouterr().out.splitlines()
     assert sentence.startswith('It does not see') and head.startswith('| data | clips |')
     assert row.startswith('| MovingShapes | 2 | 1.000000 |')
+    run_tool(TOOL, tmp_path / 'config.py', '--clips', 1)
+    assert '| MovingShapes | 1 | 1.000000 | - | 50.0 |' in capsys.readouterr().out
     with pytest.raises(SystemExit):
         run_tool(TOOL, tmp_path / 'config.py', '--clips', 0)
     config.test_dataloader.dataset.ann_file = 'none.json'

@@ -22,6 +22,7 @@ from helpers import (
     run_forked,
     save_clip,
 )
+from kinds import write_small_clip
 from mmengine.config import Config
 from mmengine.registry import VISBACKENDS
 from mmengine.visualization import LocalVisBackend
@@ -162,6 +163,22 @@ def test_training_logs_losses_and_ten_metrics(trained):
         for direction in ('t2v', 'v2t')
         for name in ('R@1', 'R@5', 'R@10', 'MdR', 'MnR')
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind, words', [('mobileclip_b', 'causal'), ('siglip', 'siglip')])
+def test_another_clip_is_named_and_nothing_else(run_tool, config, tmp_path, kind, words):
+    """Its pictures are smaller; one has batch normalisation, whose statistics stay."""
+    name = write_small_clip(tmp_path, kind, words)
+    weights, work_dir = save_clip(name, tmp_path / 'other.pt'), tmp_path / 'run'
+    options = ['--cfg-options', f'model.clip.name={name}', f'model.clip.pretrained={weights}']
+    path = config('vop_fc', "pipeline[4]['scale'] = (64, 64)\n")
+    run_tool('tools/train.py', path, '--work-dir', work_dir, *options)
+    checkpoint = work_dir / f'epoch_{EPOCHS}.pth'
+    state = torch.load(checkpoint, weights_only=True)['state_dict']
+    assert not [key for key in state if 'backbone' in key]
+    run_tool('tools/test.py', path, checkpoint, '--work-dir', work_dir / 'test', *options)
+    assert results_of(work_dir / 'test') == pytest.approx(metrics(work_dir)[-1])
 
 
 def test_checkpoints_hold_what_was_trained(trained):

@@ -25,7 +25,6 @@ from projects.vop.registry import DATASETS
 
 SAME = 1e-5  # of numbers that differ by rounding alone
 Z = 1.96  # of a 95 % interval
-COLUMNS = ('data', 'clips', 'cosine', 'difference', 'recall', 'interval')
 
 
 class Played(NamedTuple):
@@ -99,14 +98,14 @@ def compare(name: str, played: Played) -> dict:
     own = scores[torch.arange(len(texts)), clip_of_text]
     gap = own - (texts * backwards[clip_of_text]).sum(-1)
     found = ((gap > SAME).float() + 0.5 * (gap.abs() <= SAME)).mean().item()
-    spread = scores.std(1).mean().item() if len(forwards) > 1 else float('nan')
+    spread = scores.std(1, correction=0).mean().item()  # 0 of one clip, or of clips that are alike
     return dict(
         data=name,
         clips=len(forwards),
         captions=len(texts),
         cosine=cosine.mean().item(),
         largest_difference_of_embeddings=(forwards - backwards).abs().max().item(),
-        difference=gap.abs().mean().item() / spread,
+        difference=gap.abs().mean().item() / spread if spread > SAME else None,
         recall=100 * found,
         interval=interval(found, len(texts)),
     )
@@ -141,8 +140,9 @@ def format_rows(rows: list[dict]) -> str:
     lines = [f'| {" | ".join(names)} |', f'| {" | ".join(["---"] * len(names))} |']
     for row in rows:
         low, high = row['interval']
+        difference = '-' if row['difference'] is None else f'{row["difference"]:.3f}'
         lines.append(
-            f'| {row["data"]} | {row["clips"]:,} | {row["cosine"]:.6f} | {row["difference"]:.3f} '
+            f'| {row["data"]} | {row["clips"]:,} | {row["cosine"]:.6f} | {difference} '
             f'| {row["recall"]:.1f} | {low} to {high} |'
         )
     return '\n'.join(lines)

@@ -25,7 +25,7 @@ class BlockSteps:
         x &\leftarrow x + mlp(mlp\_norm(x))
 
     where ``rotate`` brings rotary positions into q and k. A new kind of CLIP brings these steps,
-    and a line in :data:`KINDS`.
+    and a line in :data:`BLOCK_KINDS`.
 
     Args:
         block (nn.Module): The block of a CLIP's tower.
@@ -222,7 +222,7 @@ def _scale(x: Tensor, gamma: Tensor | None) -> Tensor:
     return x if gamma is None else x * gamma
 
 
-KINDS: dict[type[nn.Module], type[BlockSteps]] = {
+BLOCK_KINDS: dict[type[nn.Module], type[BlockSteps]] = {
     ResidualAttentionBlock: OpenCLIPSteps,
     ViTBlock: ViTSteps,
     EvaBlock: EvaSteps,
@@ -231,14 +231,14 @@ KINDS: dict[type[nn.Module], type[BlockSteps]] = {
 
 
 def steps_of(block: nn.Module) -> BlockSteps:
-    """The steps of a block of a kind in :data:`KINDS`."""
-    return KINDS[type(block)](block)
+    """The steps of a block of a kind in :data:`BLOCK_KINDS`."""
+    return BLOCK_KINDS[type(block)](block)
 
 
 def why_not(blocks: nn.ModuleList) -> str | None:
     """Say why blocks cannot be prompted, if they cannot."""
     for block in blocks:
-        kind = KINDS.get(type(block))
+        kind = BLOCK_KINDS.get(type(block))
         if kind is None:
             return f'its blocks are of another kind ({type(block).__name__})'
         if reason := kind.why_not(block):

@@ -37,7 +37,7 @@ def prompted_block(
     share costs one key and one value, not one for each of them.
 
     Args:
-        block (nn.Module): A block of one of the :data:`.block_kinds.KINDS`.
+        block (nn.Module): A block of one of the :data:`.block_kinds.BLOCK_KINDS`.
         x (Tensor): The tokens, of shape [... x n x d].
         prompts (Sequence[Tensor]): Prompts of shape [... x p x d], whose
             leading dimensions are broadcast against those of ``x``.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..clip_config import HF_HUB, PAPER_CLIP, own_weights, read_clip_config, short_reason
 from ..errors import UserError
 from .clip_weights import is_jit_archive, read_weights
-from .towers import KINDS
+from .towers import TOWER_KINDS
 
 CHOOSE = "Choose a ViT, such as 'ViT-B-32-quickgelu', 'PE-Core-B-16' or 'ViT-B-16-SigLIP2'."
 
@@ -25,7 +25,7 @@ class CLIPTowers:
 
     Attributes:
         visual (nn.Module): The image tower, of one of the
-            :data:`.towers.KINDS`.
+            :data:`.towers.TOWER_KINDS`.
         text (TextTransformer): The text tower.
         logit_scale (Tensor): The learned logarithm of the temperature's
             inverse, a scalar.
@@ -94,7 +94,7 @@ def open_towers(
     _refuse_unpromptable(name, config)
     model = _make(config, name)
     for tower in (model.visual, model.text):
-        kind = KINDS.get(type(tower))
+        kind = TOWER_KINDS.get(type(tower))
         if reason := kind.why_not(tower) if kind else 'its towers are of another kind':
             raise UserError(f'{name} cannot be prompted: {reason}. {CHOOSE}')
     source = 'random weights'

@@ -199,7 +199,7 @@ class TimmImageTower(ImageTower):
         return self.module.head(self.trunk.forward_head(self.trunk.norm(tokens)))
 
 
-KINDS: dict[type[nn.Module], type[Any]] = {
+TOWER_KINDS: dict[type[nn.Module], type[Any]] = {
     TextTransformer: TextTower,
     VisionTransformer: OpenCLIPImageTower,
     TimmModel: TimmImageTower,
@@ -207,5 +207,5 @@ KINDS: dict[type[nn.Module], type[Any]] = {
 
 
 def tower_of(module: nn.Module) -> Any:
-    """A tower of a kind in :data:`KINDS`."""
-    return KINDS[type(module)](module)
+    """A tower of a kind in :data:`TOWER_KINDS`."""
+    return TOWER_KINDS[type(module)](module)
