@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
@@ -21,7 +22,8 @@ from ..registry import DATASETS, TRANSFORMS, class_of, is_kind
 from .index_config import read_plain_config
 
 # Where the transforms that set the size of pictures have it.
-SIZES = {'mmaction.Resize': 'scale', 'mmaction.CenterCrop': 'crop_size'}
+SIZES = {f'mmaction.{name}Crop': 'crop_size' for name in ('Center', 'Three', 'Ten')}
+SIZES |= {'mmaction.Resize': 'scale', 'mmaction.RandomCrop': 'size'}
 CHECKOUT = Path(__file__).resolve().parents[3]
 
 
@@ -235,7 +237,7 @@ def fit_tokenizers(part: Any, clip: dict, scope: str | None = None) -> None:
 def fit_pixels(part: Any, clip: dict, scope: str | None = None) -> None:
     """Let the pipelines in a part of a config make pictures as a CLIP takes them.
 
-    All sizes of ``Resize`` and ``CenterCrop`` are scaled so that what comes out is of the CLIP's
+    All sizes of ``Resize`` and of crops are scaled so that what comes out is of the CLIP's
     size; where the CLIP was trained with another interpolation than ``'bicubic'``, ``Resize`` uses
     that in its place.
 
@@ -264,6 +266,10 @@ def fit_pixels(part: Any, clip: dict, scope: str | None = None) -> None:
     config = read_clip_config(
         clip.get('name', PAPER_CLIP), clip.get('pretrained'), clip.get('cache_dir')
     )
+    if any(
+        isinstance(step[key], float) or np.inf in np.atleast_1d(step[key]) for step, key in sized
+    ):
+        return  # of the size of the video
     step, key = sized[-1]
     ratio = min(config.size) / (step[key] if isinstance(step[key], int) else max(step[key]))
     for step, key in sized:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
-from timm.layers import apply_rot_embed_cat
-from timm.models.eva import EvaBlock, EvaBlockPostNorm
+from timm.layers import Attention, AttentionRope, apply_rot_embed_cat
+from timm.models.eva import EvaAttention, EvaBlock, EvaBlockPostNorm
 from timm.models.vision_transformer import Block as ViTBlock
 from torch import Tensor, nn
 
@@ -89,7 +89,7 @@ class BlockSteps:
 
 
 class OpenCLIPSteps(BlockSteps):
-    """Of open_clip's own block."""
+    """Steps of open_clip's ``ResidualAttentionBlock``."""
 
     @property
     def activation(self) -> str:
@@ -129,7 +129,7 @@ class OpenCLIPSteps(BlockSteps):
 
 
 class ViTSteps(BlockSteps):
-    """Of timm's vision transformers, such as those of SigLIP and MobileCLIP."""
+    """Steps of timm's vision transformers, such as those of SigLIP and MobileCLIP."""
 
     @property
     def activation(self) -> str:
@@ -138,6 +138,8 @@ class ViTSteps(BlockSteps):
     @staticmethod
     def why_not(block: Any) -> str | None:
         attn = block.attn
+        if type(attn) not in (Attention, AttentionRope, EvaAttention):
+            return f'its attention is of another kind ({type(attn).__name__})'
         if getattr(attn, 'gate', None) is not None:
             return 'its attention is gated'
         if getattr(attn, 'num_kv_heads', attn.num_heads) != attn.num_heads:
@@ -183,7 +185,7 @@ class ViTSteps(BlockSteps):
 
 
 class EvaSteps(ViTSteps):
-    """Of timm's Eva: EVA-01, EVA-02 and PE-Core, most with rotary positions."""
+    """Steps of timm's Eva: EVA-01, EVA-02 and PE-Core, most with rotary positions."""
 
     def qkv_bias(self) -> Tensor | None:
         attn = self.attn
@@ -203,7 +205,7 @@ class EvaSteps(ViTSteps):
 
 
 class EvaPostNormSteps(EvaSteps):
-    """Of EVA-02-E, which normalises what a sublayer adds in place of what it reads."""
+    """Steps of EVA-02-E, which normalises what a sublayer adds in place of what it reads."""
 
     def attn_norm(self, x: Tensor) -> Tensor:
         return x

@@ -106,7 +106,7 @@ class PromptedEncoder(nn.Module):
         return ((f'backbone.{name}', value) for name, value in weights if name in self._frozen)
 
     def train(self, mode: bool = True) -> 'PromptedEncoder':
-        """Train, but for the statistics of a CLIP with batch normalisation, which stay."""
+        """Set training mode; the CLIP stays in eval mode, so that batch statistics are frozen."""
         super().train(mode)
         self.backbone.eval()  # which has no dropout
         return self

@@ -22,8 +22,7 @@ class Tower:
 
     Attributes:
         blocks_name (str): The name of its list of blocks.
-        projection (tuple[str, ...]): How the names of the parameters begin that bring what is read
-            out into the joint space.
+        projection (tuple[str, ...]): Name prefixes of the parameters of the output projection.
         width (int): Width of a token.
 
     Example:
