@@ -41,8 +41,9 @@ MEMORY = ['CLIP', 'method', 'peak memory of a step, GiB', 'ours / concat', 'ours
 
 def concatenating(encoder: VideoEncoder, frames: Tensor) -> Tensor:
     """Embed frames ``(B, F, 3, H, W)`` with prompts concatenated to the tokens."""
-    tower, cls = encoder.tower, int(encoder.tower.has_cls)
+    tower, cls, position = encoder.tower, int(encoder.tower.has_cls), encoder.tower.position
     b, f = frames.shape[:2]
+    video_position = None if position is None else position[cls:].repeat(f, 1)
     x = tower.embed(frames.flatten(0, 1)).unflatten(0, (b, f))
     for layer, block in enumerate(tower.blocks, start=1):
         if layer == encoder.spec.frame_layers + 1:
@@ -55,12 +56,11 @@ def concatenating(encoder: VideoEncoder, frames: Tensor) -> Tensor:
             prompts = tower.pre_norm(prompts)
         if layer <= encoder.spec.frame_layers:
             x = torch.cat([prompts, x], dim=2).flatten(0, 1)
-            x = run(block, x, p + cls, tower.position).unflatten(0, (b, f))[:, :, p:]
+            x = run(block, x, p + cls, position).unflatten(0, (b, f))[:, :, p:]
         else:
             own, patches = x[:, :, :cls].flatten(1, 2), x[:, :, cls:].flatten(1, 2)
-            position = None if tower.position is None else tower.position[cls:].repeat(f, 1)
             x = torch.cat([prompts[:, 0], own, patches], dim=1)
-            x = run(block, x, p + f * cls, position)
+            x = run(block, x, p + f * cls, video_position)
             own = x[:, p : p + f * cls].unflatten(1, (f, cls))
             x = torch.cat([own, x[:, p + f * cls :].unflatten(1, (f, -1))], dim=2)
     return tower.read_out(x.flatten(0, 1)).unflatten(0, (b, f))

@@ -43,10 +43,14 @@ def open_small(tmp_path_factory):
     return open_one
 
 
+def has_cls(clip):
+    return not hasattr(clip, 'trunk') or clip.trunk.cls_token is not None
+
+
 def naive_layer(encoder, layer, frames, prompts):
     """A layer on the tokens [m x d] of frames, which attend to each other and to the prompts."""
     clip = encoder.backbone
-    cls = int(encoder.tower.has_cls)
+    cls = int(has_cls(clip))
     head = [torch.stack([frame[0] for frame in frames])] if cls else []
     head = ([] if prompts is None else [prompts]) + head
     x = torch.cat([*head, *(frame[cls:] for frame in frames)])
@@ -109,7 +113,7 @@ def naive_lora(lora, layer, weights):
 
 def naive_video(encoder, video):
     """Frame embeddings [F x e] of one video [F x 3 x H x W]."""
-    clip, tower, f = encoder.backbone, encoder.tower, len(video)
+    clip, f = encoder.backbone, len(video)
     trunk = getattr(clip, 'trunk', None)
     caught = []
     # What goes into the first block, and what the last gives on to what follows.
@@ -122,7 +126,7 @@ def naive_video(encoder, video):
         if layer == encoder.spec.frame_layers + 1:
             table = encoder.frame_positional_embedding
             tokens = [x + table[int((i + 0.5) / f * len(table))] for i, x in enumerate(tokens)]
-        cls = torch.stack([x[0] if tower.has_cls else x.mean(0) for x in tokens])
+        cls = torch.stack([x[0] if has_cls(clip) else x.mean(0) for x in tokens])
         if encoder.cls_update and layer <= encoder.spec.frame_layers:
             update = encoder.cls_update
             cls = cls + reference.linear(update.fc, reference.cmm_states(update.cmm, cls))
@@ -266,6 +270,8 @@ def test_weights_of_each_kind_are_read(open_small, kind, tmp_path, logged_warnin
     opened = open_towers(config, 'c.pt')
     for key, value in opened.visual.state_dict().items():
         assert torch.equal(value, state[f'visual.{key}'])
+    for key, value in opened.text.state_dict().items():
+        assert torch.equal(value, state[f'text.{key}'])
     assert opened.logit_scale == 2
     is_timm = hasattr(towers.visual, 'trunk')
     assert bool(logged_warnings) != is_timm  # of the activation, which a file does not tell

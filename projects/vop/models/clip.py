@@ -188,7 +188,7 @@ def _make(config: dict, name: str) -> open_clip.CustomTextCLIP:
 
 
 def _refuse_unpromptable(name: str, config: dict) -> None:
-    """Refuse, by its config, a CLIP whose towers are of others than open_clip and timm.
+    """Refuse, by its config, a CLIP whose towers come from neither open_clip nor timm.
 
     It is called before the model is made, which may download them.
     """

@@ -123,6 +123,8 @@ class VideoEncoder(PromptedEncoder):
         tower = self.tower
         x = tower.embed(frames.flatten(0, 1)).unflatten(0, (b, f))
         position = tower.position
+        # Of a patch it is that in its frame, whichever frame it is.
+        video_position = None if position is None else position.repeat(f, 1)
         table = self.frame_positional_embedding
         for layer in range(1, self.spec.layers + 1):
             if table is not None and layer == self.frame_layers + 1:
@@ -145,6 +147,6 @@ class VideoEncoder(PromptedEncoder):
                     x.flatten(1, 2),
                     [tokens[:, 0] for tokens in prompts],
                     queries=None if queries is None else queries.flatten(1, 2),
-                    position=None if position is None else position.repeat(f, 1),
+                    position=video_position,
                 ).unflatten(1, (f, -1))
         return tower.read_out(x.flatten(0, 1)).unflatten(0, (b, f))
