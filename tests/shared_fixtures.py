@@ -42,7 +42,8 @@ SHARED = ROOT.parent / 'shared' / 'data'
 # half as long again.
 UNMEASURED = re.compile(
     r'test_(docs|benchmark_\w+|mix|quickstart|reproduce|compress_videos|profile_training)\.py'
-    '|test_(a_clip_of_open_clip_by_name|the_real_size_converted|a_compiled_model|two_processes_train)'
+    '|test_(a_clip_of_open_clip_by_name|the_real_size_converted|a_compiled_model|two_processes_train'
+    '|the_page_of_clips|the_paper_column|compiled_it_is)'
 )
 
 

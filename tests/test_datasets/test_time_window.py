@@ -67,8 +67,9 @@ def frames_of(item):
 
 def on_screen(start, end, total=FRAMES, rate=RATE):
     """The frames to be seen between two times, one by one."""
-    start, end, rate = start or 0, total if end is None else end, Fraction(rate)
-    return [n for n in range(total) if (n + 1) / rate > start and n / rate < end]
+    rate = Fraction(rate)
+    first, last = (Fraction(t) * rate for t in (start or 0, total if end is None else end))
+    return [n for n in range(total) if n + 1 > first and n < last]
 
 
 WINDOWS = [
