@@ -1,6 +1,7 @@
 """The one exception for wrong input, and how a tool ends with it."""
 
 import io
+import logging
 import os
 import re
 import sys
@@ -118,6 +119,20 @@ def reason_or_raise(error: Exception, path: str | Path) -> str:
             error.add_note(f'This was raised while {shown(str(path))} was read.')
         raise error
     return shown(f'{type(error).__name__}: {error}'.strip().rstrip('.'), 300)
+
+
+def warn(message: str) -> None:
+    """Log a warning.
+
+    Args:
+        message (str): What is wrong, and what follows from it.
+
+    Example:
+        >>> warn('There is no checkpoint in work_dirs/vop: training starts from the beginning.')
+    """
+    from mmengine.logging import print_log
+
+    print_log(message, 'current', logging.WARNING)
 
 
 def log_to_stderr() -> None:

@@ -4,7 +4,6 @@ import codecs
 import errno
 import hashlib
 import json
-import logging
 import os
 import socket
 import sys
@@ -16,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import portalocker
-from mmengine.logging import print_log
 from portalocker import portalocker as lockers
 
-from .errors import UserError, shown
+from .errors import UserError, shown, warn
 
 VIDEO_SUFFIXES = (
     *('.mp4', '.avi', '.mkv', '.webm', '.mov', '.m4v', '.flv', '.mpg', '.mpeg', '.wmv'),
@@ -324,11 +322,9 @@ def file_lock(path: str | Path) -> Iterator[None]:
                 f'Another run writes to {path.parent} ({file.read()}): wait until it has ended.'
             ) from error
         except portalocker.LockException as error:
-            print_log(
+            warn(
                 f'The file system of {path.parent} has no locks ({error}): see to it that no '
-                'other run writes there.',
-                'current',
-                logging.WARNING,
+                'other run writes there.'
             )
         with suppress(OSError):  # a full disk says so where it matters
             file.truncate(0)

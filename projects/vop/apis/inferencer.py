@@ -4,7 +4,6 @@ import copy
 import hashlib
 import itertools
 import json
-import logging
 import os
 import os.path as osp
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.logging import print_log
 from mmengine.registry import DefaultScope, init_default_scope
 from torch import Tensor
 from tqdm import tqdm
@@ -31,7 +29,7 @@ from ..clip_config import (
 from ..engine.checkpoint import check_state, load_safely
 from ..engine.config import fit_pixels, fit_tokenizers, open_config
 from ..engine.index_config import plain_config
-from ..errors import UserError, shown
+from ..errors import UserError, shown, warn
 from ..fileio import available_cores, is_video, walk_files
 from ..isolation import check_timeout
 from ..models import CLIPTowers, RetrievalRecognizer
@@ -137,7 +135,7 @@ class VoPInferencer:
             state = state.get('state_dict', state)
             self.model.load_state_dict({k.removeprefix('module.'): v for k, v in state.items()})
         elif untrained := sum(p.numel() for p in self.model.parameters() if p.requires_grad):
-            _warn(
+            warn(
                 f'{name} trains {untrained:,} parameters, and no checkpoint is given: they are as '
                 'a training begins. Name the checkpoint, or take a config of zero_shot.'
             )
@@ -268,7 +266,7 @@ class VoPInferencer:
             while batch := list(itertools.islice(frames, batch_size)):
                 encoded = self._encode(batch)
                 for path, reason in encoded.failed.items():
-                    _warn(f'{shown(path)} is left out: {reason}')
+                    warn(f'{shown(path)} is left out: {reason}')
                 yield encoded
                 bar.update(sum(video.is_last for video in batch))
 
@@ -357,7 +355,7 @@ class VoPInferencer:
             # One that is too long has a word where a shorter one is closed.
             shorter = self.tokenizer(part, context_length=slots)
             for number in (tokens[:, :slots] != shorter).any(1).nonzero().flatten().tolist():
-                _warn(
+                warn(
                     f'The text "{part[number][:40]}..." is longer than the {slots - 2} tokens that '
                     'this model reads; the rest of it is left out.'
                 )
@@ -434,10 +432,6 @@ class VoPInferencer:
                 prediction = dict(texts=[texts[i] for i in order], scores=scores.tolist())
             predictions.append(dict(video=path, **prediction))
         return dict(predictions=predictions, visualization=None)
-
-
-def _warn(message: str) -> None:
-    print_log(message, 'current', logging.WARNING)
 
 
 def _check_device(device: str) -> str:

@@ -16,7 +16,7 @@ from mmaction.datasets import BaseActionDataset
 from mmengine.logging import print_log
 
 from ..damage import signs_of_damage, warn_of_damage
-from ..errors import UserError, VideoReadError, reason_or_raise, shown
+from ..errors import UserError, VideoReadError, reason_or_raise, shown, warn
 from ..fileio import as_file, same_name, walk_files, why_no_file
 from ..isolation import FORKS, Isolated, check_timeout
 from ..registry import DATASETS
@@ -160,7 +160,7 @@ class VideoTextDataset(BaseActionDataset):
             hint = '' if self.test_mode else ' To train without them, set skip_bad_videos=True.'
             raise UserError(f'{message} They are looked for in {folder} (data_prefix).{hint}')
         self._bad[missing] = True
-        print_log(f'{message} They are skipped.', 'current', logging.WARNING)
+        warn(f'{message} They are skipped.')
 
     @property
     def skipped_videos(self) -> list[str]:

@@ -2,7 +2,6 @@
 
 import bisect
 import glob
-import logging
 import os.path as osp
 import re
 from collections.abc import Iterable, Iterator
@@ -12,11 +11,11 @@ from typing import Any
 from mmengine import hooks
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from mmengine.logging import MessageHub, print_log
+from mmengine.logging import MessageHub
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, save_checkpoint
 
-from ..errors import UserError
+from ..errors import UserError, warn
 from ..fileio import write_file
 from ..registry import HOOKS
 from .checkpoint import load_safely
@@ -172,11 +171,9 @@ class CheckpointHook(hooks.CheckpointHook):
             return
         hub.pop_info(key)
         hub.pop_info(key.replace('ckpt', 'score', 1))
-        print_log(
+        warn(
             f'The best checkpoint so far, {name}, is not in {folder}: the best of what is '
-            'validated from here on will be kept.',
-            'current',
-            logging.WARNING,
+            'validated from here on will be kept.'
         )
 
     def after_train_epoch(self, runner) -> None:

@@ -1,6 +1,5 @@
 """Opening a config, and checking it before anything is made."""
 
-import logging
 import os
 import os.path as osp
 from collections.abc import Iterator
@@ -12,12 +11,11 @@ import torch
 from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
 from mmengine.device import get_device
-from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 
 from ..clip_config import PAPER_CLIP, read_clip_config, tokenizer_serves
-from ..errors import UserError
+from ..errors import UserError, warn
 from ..registry import DATASETS, TRANSFORMS, class_of, is_kind
 from .index_config import read_plain_config
 
@@ -171,11 +169,7 @@ def _check_files(dataset: dict, split: str) -> None:
     if asked == root:
         by_variable = ' The environment variable DATA_ROOT says so.'
     elif asked is not None:
-        print_log(
-            f'DATA_ROOT={asked} has no effect: {split}_dataloader reads {root or "no data_root"}.',
-            'current',
-            logging.WARNING,
-        )
+        warn(f'DATA_ROOT={asked} has no effect: {split}_dataloader reads {root or "no data_root"}.')
     if not osp.isfile(ann_file):
         how = (
             f'`python {converter}` makes it; --help says from what.'

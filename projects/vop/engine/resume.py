@@ -1,7 +1,6 @@
 """Resuming a training: from which checkpoint, and what became of its settings."""
 
 import ast
-import logging
 import os.path as osp
 import re
 import warnings
@@ -12,11 +11,10 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import IterBasedTrainLoop
 
-from ..errors import UserError
+from ..errors import UserError, warn
 from .checkpoint import check_state, is_whole, load_safely
 
 # What of a config makes a training what it is.
@@ -92,15 +90,11 @@ def find_checkpoint(cfg: Config) -> str | None:
             path = max(found)[-1]
             if path not in latest:
                 reason = ' '.join(faults) or f'last_checkpoint names no file of {cfg.work_dir}.'
-                _warn(f'{reason} This run resumes from {path}, the newest that can be read.')
+                warn(f'{reason} This run resumes from {path}, the newest that can be read.')
             return path
     if faults:
-        _warn(f'{" ".join(faults)} There is no other to resume from.')
+        warn(f'{" ".join(faults)} There is no other to resume from.')
     return None
-
-
-def _warn(message: str) -> None:
-    print_log(message, 'current', logging.WARNING)
 
 
 def _is_of_training(checkpoint: Any, cfg: Config) -> bool:
@@ -140,7 +134,7 @@ def prepare_resume(cfg: Config, given: str | None = None) -> str | None:
     if path == 'auto':
         path = find_checkpoint(cfg)
         if path is None:
-            _warn(f'There is no checkpoint in {cfg.work_dir}: training starts from the beginning.')
+            warn(f'There is no checkpoint in {cfg.work_dir}: training starts from the beginning.')
             cfg.resume = False
             return None
     cfg.resume, cfg.load_from = True, path
@@ -164,7 +158,7 @@ def prepare_resume(cfg: Config, given: str | None = None) -> str | None:
     if seed is not None:
         randomness = cfg.setdefault('randomness', {})
         if randomness.get('seed') not in (None, seed):
-            _warn(f'The seed {randomness.seed} has no effect: {path} was trained with {seed}.')
+            warn(f'The seed {randomness.seed} has no effect: {path} was trained with {seed}.')
         randomness['seed'] = seed  # of the order of the data, too
     return path
 
@@ -233,7 +227,7 @@ class ResumeHook(Hook):
         if schedule:
             said.append(self._follow_schedule(runner, checkpoint, length))
         if said:
-            _warn(' '.join(said))
+            warn(' '.join(said))
 
     def before_train(self, runner) -> None:
         # Each process has looked for the newest checkpoint by itself.

@@ -4,15 +4,13 @@ They use more than the one query and its gallery, so results with them are not t
 plain ones.
 """
 
-import logging
 from numbers import Real
 from typing import Protocol
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, warn
 from ..registry import RESCORINGS
 from .embeddings import Embeddings
 from .scores import Scores, finite_rows, sweep
@@ -208,11 +206,9 @@ class QBNorm(Rescoring):
     def check_videos(self, video_ids: list[str | None]) -> None:  # noqa: D102
         leaked = {name for name in video_ids if name is not None} & {*self.bank.video_id}
         if leaked:
-            print_log(
+            warn(
                 f'{len(leaked)} test videos are in the bank {self.file}, such as '
-                f'{min(map(str, leaked))}: qb_norm/... looks at what is tested.',
-                'current',
-                logging.WARNING,
+                f'{min(map(str, leaked))}: qb_norm/... looks at what is tested.'
             )
 
 

@@ -12,7 +12,7 @@ from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 from ..clip_config import HF_HUB, PAPER_CLIP, own_weights, read_clip_config, short_reason
-from ..errors import UserError
+from ..errors import UserError, warn
 from .clip_weights import is_jit_archive, read_weights
 from .towers import TOWER_KINDS
 
@@ -103,8 +103,7 @@ def open_towers(
         file = _weights_file(name, pretrained, cache_dir)
         source = pretrained or file or source
         if file is None:
-            message = f'CLIP {name} has random weights (pretrained=None).'
-            print_log(message, 'current', logging.WARNING)
+            warn(f'CLIP {name} has random weights (pretrained=None).')
     if file is not None:
         _load_weights(model, config, name, pretrained, file)
     return CLIPTowers(

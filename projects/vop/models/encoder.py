@@ -3,19 +3,17 @@
 import hashlib
 import itertools
 import json
-import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..compat import after_state_dict, before_load_state_dict
-from ..errors import UserError
+from ..errors import UserError, warn
 from ..registry import MODELS
 from .blocks import prompted_block
 from .spec import TransformerSpec
@@ -144,11 +142,9 @@ def _leave_out_frozen(
         state_dict.pop(prefix + name, None)
     trains = [prefix + name for name, parameter in module.frozen() if parameter.requires_grad]
     if trains:
-        print_log(
+        warn(
             f'{trains[0]} has requires_grad=True, but it was frozen when the encoder was made, '
-            'so it is not saved: set tuning of the encoder instead.',
-            'current',
-            logging.WARNING,
+            'so it is not saved: set tuning of the encoder instead.'
         )
 
 

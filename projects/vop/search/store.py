@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -11,9 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from mmengine.logging import print_log
 
-from ..errors import UserError
+from ..errors import UserError, warn
 from ..fileio import VIDEO_SUFFIXES, atomic_write, is_video, read_json, walk_files
 
 FORMAT = 6
@@ -195,11 +193,7 @@ def read_parts(
             if part.more.dtype != np.float32 or part.more.ndim != 2:
                 raise ValueError('it holds other values')
         except Exception as error:  # a damaged file can raise nearly anything
-            print_log(
-                f'{path} is damaged and left out ({error}): its videos are encoded again.',
-                'current',
-                logging.WARNING,
-            )
+            warn(f'{path} is damaged and left out ({error}): its videos are encoded again.')
             continue
         cuts = np.cumsum(part.counts)[:-1]
         stamps = map(tuple, part.stamps.tolist())

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import logging
 import os
 import shutil
 import time
@@ -19,7 +18,7 @@ from mmengine.logging import print_log
 from ..apis import EncodedVideos, VoPInferencer, Windows
 from ..engine.checkpoint import to_safetensors
 from ..engine.index_config import check_plain_config, plain_config
-from ..errors import UserError
+from ..errors import UserError, warn
 from ..fileio import check_writable, file_lock
 from .ann import IVF, QUERIES, TOP, open_faiss, sample, search_exactly
 from .read import EXACT_BELOW, VideoIndex
@@ -298,7 +297,7 @@ def _make_plan(
             now = np.array([videos.get(name, NOT_THERE) for name in old.names], np.int64)
             stay = (now == old.stamps).all(axis=1)
         else:
-            _warn(
+            warn(
                 f'{job.folder} was made with another model or other windows: all {len(videos):,} '
                 'videos are encoded with these. Until that is done, the index stays what it is.'
             )
@@ -306,7 +305,7 @@ def _make_plan(
     kept = set(itertools.compress(old.names, stay)) if old else set()
     new, saved = videos.keys() - kept, sorted(job.parts.glob('*.npz'))
     if any(path.parent != job.parts for path in job.parts.parent.glob('*/*.npz')):
-        _warn(
+        warn(
             f'{job.parts.parent} holds videos that an unfinished run encoded with another model '
             'or other windows: they are left out, and removed when this run is done.'
         )
@@ -343,10 +342,6 @@ def _keep_run(job: Job, videos: int) -> Path:
     about = dict(video_dir=str(job.video_dir), videos=videos, window=[*(job.windows or ())])
     write_bytes(run, json.dumps(about).encode())
     return run
-
-
-def _warn(message: str) -> None:
-    print_log(message, 'current', logging.WARNING)
 
 
 class _PartWriter:
