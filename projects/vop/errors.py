@@ -69,6 +69,18 @@ class VideoReadError(UserError):
     """
 
 
+class FileWriteError(UserError):
+    """A file cannot be written; the message names it.
+
+    Example:
+        >>> try:
+        ...     write_file('train.json', text)
+        ... except FileWriteError as error:
+        ...     print(error)
+        train.json cannot be written: No space left on device (3.1 MB are free).
+    """
+
+
 class NotFiniteError(UserError):
     """A loss, weights or embeddings are not finite, such as in training that diverged."""
 

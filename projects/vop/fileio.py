@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import socket
 import sys
 import unicodedata
@@ -17,7 +18,7 @@ from typing import Any
 import portalocker
 from portalocker import portalocker as lockers
 
-from .errors import UserError, shown, warn
+from .errors import FileWriteError, UserError, shown, warn
 
 VIDEO_SUFFIXES = (
     *('.mp4', '.avi', '.mkv', '.webm', '.mov', '.m4v', '.flv', '.mpg', '.mpeg', '.wmv'),
@@ -42,8 +43,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         Path: Where to write, in the same folder.
 
     Raises:
-        UserError: If it cannot be written, such as on a full disk; the message
-            names the file. Nothing of it stays.
+        FileWriteError: If it cannot be written; the message names the file and, where the disk is
+            full, says how much is free. Nothing of it stays.
 
     Example:
         >>> with atomic_write('captions.txt') as part:
@@ -68,7 +69,15 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f'{path} cannot be written: {error.strerror or error}.') from error
+        raise _write_error(path, path.parent, error) from error
+
+
+def _write_error(name: str | Path, folder: Path, error: OSError) -> FileWriteError:
+    reason = str(error.strerror or error)
+    if error.errno == errno.ENOSPC:
+        with suppress(OSError):  # the folder may not be there
+            reason += f' ({shutil.disk_usage(folder).free / 1e6:,.1f} MB are free)'
+    return FileWriteError(f'{name} cannot be written: {reason}.')
 
 
 def _sync(path: Path) -> None:
@@ -87,7 +96,7 @@ def write_file(path: str | Path, data: str | bytes) -> None:
         data (str | bytes): What it holds; text is encoded as UTF-8.
 
     Raises:
-        UserError: If it cannot be written.
+        FileWriteError: If it cannot be written.
 
     Example:
         >>> write_file('train.json', json.dumps(captions))
@@ -104,7 +113,7 @@ def save_tensors(path: str | Path, content: Any) -> None:
         content (Any): Tensors and plain data.
 
     Raises:
-        UserError: If it cannot be written.
+        FileWriteError: If it cannot be written.
 
     Example:
         >>> save_tensors('prompts.pth', dict(state_dict=model.state_dict()))
@@ -115,7 +124,7 @@ def save_tensors(path: str | Path, content: Any) -> None:
         with atomic_write(path) as part:
             torch.save(content, part)
     except RuntimeError as error:  # raised by torch when the disk is full
-        raise UserError(f'{path} cannot be written: {error}') from error
+        raise FileWriteError(f'{path} cannot be written: {error}') from error
 
 
 def code_in(path: str | Path) -> str | None:
@@ -251,8 +260,8 @@ def name_full_disk(folder: str | Path) -> Iterator[None]:
         folder (str | Path): Where the files of a run are.
 
     Raises:
-        UserError: If a file cannot be written as the disk is full or read-only, or a quota or a
-            limit is reached.
+        FileWriteError: If a file cannot be written as the disk is full or read-only, or a quota
+            or a limit is reached.
 
     Example:
         >>> with name_full_disk('work_dirs/vop'):
@@ -264,7 +273,7 @@ def name_full_disk(folder: str | Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             raise
         name = error.filename or f'A file in {folder}'
-        raise UserError(f'{name} cannot be written: {error.strerror}.') from error
+        raise _write_error(name, Path(folder), error) from error
 
 
 def check_writable(path: str | Path) -> None:
@@ -312,7 +321,7 @@ def file_lock(path: str | Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, 'a+')
     except OSError as error:
-        raise UserError(f'{path} cannot be written: {error.strerror}.') from error
+        raise _write_error(path, path.parent, error) from error
     with file:
         try:
             _lock(file, portalocker.LOCK_EX | portalocker.LOCK_NB)

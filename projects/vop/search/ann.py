@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..fileio import atomic_write
 
 TOP = 10  # recall is measured among so many neighbours
 WANTED_RECALL = 0.95
@@ -127,10 +128,10 @@ class IVF:
         return cls(index, **settings)
 
     def write(self, path: Path) -> None:
-        """Write a file, or raise OSError."""
+        """Write a file; see :func:`.atomic_write`."""
         faiss = open_faiss()
         # By itself, FAISS would not notice that a disk is full at the end.
-        with open(path, 'wb') as file:
+        with atomic_write(path) as part, open(part, 'wb') as file:
             faiss.write_index(self.index, faiss.PyCallbackIOWriter(file.write, 1 << 20))
 
     def remove(self, ids: np.ndarray) -> None:

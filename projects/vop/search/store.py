@@ -1,11 +1,9 @@
 """The files of an index: their names, and how they are read and written."""
 
-import io
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,27 +90,6 @@ def scan(folder: Path) -> tuple[dict[str, Stamp], dict[str, str]]:
     return videos, failed
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """As :func:`.atomic_write`; a failure also says what is free, and what is left."""
-    try:
-        with atomic_write(path) as part:
-            yield part
-    except UserError as error:
-        free = shutil.disk_usage(path.parent).free
-        raise UserError(
-            f'{error} {free / 1e6:,.1f} MB are free. The index is as it was, and the videos that '
-            'were saved are kept: once there is room, and permission to write, the same command '
-            'resumes.'
-        ) from error
-
-
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Write a file at once; see :func:`writing`."""
-    with writing(path) as part:
-        part.write_bytes(data)
-
-
 def write_rows(
     path: Path,
     shape: tuple[int, int],
@@ -123,7 +100,7 @@ def write_rows(
 
     Not through a mapped file, whose writer a full disk kills.
     """
-    with writing(path) as part, open(part, 'wb') as file:
+    with atomic_write(path) as part, open(part, 'wb') as file:
         header = dict(descr='<f4', fortran_order=False, shape=shape)
         np.lib.format.write_array_header_1_0(file, header)
         begin = file.tell()
@@ -150,11 +127,10 @@ def read_blocks(array: np.memmap, rows: np.ndarray | None = None) -> Iterator[np
 
 
 def write_videos(path: Path, videos: Videos) -> None:
-    """Write what :func:`read_videos` reads; see :func:`writing`."""
-    data = io.BytesIO()
+    """Write what :func:`read_videos` reads."""
     names = np.frombuffer(json.dumps(videos.names).encode(), np.uint8)
-    np.savez(data, **dict(videos._asdict(), names=names))
-    write_bytes(path, data.getbuffer())
+    with atomic_write(path) as part, open(part, 'wb') as file:
+        np.savez(file, **dict(videos._asdict(), names=names))
 
 
 def read_videos(path: Path) -> Videos:

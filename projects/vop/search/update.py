@@ -18,8 +18,8 @@ from mmengine.logging import print_log
 from ..apis import EncodedVideos, VoPInferencer, Windows
 from ..engine.checkpoint import to_safetensors
 from ..engine.index_config import check_plain_config, plain_config
-from ..errors import UserError, warn
-from ..fileio import check_writable, file_lock
+from ..errors import FileWriteError, UserError, warn
+from ..fileio import check_writable, file_lock, write_file
 from .ann import IVF, QUERIES, TOP, open_faiss, sample, search_exactly
 from .read import EXACT_BELOW, VideoIndex
 from .store import (
@@ -35,10 +35,8 @@ from .store import (
     read_blocks,
     read_parts,
     scan,
-    write_bytes,
     write_rows,
     write_videos,
-    writing,
 )
 
 NOT_TO_BE_OPENED = (
@@ -170,7 +168,7 @@ def update_index(
     fingerprint = inferencer.model_fingerprint
     asked = windows and Windows(*map(float, windows)).check()
     plan: Any = None  # of the first process
-    with ExitStack() as stack:
+    with _saying_how_to_resume(), ExitStack() as stack:
 
         def begin() -> tuple:
             nonlocal plan
@@ -195,6 +193,18 @@ def update_index(
         writer.encode(batch_size, num_workers)
         done = _gather((writer.parts, writer.failed))
         return _in_first(lambda: _finish(job, plan, done, exact_below))
+
+
+@contextmanager
+def _saying_how_to_resume() -> Iterator[None]:
+    """Say with an error of writing that what was saved is kept."""
+    try:
+        yield
+    except FileWriteError as error:
+        raise UserError(
+            f'{error} The index is as it was, and the videos that were saved are kept: once there '
+            'is room, and permission to write, the same command resumes.'
+        ) from error
 
 
 def _in_first(function: Callable[[], Any]) -> Any:
@@ -327,9 +337,9 @@ def _keep_model(job: Job) -> None:
     data = json.dumps(plain, indent=1).encode()
     # CLIP's weights, which it names, may have moved.
     if not config.exists() or config.read_bytes() != data:
-        write_bytes(config, data)
+        write_file(config, data)
     if not state.exists():
-        write_bytes(state, to_safetensors(job.inferencer.model.state_dict()))
+        write_file(state, to_safetensors(job.inferencer.model.state_dict()))
 
 
 def _keep_run(job: Job, videos: int) -> Path:
@@ -340,7 +350,7 @@ def _keep_run(job: Job, videos: int) -> Path:
             path.unlink()
     run = job.parts / f'run-{uuid.uuid4().hex}.json'
     about = dict(video_dir=str(job.video_dir), videos=videos, window=[*(job.windows or ())])
-    write_bytes(run, json.dumps(about).encode())
+    write_file(run, json.dumps(about))
     return run
 
 
@@ -411,7 +421,7 @@ def _finish(
     for _, own in done:
         failed.update(own)
     failed = dict(sorted(failed.items()))
-    write_bytes(folder / FAILED, json.dumps(failed).encode())
+    write_file(folder / FAILED, json.dumps(failed))
     new = sorted(plan.new - failed.keys())
     kept = int(plan.stay.sum())
     if not kept and not new:
@@ -441,7 +451,7 @@ def _finish(
 
 def _write_manifest(job: Job, manifest: dict[str, Any]) -> None:
     about = dict(manifest, video_dir=str(job.video_dir), window=[*(job.windows or ())])
-    write_bytes(job.folder / MANIFEST, json.dumps(about).encode())
+    write_file(job.folder / MANIFEST, json.dumps(about))
 
 
 def _write_generation(
@@ -476,8 +486,7 @@ def _write_generation(
         settings = {}
         measured = _measure(old, job.inferencer, ivf, embeddings, ids)
         if ivf:
-            with writing(paths['ivf']) as part:
-                ivf.write(part)
+            ivf.write(paths['ivf'])
             settings = dict(ivf=ivf.settings)
         else:
             del paths['ivf']
