@@ -40,7 +40,7 @@ from projects.vop.errors import UserError, VideoReadError, log_to_stderr, shown
 from projects.vop.fileio import is_video, read_json
 from projects.vop.search import Hit, VideoIndex, combine, open_model
 from projects.vop.search.read import clock
-from projects.vop.search.store import FAILED, check_fields
+from projects.vop.search.store import FAILED, damaged
 
 # What only one command needs is imported there: the others start sooner.
 if TYPE_CHECKING:
@@ -343,7 +343,8 @@ def info(args: argparse.Namespace) -> None:
     failed = args.index / FAILED
     if failed.is_file():
         unreadable = read_json(failed)
-        check_fields(failed, unreadable)
+        if not isinstance(unreadable, dict):
+            raise damaged(failed, 'it is no object')
         if unreadable:
             print(f'{len(unreadable):,} videos could not be read ({failed}).')
 

@@ -128,7 +128,7 @@ def test_a_stopped_run_resumes_with_the_same_windows_alone(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Drawn, 'iter_videos', stop)
         run(inferencer, folder)
-    with pytest.raises(UserError, match='1 of 3 videos are saved'):
+    with pytest.raises(UserError, match='is not finished'):
         VideoIndex.open(folder.parent / 'index')
     inferencer.encoded.clear()
     _, index = run(inferencer, folder, windows)

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,15 +25,27 @@ FILES = dict(
     embeddings='embeddings-{}.npy',
     ivf='ivf-{}.faiss',
 )
-OURS = re.compile(
-    '({})([.]part)?'.format(
-        '|'.join(re.escape(name.format('@')).replace('@', '[0-9a-f]+') for name in FILES.values())
-    )
-)
+_NAMES = '|'.join(name.replace('.', '[.]').format('[0-9a-f]+') for name in FILES.values())
+OURS = re.compile(f'({_NAMES})([.]part)?')
 ROWS_PER_BLOCK = 4096  # that are read, compared or written at a time
-FIELDS = dict(generation=int, model_fingerprint=str, video_dir=str, videos=int, moments=int)
-FIELDS |= dict(width=int, window=list, measured=dict, files=dict)
-
+# The fields of index.json; an approximate search has more.
+FIELDS: dict[str, Any] = dict(
+    format=int,
+    generation=int,
+    model_fingerprint=str,
+    video_dir=str,
+    window=list,
+    videos=int,
+    moments=int,
+    width=int,
+    measured=dict(moments=int, next_id=int, threshold=float, recall={}),
+    files=dict(videos=int, embeddings=int),
+)
+IVF_FIELDS: dict[str, Any] = dict(
+    ivf=dict(nprobe=int, trained_for=int, candidates=int),
+    measured=dict(FIELDS['measured'], recall=dict(videos=float, texts=float)),
+    files=dict(FIELDS['files'], ivf=int),
+)
 
 Stamp = tuple[int, int]  # size in bytes and time of change in ns, by which a file is known
 
@@ -68,10 +79,9 @@ def scan(folder: Path) -> tuple[dict[str, Stamp], dict[str, str]]:
         UserError: If there is no such folder, or no video in it, or a folder
             cannot be read.
     """
-    videos, failed, others = {}, {}, []
+    videos, failed = {}, {}
     for name, entry in walk_files(folder):
         if not is_video(name):
-            others.append(name)
             continue
         try:
             stat = entry.stat()
@@ -80,12 +90,9 @@ def scan(folder: Path) -> tuple[dict[str, Stamp], dict[str, str]]:
         else:
             videos[name] = (stat.st_size, stat.st_mtime_ns)
     if not videos and not failed:
-        holds = 'it is empty (is its disk mounted?)'
-        if others:
-            holds = f'it holds {len(others):,} file{"s" * (len(others) > 1)} such as {min(others)}'
-        suffixes = ', '.join(VIDEO_SUFFIXES)
         raise UserError(
-            f'There is no video ({suffixes}) in {folder}: {holds}. Nothing was changed.'
+            f'There is no video ({", ".join(VIDEO_SUFFIXES)}) in {folder}: is its disk mounted? '
+            'Nothing was changed.'
         )
     return videos, failed
 
@@ -180,12 +187,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """What ``index.json`` says.
 
     Raises:
-        UserError: If there is none, when the message says how far an
-            unfinished indexing got; or if it is damaged or of another version.
+        UserError: If there is none, or none yet; or if it is damaged or of another version.
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise UserError(_why_missing(folder))
+        if any(folder.glob(f'{PARTS}/*/run-*')):
+            raise UserError(
+                f'The first indexing into {folder} is not finished. Wait for it; or, if it was '
+                'stopped, give the same command again, and it resumes.'
+            )
+        raise UserError(
+            f'There is no index in {folder}: it has no {MANIFEST}. '
+            '`python tools/search.py index VIDEO_DIR INDEX` makes one.'
+        )
     manifest = read_json(path)
     if not isinstance(manifest, dict) or 'format' not in manifest:
         raise UserError(
@@ -199,58 +213,26 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f'another folder: `python tools/search.py index {videos} ANOTHER_FOLDER --config '
             'CONFIG --checkpoint CHECKPOINT`.'
         )
-    check_fields(path, manifest, **FIELDS)
-    measured, files, window = manifest['measured'], manifest['files'], manifest['window']
-    check_fields(path, measured, moments=int, next_id=int, threshold=float, recall=dict)
-    check_fields(path, measured['recall'], **dict.fromkeys(measured['recall'], float))
-    needed = dict(videos=int, embeddings=int)
-    if 'ivf' in manifest:
-        check_fields(path, manifest['ivf'], nprobe=int, trained_for=int, candidates=int)
-        needed['ivf'] = int
-    check_fields(path, files, **needed)
-    for key, is_right in (
-        ('model_fingerprint', re.fullmatch('[0-9a-f]{32}', manifest['model_fingerprint'])),
-        ('files', len(files) == len(needed)),
-        ('ivf', all(manifest.get('ivf', {}).values())),
-        ('window', not window or ([*map(type, window)] == [float] * 2 and min(window) > 0)),
-    ):
-        if not is_right:
-            raise damaged(path, f'its "{key}" is none')
+    _check(path, manifest, FIELDS | (IVF_FIELDS if 'ivf' in manifest else {}))
+    window = manifest['window']
+    if window and not ([*map(type, window)] == [float] * 2 and min(window) > 0):
+        raise damaged(path, 'its "window" is not valid')
+    if not re.fullmatch('[0-9a-f]{32}', manifest['model_fingerprint']):
+        raise damaged(path, 'its "model_fingerprint" is not valid')
     return manifest
 
 
-def check_fields(path: Path, value: Any, **kinds: type) -> None:
-    """Refuse what is not an object with such fields, in a file of JSON."""
-    if not isinstance(value, dict):
-        raise damaged(path, f'it holds a {type(value).__name__} in place of an object')
-    for key, kind in kinds.items():
-        field = value.get(key)
-        if type(field) is not kind or (isinstance(field, int) and not 0 <= field < 1 << 63):
-            raise damaged(path, f'its "{key[:80]}" is no {kind.__name__} that can be')
-
-
-def _why_missing(folder: Path) -> str:
-    runs = {}
-    for path in folder.glob(f'{PARTS}/*/run-*.json'):
-        with suppress(FileNotFoundError):  # a run that ends removes it
-            if path.is_file():
-                runs[path] = path.stat().st_mtime
-    if not runs:
-        return (
-            f'There is no index in {folder}: it has no {MANIFEST}. '
-            '`python tools/search.py index VIDEO_DIR INDEX` makes one.'
-        )
-    run = max(runs, key=lambda path: runs[path])
-    about = read_json(run)
-    check_fields(run, about, video_dir=str, videos=int, window=list)
-    options = ''.join(map(' --{} {}'.format, ('window', 'stride'), about['window']))
-    done = {name for name, *_ in read_parts(run.parent.glob('*.npz'))}
-    return (
-        f'The first indexing of {about["video_dir"]} into {folder} is not finished: {len(done):,} '
-        f'of {about["videos"]:,} videos are saved. Wait for it; or, if it was stopped, give the '
-        'same command again, and it resumes: '
-        f'`python tools/search.py index {about["video_dir"]} {folder}{options}`.'
-    )
+def _check(path: Path, value: Any, template: Any, name: str = 'content') -> None:
+    """Refuse a value of a JSON file that is not of a type, or has other fields than a template."""
+    if isinstance(template, dict):
+        is_valid = isinstance(value, dict) and value.keys() == template.keys()
+    else:
+        is_valid = type(value) is template and (template is not int or 0 < value < 1 << 63)
+    if not is_valid:
+        raise damaged(path, f'its "{name}" is not valid')
+    if isinstance(template, dict):
+        for key in template:
+            _check(path, value[key], template[key], key)
 
 
 def read_or_damaged(path: Path, how: Callable[[Path], Any]) -> Any:

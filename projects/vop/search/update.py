@@ -179,7 +179,7 @@ def update_index(
             own = Windows(*old.window) if old and old.window else None
             job = Job(inferencer, fingerprint, video_dir, folder, asked or own)
             plan = _make_plan(job, old, *found)
-            return job.windows, plan.todo, _keep_run(job, len(plan.new))
+            return job.windows, plan.todo, _mark_run(job)
 
         chosen, todo, run = _in_first(begin)
         job = Job(inferencer, fingerprint, video_dir, folder, chosen)
@@ -342,15 +342,13 @@ def _keep_model(job: Job) -> None:
         write_file(state, to_safetensors(job.inferencer.model.state_dict()))
 
 
-def _keep_run(job: Job, videos: int) -> Path:
-    """Say beside the parts what is begun, in a file that every process must see."""
-    job.parts.mkdir(parents=True, exist_ok=True)
-    for pattern in ('run-*.json', '*.part'):  # of a run that was killed
+def _mark_run(job: Job) -> Path:
+    """Make a file beside the parts that says that a run has begun, and that all processes see."""
+    for pattern in ('run-*', '*.part'):  # of a run that was killed
         for path in job.parts.glob(pattern):
             path.unlink()
-    run = job.parts / f'run-{uuid.uuid4().hex}.json'
-    about = dict(video_dir=str(job.video_dir), videos=videos, window=[*(job.windows or ())])
-    write_file(run, json.dumps(about))
+    run = job.parts / f'run-{uuid.uuid4().hex}'
+    write_file(run, '')
     return run
 
 
