@@ -181,7 +181,7 @@ def open_as(kind: str, folder: Path, reach: int) -> Callable:
     if kind in ('exact', 'ours'):
         index = VideoIndex.open(folder / 'index')
         return lambda query: [hit.name for hit in index.search(query, TOP, kind == 'exact')[0]]
-    faiss, names = open_faiss(), read_videos(folder / 'index/videos-1.npz').names
+    faiss, names = open_faiss(), read_videos(folder / 'index/videos-1.npz')[0].names
     other = faiss.read_index(str(folder / kind), faiss.IO_FLAG_MMAP if kind == 'IVF-Flat' else 0)
     set_reach(other, reach)
     return lambda query: [names[i] for i in other.search(query, TOP)[1][0]]

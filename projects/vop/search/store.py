@@ -51,21 +51,19 @@ Stamp = tuple[int, int]  # size in bytes and time of change in ns, by which a fi
 
 
 class Videos(NamedTuple):
-    """The v videos and m moments of an index, or of a part of one.
+    """The v videos of an index, or of a part of one, and when their m moments are.
 
     Attributes:
         names (list[str]): Their paths in the folder of the videos.
         stamps (np.ndarray): int64 [v x 2]: sizes in bytes and times of change in ns.
         counts (np.ndarray): int64 [v]: the moments of each, which follow each other.
         spans (np.ndarray): float64 [m x 2]: when each begins and ends, in seconds.
-        more (np.ndarray): Of a part, float32 embeddings [m x e]; of an index, int64 ids [m].
     """
 
     names: list[str]
     stamps: np.ndarray
     counts: np.ndarray
     spans: np.ndarray
-    more: np.ndarray
 
 
 def scan(folder: Path) -> tuple[dict[str, Stamp], dict[str, str]]:
@@ -133,15 +131,25 @@ def read_blocks(array: np.memmap, rows: np.ndarray | None = None) -> Iterator[np
             yield block.reshape(len(part), *array.shape[1:])
 
 
-def write_videos(path: Path, videos: Videos) -> None:
-    """Write what :func:`read_videos` reads."""
+def write_videos(path: Path, videos: Videos, of_moments: np.ndarray) -> None:
+    """Write a file of videos.
+
+    Args:
+        path (Path): The file.
+        videos (Videos): The videos.
+        of_moments (np.ndarray): Ids of the moments, int64 [m], of an index; of a part their
+            embeddings, float32 [m x e].
+    """
     names = np.frombuffer(json.dumps(videos.names).encode(), np.uint8)
     with atomic_write(path) as part, open(part, 'wb') as file:
-        np.savez(file, **dict(videos._asdict(), names=names))
+        np.savez(file, **dict(videos._asdict(), names=names, more=of_moments))
 
 
-def read_videos(path: Path) -> Videos:
+def read_videos(path: Path) -> tuple[Videos, np.ndarray]:
     """Read a file of :func:`write_videos`, which may be damaged or anybody's.
+
+    Returns:
+        tuple[Videos, np.ndarray]: The videos, and the ids or embeddings of their moments.
 
     Raises:
         ValueError: If it holds other values. Others are NumPy's and zipfile's.
@@ -150,17 +158,18 @@ def read_videos(path: Path) -> Videos:
         if any(item.compress_type for item in file.zip.infolist()):
             raise ValueError('it is compressed')  # as what fills the memory may be
         names = json.loads(file['names'].tobytes())
-        videos = Videos(names, *(file[key] for key in Videos._fields[1:]))
+        videos = Videos(names, file['stamps'], file['counts'], file['spans'])
+        of_moments = file['more']
     total = int(videos.counts.sum())
-    kinds = [(each.dtype, each.shape) for each in videos[1:4]]
+    kinds = [(each.dtype, each.shape) for each in videos[1:]]
     shapes = (len(names), 2), (len(names),), (total, 2)
     if not isinstance(names, list) or set(map(type, names)) != {str}:
         raise ValueError('it holds other names')
-    if kinds != [*zip((np.int64, np.int64, np.float64), shapes)] or len(videos.more) != total:
+    if kinds != [*zip((np.int64, np.int64, np.float64), shapes)] or len(of_moments) != total:
         raise ValueError('it holds other values')
     if (videos.counts < 1).any() or (videos.counts > total).any():
         raise ValueError('it holds other counts')
-    return videos
+    return videos, of_moments
 
 
 def read_parts(
@@ -172,15 +181,15 @@ def read_parts(
     """
     for path in paths:
         try:
-            part = read_videos(path)
-            if part.more.dtype != np.float32 or part.more.ndim != 2:
+            part, embeddings = read_videos(path)
+            if embeddings.dtype != np.float32 or embeddings.ndim != 2:
                 raise ValueError('it holds other values')
         except Exception as error:  # a damaged file can raise nearly anything
             warn(f'{path} is damaged and left out ({error}): its videos are encoded again.')
             continue
         cuts = np.cumsum(part.counts)[:-1]
         stamps = map(tuple, part.stamps.tolist())
-        yield from zip(part.names, stamps, np.split(part.spans, cuts), np.split(part.more, cuts))
+        yield from zip(part.names, stamps, np.split(part.spans, cuts), np.split(embeddings, cuts))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -403,8 +403,8 @@ class _PartWriter:
             stamps = np.array([self.todo[name] for name in self.complete], np.int64)
             spans, embeddings = zip(*self.complete.values())
             counts = np.array([*map(len, spans)], np.int64)
-            rows = np.concatenate(spans), np.concatenate(embeddings)
-            write_videos(path, Videos([*self.complete], stamps, counts, *rows))
+            videos = Videos([*self.complete], stamps, counts, np.concatenate(spans))
+            write_videos(path, videos, np.concatenate(embeddings))
             self.parts.append(path)
             self.complete = {}
         self.saved_at = time.monotonic()
@@ -459,8 +459,7 @@ def _write_generation(
     old = plan.old if plan.stay.any() else None
     # Twice, as all embeddings together may be larger than the memory.
     spans = {name: spans for name, spans, _ in _encoded(parts, plan, new)}
-    videos, rows = _join(old, plan, {name: spans[name] for name in new})
-    ids = videos.more
+    videos, ids, rows = _join(old, plan, {name: spans[name] for name in new})
     first_rows = (np.cumsum(videos.counts) - videos.counts)[len(videos.names) - len(new) :]
     first_row = dict(zip(new, first_rows.tolist()))
     generation = plan.old.generation + 1 if plan.old else 1
@@ -472,7 +471,7 @@ def _write_generation(
     approximate = len(ids) >= exact_below
     width = job.inferencer.towers.embed_dim
     try:
-        write_videos(paths['videos'], videos)
+        write_videos(paths['videos'], videos, ids)
         write_rows(
             paths['embeddings'],
             (len(ids), width),
@@ -524,8 +523,8 @@ def _encoded(
 
 def _join(
     old: VideoIndex | None, plan: Plan, spans: dict[str, np.ndarray]
-) -> tuple[Videos, np.ndarray]:
-    """The videos of the next generation, and the rows of the old one that stay."""
+) -> tuple[Videos, np.ndarray, np.ndarray]:
+    """The videos of the next generation, the ids of its moments, and the old rows that stay."""
     names = [*spans]
     stamps = np.array([plan.videos[name] for name in names], np.int64).reshape(-1, 2)
     counts, rows = np.array([*map(len, spans.values())], np.int64), np.empty(0, np.int64)
@@ -541,7 +540,7 @@ def _join(
         next_id = max(int(old.ids[-1]) + 1, old.manifest['measured']['next_id'])
         ids = np.concatenate([old.ids[rows], ids + next_id])
         blocks = [np.stack([old.moments['start'], old.moments['end']], 1)[rows], *blocks]
-    return Videos(names, stamps, counts, np.concatenate(blocks), ids), rows
+    return Videos(names, stamps, counts, np.concatenate(blocks)), ids, rows
 
 
 def _make_ivf(old: VideoIndex | None, embeddings: np.memmap, ids: np.ndarray, kept: int) -> IVF:
