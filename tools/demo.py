@@ -90,18 +90,16 @@ def player(index: VideoIndex, rank: int, hit: Hit) -> str:
     do not play, which takes minutes, and before Gradio 6.23 wrote the result
     over the original or a video next to it.
     """
-    video = index.names.index(hit.name)
+    video = index.moments['video'][hit.row]
     about, part, watch = f'score {hit.score:.3f}', '', ''
     if index.window is not None:
         about = f'{clock(hit.start)}-{clock(hit.end)}, {about}'
         part = f'#t={hit.start:g},{hit.end:g}'  # where it starts, and pauses
     if is_indexed(index, video):
-        own = index.moments['video'] == video
-        row = np.flatnonzero(own & (index.moments['start'] == hit.start))[0]
         # Relative, for a page behind a proxy. Where there is no strip, alt="" shows nothing.
         watch = (
             f'<video src="videos/{video}{part}" controls preload="metadata"></video>'
-            f'<img src="strips/{row}.jpg" alt="">'
+            f'<img src="strips/{hit.row}.jpg" alt="">'
         )
     else:
         about = 'no longer there, or changed since it was indexed'
@@ -190,10 +188,7 @@ def build_page(index: VideoIndex, inferencer: VoPInferencer, topk: int) -> gr.Bl
             raise gr.Error(f'Give a text with words, and topk from 1 to {ROWS:,}.')
         score = index.threshold if min_score is None else min_score
         hits = index.search(inferencer.encode_texts([text]), topk, min_score=score)[0]
-        return [
-            dict(video=shown(name), score=score, start=start, end=None if end != end else end)
-            for name, score, start, end in hits
-        ]
+        return [dict(hit.to_dict(), video=shown(hit.name)) for hit in hits]
 
     def encode(upload: str) -> tuple[torch.Tensor, str]:
         # Read in processes of their own, so that no upload can end the server.

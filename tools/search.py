@@ -38,7 +38,7 @@ from projects.vop.engine.distributed import (
 )
 from projects.vop.errors import UserError, VideoReadError, log_to_stderr, shown
 from projects.vop.fileio import is_video, read_json
-from projects.vop.search import Hit, VideoIndex, combine, open_model
+from projects.vop.search import VideoIndex, combine, open_model
 from projects.vop.search.read import clock
 from projects.vop.search.store import FAILED, damaged
 
@@ -299,17 +299,12 @@ def query(args: argparse.Namespace) -> None:
     found = index.search(queries, args.topk, args.exact, score, among)
     print_answers(
         args.json,
-        [dict(each, hits=[plain(index, hit) for hit in hits]) for each, hits in zip(asked, found)],
+        [
+            dict(each, hits=[dict(hit.to_dict(), path=str(index.path(hit.name))) for hit in hits])
+            for each, hits in zip(asked, found)
+        ],
         with_times=index.window is not None,
     )
-
-
-def plain(index: VideoIndex, hit: Hit) -> dict[str, Any]:
-    """A hit as JSON has it."""
-    name, score, start, end = hit
-    end_or_null = None if math.isnan(end) else end
-    path = str(index.path(name))
-    return dict(video=name, path=path, score=score, start=start, end=end_or_null)
 
 
 def print_answers(as_json: bool, answers: list[dict[str, Any]], with_times: bool = False) -> None:

@@ -307,13 +307,13 @@ def test_an_index_can_be_opened_while_it_is_updated(inferencer, folder):
 def test_another_model_is_refused_and_can_take_over(inferencer, models, folder, logged_warnings):
     run(inferencer, folder)
     other, old = models[1].reset(), opened(folder)
-    old.check_model(inferencer.model_fingerprint)
-    with pytest.raises(UserError, match='--config'):
-        old.check_model(other.model_fingerprint)
     assert run(other, folder) == (0, 5, 0, 0, {}) and len(other.encoded) == 5
     assert any('another model' in text for text in logged_warnings)
     own = opened(folder).load_inferencer('cpu', show_progress=False)
     assert own.model_fingerprint == other.model_fingerprint == opened(folder).model_fingerprint
+    config, state = model_files(folder.parent / 'index')
+    with pytest.raises(UserError, match='another model.* --config'):
+        old.load_inferencer('cpu', False, config=config, checkpoint=str(state))
     assert not old.files['config'].exists() and not old.files['model'].exists()
 
 
@@ -383,7 +383,7 @@ def test_parts_that_do_not_serve_are_left_out(inferencer, models, folder, logged
     other = models[1].reset()
     assert run(other, folder).added == len(other.encoded) == 5  # not only what is not saved
     assert any('another model' in text for text in logged_warnings)
-    opened(folder).check_model(other.model_fingerprint)
+    assert opened(folder).model_fingerprint == other.model_fingerprint
     assert not (folder.parent / 'index' / 'parts').exists()
 
 

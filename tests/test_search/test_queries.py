@@ -9,7 +9,7 @@ import torch
 
 from projects.vop.apis import EncodedVideos, VoPInferencer, Windows
 from projects.vop.errors import UserError
-from projects.vop.search import VideoIndex, combine, read, update_index
+from projects.vop.search import Hit, VideoIndex, combine, read, update_index
 from projects.vop.search.update import BACKGROUND, SCENES, SUBJECTS
 
 POINTS = torch.nn.functional.normalize(
@@ -144,7 +144,8 @@ def test_of_moments_that_overlap_the_best_is_found(inferencer, folder, monkeypat
     assert (index.ivf is not None) == (exact_below == 1)
     query = POINTS[2:3] + 0.9 * POINTS[3:4] + 0.8 * POINTS[4:5] + 0.5 * POINTS[9:10]
     hits = index.search(query, 4)[0]
-    assert [hit[::2] for hit in hits[:3]] == [('a.mp4', 5), ('a.mp4', 15), ('b/d.mp4', 15)]
+    best = [(hit.name, hit.start) for hit in hits[:3]]
+    assert best == [('a.mp4', 5), ('a.mp4', 15), ('b/d.mp4', 15)]
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
     assert hits[0].score == pytest.approx(float(query[0] @ POINTS[2]), abs=1e-5)
     for hits in index.search(POINTS[:20], 10):
@@ -181,7 +182,7 @@ def test_a_table_has_a_row_for_each_hit(inferencer, folder):
     answers = index.search(POINTS[:2], 3)
     table = answers.to_pandas()
     assert isinstance(table, pandas.DataFrame)
-    assert [*table.columns] == ['query', 'rank', 'name', 'score', 'start', 'end']
+    assert [*table.columns] == ['query', 'rank', *Hit._fields]
     assert [*table['rank']] == [1, 2, 3] * 2 and [*table['query']] == [0] * 3 + [1] * 3
     assert table.iloc[4, 2:].tolist() == [*answers[1][1]]
 

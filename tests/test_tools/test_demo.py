@@ -249,10 +249,10 @@ def test_a_program_asks_the_page(served, index, monkeypatch):
     client = names['client']
     try:
         hits = index.search(served.inferencer.encode_texts(['a dog']), 5)[0]
-        assert [Hit(*row.values()) for row in names['rows']] == hits
+        assert names['rows'] == [hit.to_dict() for hit in hits]
         rows = client.predict(TEXT, topk=4, min_score=-1, api_name='/search')
         hits = index.search(served.inferencer.encode_texts([TEXT]), 4)[0]
-        assert [Hit(*row.values()) for row in rows] == hits
+        assert rows == [hit.to_dict() for hit in hits]
         assert list(rows[0]) == ['video', 'score', 'start', 'end']
         monkeypatch.setattr(index, 'threshold', hits[1].score)
         assert client.predict(TEXT, api_name='/search') == rows[:2]
@@ -494,7 +494,7 @@ def test_uploads_are_deleted_also_when_it_is_terminated(run_tool, index, tmp_pat
 def test_names_need_not_be_text_and_videos_may_be_gone(index, monkeypatch):
     demo, name = load_demo(), os.fsdecode(b'caf\xe9.mp4')
     monkeypatch.setattr(index, 'names', [*index.names[1:], name])
-    gone = demo.player(index, 1, Hit(name, 0.5, 0, 1))
+    gone = demo.player(index, 1, Hit(name, 0.5, 0, 1, row=14))
     assert '1.&nbsp;caf\\xe9.mp4' in gone and 'no longer there' in gone
     assert '<video' not in gone and '<img' not in gone
     gone.encode()
@@ -503,7 +503,7 @@ def test_names_need_not_be_text_and_videos_may_be_gone(index, monkeypatch):
 def test_a_whole_video_plays_from_its_start(index, monkeypatch):
     demo, name = load_demo(), index.names[0]
     monkeypatch.setattr(index, 'window', None)
-    player = demo.player(index, 1, Hit(name, 0.5, 0, float('nan')))
+    player = demo.player(index, 1, Hit(name, 0.5, 0, float('nan'), row=0))
     assert 'src="videos/0"' in player and '<small>score 0.500</small>' in player
     assert demo.read_strip(index.path(name), 0, float('nan')) != demo.read_strip(
         index.path(name), 0, 1

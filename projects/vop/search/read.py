@@ -1,5 +1,6 @@
 """Searching the videos of a folder."""
 
+import math
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -41,16 +42,23 @@ class Hit(NamedTuple):
             ``normalize_video=False``.
         start (float): When the moment begins, in seconds; 0 for a whole video.
         end (float): When it ends. nan where a file does not tell how long it is.
+        row (int): Its number among the index's ``moments`` and ``embeddings``.
 
     Example:
         >>> index.search(inferencer.encode_texts(['a dog']), topk=1)
-        [[Hit(name='pets/rex.mp4', score=0.31, start=20.0, end=30.0)]]
+        [[Hit(name='pets/rex.mp4', score=0.31, start=20.0, end=30.0, row=7)]]
     """
 
     name: str
     score: float
     start: float
     end: float
+    row: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The hit as JSON has it, without an end that is not known."""
+        end = None if math.isnan(self.end) else self.end
+        return dict(video=self.name, score=self.score, start=self.start, end=end)
 
 
 class Answers(list[list[Hit]]):
@@ -58,8 +66,8 @@ class Answers(list[list[Hit]]):
 
     Example:
         >>> index.search(inferencer.encode_texts(['a dog', 'a cat']), topk=5).to_pandas()
-           query  rank          name  score  start   end
-        0      0     1  pets/rex.mp4   0.31   20.0  30.0
+           query  rank          name  score  start   end  row
+        0      0     1  pets/rex.mp4   0.31   20.0  30.0    7
         ...
     """
 
@@ -315,10 +323,9 @@ class VideoIndex:
         self, queries: np.ndarray, topk: int, rows: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
         if not self._finite:  # FAISS passes over what is not a number
-            if not all(np.isfinite(block).all() for block in self._blocks(None)):
-                path = self.files['embeddings']
-                raise damaged(path, 'it holds numbers that are not finite')
-            self._finite = True
+            self._finite = all(np.isfinite(block).all() for block in self._blocks(None))
+            if not self._finite:
+                raise damaged(self.files['embeddings'], 'it holds numbers that are not finite')
         scores, found = search_exactly(queries, self._blocks(rows), topk)
         return scores, found if rows is None else rows[found]
 
@@ -328,33 +335,14 @@ class VideoIndex:
             yield self.embeddings[part if rows is None else rows[part]]
 
     def _hits(self, scores: np.ndarray, rows: np.ndarray) -> list[list[Hit]]:
-        moments = self.moments[rows]
+        found = zip(scores.tolist(), self.moments[rows].tolist(), rows.tolist())
         return [
             [
-                Hit(self.names[video], score, start, end)
-                for score, (video, start, end) in zip(own, found)
+                Hit(self.names[video], score, start, end, row)
+                for score, (video, start, end), row in zip(*of_query)
             ]
-            for own, found in zip(scores.tolist(), moments.tolist())
+            for of_query in found
         ]
-
-    def check_model(self, model_fingerprint: str) -> None:
-        """Refuse queries of another model.
-
-        Args:
-            model_fingerprint (str): Of the model that embeds the queries.
-
-        Raises:
-            UserError: If it is not the one that embedded the videos.
-        """
-        if model_fingerprint != self.model_fingerprint:
-            raise UserError(
-                f'{self.folder} was made with another model (fingerprint '
-                f'{self.model_fingerprint[:12]}) than that of the query '
-                f'({model_fingerprint[:12]}): their embeddings cannot be compared. Search with '
-                "the index's own model (without --config and --checkpoint), or index the videos "
-                f'again with this one: `python tools/search.py index {self.video_dir} '
-                f'{self.folder} --config CONFIG --checkpoint CHECKPOINT`.'
-            )
 
     def load_inferencer(
         self, device: str | None = None, show_progress: bool = True, **named: Any
@@ -378,7 +366,15 @@ class VideoIndex:
         """
         files = self.files['config'], self.files['model']
         inferencer = open_model(files, device, show_progress, **named)
-        self.check_model(inferencer.model_fingerprint)
+        if inferencer.model_fingerprint != self.model_fingerprint:
+            raise UserError(
+                f'{self.folder} was made with another model (fingerprint '
+                f'{self.model_fingerprint[:12]}) than that of the query '
+                f'({inferencer.model_fingerprint[:12]}): their embeddings cannot be compared. '
+                "Search with the index's own model (without --config and --checkpoint), or index "
+                f'the videos again with this one: `python tools/search.py index {self.video_dir} '
+                f'{self.folder} --config CONFIG --checkpoint CHECKPOINT`.'
+            )
         return inferencer
 
 
