@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -63,6 +64,7 @@ def search_exactly(
     return scores, rows
 
 
+@dataclass
 class IVF:
     """An inverted file of short codes: a query reads the likeliest lists only.
 
@@ -71,13 +73,6 @@ class IVF:
     missed is what is in a list that is not read, or is not among the candidates. Embeddings can
     be removed from it, which a graph (HNSW) does not allow.
 
-    Args:
-        index (faiss.IndexIVFRaBitQ): The lists, trained.
-        trained_for (int): Number of embeddings when they were.
-        nprobe (int): Number of lists that a query reads. Defaults to 1.
-        candidates (int): How many of the likeliest embeddings a query computes exact scores for;
-            more, if it wants more than a twentieth of them. Defaults to 200.
-
     Example:
         >>> ids = np.arange(len(embeddings))
         >>> ivf = IVF.train(embeddings)
@@ -85,17 +80,17 @@ class IVF:
         >>> scores, rows = ivf.search(queries, 5, embeddings, ids)
     """
 
-    def __init__(
-        self, index, trained_for: int, nprobe: int = 1, candidates: int = CANDIDATES
-    ) -> None:
-        self.index, self.trained_for = index, trained_for
-        self.nprobe, self.candidates = nprobe, candidates
+    index: Any  # the lists: a faiss.IndexIVFRaBitQ, trained
+    trained_for: int  # how many embeddings there were then
+    nprobe: int = 1  # how many lists a query reads
+    # Of how many likely embeddings a query computes exact scores; of more, if it wants more than a
+    # twentieth of them.
+    candidates: int = CANDIDATES
 
     @property
     def settings(self) -> dict[str, int]:
         """All but the lists, as :meth:`open` takes it."""
-        names = 'trained_for', 'nprobe', 'candidates'
-        return {name: getattr(self, name) for name in names}
+        return {name: value for name, value in vars(self).items() if name != 'index'}
 
     @classmethod
     def train(cls, embeddings: np.ndarray) -> 'IVF':

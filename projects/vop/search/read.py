@@ -16,6 +16,7 @@ from .store import (
     FILES,
     ROWS_PER_BLOCK,
     damaged,
+    model_paths,
     read_manifest,
     read_or_damaged,
     read_videos,
@@ -126,18 +127,16 @@ class VideoIndex:
         self.generation: int = manifest['generation']
         self.window: tuple[float, float] | None = tuple(manifest['window']) or None
         self.threshold: float = manifest['measured']['threshold']
-        sizes, short = manifest['files'], self.model_fingerprint[:12]
+        sizes = manifest['files']
         self.files = {what: folder / FILES[what].format(self.generation) for what in sizes}
-        for what in ('config', 'model'):
-            self.files[what] = folder / FILES[what].format(short)
+        self.files['config'], self.files['model'] = model_paths(folder, self.model_fingerprint)
         for what, path in self.files.items():
             # An update may delete it between two looks.
             about = read_or_damaged(path, os.stat)
             if not stat.S_ISREG(about.st_mode):
                 raise damaged(path, 'it is no file')
-            found = about.st_size
-            if found != sizes.get(what, found):
-                raise damaged(path, f'it has {found:,} bytes, not {sizes[what]:,}')
+            if about.st_size != sizes.get(what, about.st_size):
+                raise damaged(path, f'it has {about.st_size:,} bytes, not {sizes[what]:,}')
         path = self.files['videos']
         held, self.ids = read_or_damaged(path, read_videos)
         videos, moments = manifest['videos'], manifest['moments']

@@ -66,6 +66,12 @@ class Videos(NamedTuple):
     spans: np.ndarray
 
 
+def model_paths(folder: Path, fingerprint: str) -> tuple[Path, Path]:
+    """Config and trained weights of a model."""
+    short = fingerprint[:12]
+    return folder / FILES['config'].format(short), folder / FILES['model'].format(short)
+
+
 def scan(folder: Path) -> tuple[dict[str, Stamp], dict[str, str]]:
     """Look for videos in a folder and below it; see :func:`.walk_files`.
 

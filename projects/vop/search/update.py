@@ -32,7 +32,9 @@ from .store import (
     PARTS,
     Stamp,
     Videos,
+    model_paths,
     read_blocks,
+    read_manifest,
     read_parts,
     scan,
     write_rows,
@@ -99,11 +101,6 @@ class Job(NamedTuple):
         """The folder of what is encoded."""
         names = map(str, [self.fingerprint[:12], *(self.windows or ())])
         return self.folder / PARTS / '-'.join(names)
-
-    def model_files(self) -> list[Path]:
-        """Config and trained weights."""
-        short = self.fingerprint[:12]
-        return [self.folder / FILES[what].format(short) for what in ('config', 'model')]
 
 
 class Plan(NamedTuple):
@@ -273,8 +270,7 @@ def model_files(index_dir: str | Path) -> tuple[Path, Path]:
     """
     folder = Path(index_dir)
     if (folder / MANIFEST).exists():
-        files = VideoIndex.open(folder).files
-        return files['config'], files['model']
+        return model_paths(folder, read_manifest(folder)['model_fingerprint'])
     configs = list(folder.glob(FILES['config'].format('*')))
     if len(configs) > 1:
         raise UserError(
@@ -286,7 +282,7 @@ def model_files(index_dir: str | Path) -> tuple[Path, Path]:
             f'There is no index in {folder} yet: say with --config and --checkpoint which model '
             'is to make it.'
         )
-    return configs[0], folder / FILES['model'].format(configs[0].stem.split('-')[1])
+    return model_paths(folder, configs[0].stem.split('-')[1])
 
 
 def _make_plan(
@@ -331,7 +327,7 @@ def _make_plan(
 
 def _keep_model(job: Job) -> None:
     """Write the config and the weights that were trained."""
-    config, state = job.model_files()
+    config, state = model_paths(job.folder, job.fingerprint)
     plain = plain_config(job.inferencer.cfg)
     check_plain_config(plain, config, NOT_TO_BE_OPENED)
     data = json.dumps(plain, indent=1).encode()
@@ -435,7 +431,7 @@ def _finish(
     else:
         parts = [*plan.saved, *(path for paths, _ in done for path in paths)]
         files = _write_generation(job, plan, new, parts, exact_below)
-    _tidy(folder, {*files, *job.model_files()})
+    _tidy(folder, {*files, *model_paths(folder, job.fingerprint)})
     others = set(itertools.compress(old.names, ~plan.stay)) if old else set()
     changed = len(others.intersection(new))
     return Summary(
