@@ -13,10 +13,9 @@ import numpy as np
 from ..errors import UserError
 from .ann import IVF, TOP, search_exactly
 from .store import (
-    FILES,
     ROWS_PER_BLOCK,
     damaged,
-    model_paths,
+    index_files,
     read_manifest,
     read_or_damaged,
     read_videos,
@@ -127,9 +126,7 @@ class VideoIndex:
         self.generation: int = manifest['generation']
         self.window: tuple[float, float] | None = tuple(manifest['window']) or None
         self.threshold: float = manifest['measured']['threshold']
-        sizes = manifest['files']
-        self.files = {what: folder / FILES[what].format(self.generation) for what in sizes}
-        self.files['config'], self.files['model'] = model_paths(folder, self.model_fingerprint)
+        self.files, sizes = index_files(folder, manifest), manifest['files']
         for what, path in self.files.items():
             # An update may delete it between two looks.
             about = read_or_damaged(path, os.stat)

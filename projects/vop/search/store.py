@@ -72,6 +72,14 @@ def model_paths(folder: Path, fingerprint: str) -> tuple[Path, Path]:
     return folder / FILES['config'].format(short), folder / FILES['model'].format(short)
 
 
+def index_files(folder: Path, manifest: dict[str, Any]) -> dict[str, Path]:
+    """The files that an ``index.json`` names."""
+    generation, fingerprint = manifest['generation'], manifest['model_fingerprint']
+    files = {what: folder / FILES[what].format(generation) for what in manifest['files']}
+    files['config'], files['model'] = model_paths(folder, fingerprint)
+    return files
+
+
 def scan(folder: Path) -> tuple[dict[str, Stamp], dict[str, str]]:
     """Look for videos in a folder and below it; see :func:`.walk_files`.
 

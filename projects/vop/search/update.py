@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ import numpy as np
 from mmengine.dist import all_gather_object, broadcast_object_list, get_rank, get_world_size
 from mmengine.logging import print_log
 
-from ..apis import EncodedVideos, VoPInferencer, Windows
+from ..apis import VoPInferencer, Windows
 from ..engine.checkpoint import to_safetensors
 from ..engine.index_config import check_plain_config, plain_config
 from ..errors import FileWriteError, UserError, warn
@@ -32,6 +32,7 @@ from .store import (
     PARTS,
     Stamp,
     Videos,
+    index_files,
     model_paths,
     read_blocks,
     read_manifest,
@@ -88,7 +89,7 @@ class Summary(NamedTuple):
 
 
 class Job(NamedTuple):
-    """What an update is about."""
+    """What is indexed, and where."""
 
     inferencer: VoPInferencer
     fingerprint: str  # of its model, which takes a look at all weights
@@ -104,13 +105,13 @@ class Job(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is there, and what an update has to do."""
+    """What an update has to do."""
 
-    old: VideoIndex | None  # what there is
+    old: VideoIndex | None  # the index as it is
     stay: np.ndarray  # which of its videos stay, bool [v]
-    videos: dict[str, Stamp]  # of the folder
-    failed: dict[str, str]  # those that cannot be looked at
-    new: set[str]  # videos that the old index lacks
+    removed: int  # how many of its videos are gone
+    new: dict[str, Stamp]  # videos that it lacks, in order
+    failed: dict[str, str]  # those that cannot be looked at, and why
     saved: list[Path]  # parts of a run that was not finished
     todo: list[tuple[str, Stamp]]  # videos to encode, the largest first
 
@@ -159,37 +160,26 @@ def update_index(
             can be read, or a process of the run has ended; or if FAISS is
             missing.
     """
-    # What is wrong with these is said before hours of work.
-    _ = open_faiss(), inferencer.pipeline, inferencer.tokenizer
+    open_faiss()  # that it is missing is said before hours of work
     video_dir, folder = (Path(os.path.abspath(path)) for path in (video_dir, index_dir))
     fingerprint = inferencer.model_fingerprint
     asked = windows and Windows(*map(float, windows)).check()
-    plan: Any = None  # of the first process
     with _saying_how_to_resume(), ExitStack() as stack:
-
-        def begin() -> tuple:
-            nonlocal plan
-            found = scan(video_dir)
-            claim(folder)
-            stack.enter_context(file_lock(folder / LOCK))
-            old = VideoIndex.open(folder) if (folder / MANIFEST).exists() else None
-            own = Windows(*old.window) if old and old.window else None
-            job = Job(inferencer, fingerprint, video_dir, folder, asked or own)
-            plan = _make_plan(job, old, *found)
-            return job.windows, plan.todo, _mark_run(job)
-
-        chosen, todo, run = _in_first(begin)
-        job = Job(inferencer, fingerprint, video_dir, folder, chosen)
-        if not all(_gather(run.parent == job.parts and run.exists())):
+        found = _on_rank_zero(lambda: scan(video_dir))
+        old = _on_rank_zero(lambda: stack.enter_context(claim(folder)))
+        chosen = asked or _broadcast(None if old is None else old.window)
+        job = Job(inferencer, fingerprint, video_dir, folder, chosen and Windows(*chosen))
+        plan = _on_rank_zero(lambda: _make_plan(job, old, *found))
+        run, todo = _broadcast(_on_rank_zero(lambda: (_begin_run(job, plan), plan.todo)))
+        if not all(_exchange(all_gather_object, run.parent == job.parts and run.exists())):
             raise UserError(
                 f'Not all processes see {run}, or not all have the same model. The index '
                 'must be in a folder that all machines share.'
             )
         # Dealt in turn, so ordered, processes get equal shares.
-        writer = _PartWriter(job, dict(todo[get_rank() :: get_world_size()]))
-        writer.encode(batch_size, num_workers)
-        done = _gather((writer.parts, writer.failed))
-        return _in_first(lambda: _finish(job, plan, done, exact_below))
+        own = _encode(job, dict(todo[get_rank() :: get_world_size()]), batch_size, num_workers)
+        encoded = _exchange(all_gather_object, own)
+        return _broadcast(_on_rank_zero(lambda: _finish(job, plan, encoded, exact_below)))
 
 
 @contextmanager
@@ -204,29 +194,39 @@ def _saying_how_to_resume() -> Iterator[None]:
         ) from error
 
 
-def _in_first(function: Callable[[], Any]) -> Any:
-    """Call a function in the first process of a run; all return or raise what it does."""
-    outcome: list[Any] = [None, None]
+def _on_rank_zero(function: Callable[[], Any]) -> Any:
+    """Call a function in the first process alone; all raise what it raises.
+
+    Returns:
+        Any: What it returns there, and None in the others; see :func:`_broadcast`.
+    """
+    result: Any = None
+    failure: Exception | None = None
     if get_rank() == 0:
         try:
-            with naming_files():
-                outcome[0] = function()
+            result = function()
+        except OSError as error:
+            name = '' if error.filename is None else f'{error.filename}: '
+            failure = UserError(f'{name}{error.strerror or error}.')
+            failure.__cause__ = error
         except Exception as error:
-            outcome[1] = error
-    _exchange(broadcast_object_list, outcome)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
+            failure = error
+    failure = _broadcast(failure)
+    if failure is not None:
+        raise failure
+    return result
 
 
-def _gather(value: Any) -> list[Any]:
-    """What each process has, in each process."""
-    return _exchange(all_gather_object, value)
+def _broadcast(value: Any) -> Any:
+    """What the first process has, in each process."""
+    values = [value]
+    _exchange(broadcast_object_list, values)
+    return values[0]
 
 
-def _exchange(how: Callable, value: Any) -> Any:
+def _exchange(collective: Callable, value: Any) -> Any:
     try:
-        return how(value)
+        return collective(value)
     except RuntimeError as error:  # gloo's, where one is gone
         raise UserError(
             'Another process of this run has ended; its messages say why. What was saved '
@@ -235,30 +235,25 @@ def _exchange(how: Callable, value: Any) -> Any:
 
 
 @contextmanager
-def naming_files() -> Iterator[None]:
-    """Say of an error of the file system which file it is about."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            raise UserError(str(error)) from error
-        raise UserError(f'{error.filename}: {error.strerror}.') from error
+def claim(folder: Path) -> Iterator[VideoIndex | None]:
+    """Lock the folder of an index, which is made if need be, and open what it holds.
 
-
-def claim(folder: Path) -> None:
-    """Make the folder of an index, or refuse one that is something else."""
-    if folder.is_dir():
-        names = {path.name for path in folder.iterdir()}
-        strange = set() if MANIFEST in names else names - {LOCK}
-        if LOCK in names:  # of an unfinished index, or of a training or copies
-            ours = (PARTS, FAILED, f'{FAILED}.part', f'{MANIFEST}.part')
-            strange = {name for name in strange if name not in ours and not OURS.fullmatch(name)}
-        if strange:
-            raise UserError(
-                f'{folder} holds {min(strange)} and is no index: nothing is written there. Give '
-                'the folder of an index, or a new one.'
-            )
+    Raises:
+        UserError: If it is the folder of something else, or locked.
+    """
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    strange = set() if MANIFEST in names else names
+    if LOCK in names:  # of an unfinished index, or of a training or copies
+        ours = {LOCK, PARTS, FAILED, f'{FAILED}.part', f'{MANIFEST}.part'}
+        strange = {name for name in strange - ours if not OURS.fullmatch(name)}
+    if strange:
+        raise UserError(
+            f'{folder} holds {min(strange)} and is no index: nothing is written there. Give '
+            'the folder of an index, or a new one.'
+        )
     check_writable(folder / MANIFEST)
+    with file_lock(folder / LOCK):
+        yield VideoIndex.open(folder) if (folder / MANIFEST).exists() else None
 
 
 def model_files(index_dir: str | Path) -> tuple[Path, Path]:
@@ -289,44 +284,44 @@ def _make_plan(
     job: Job, old: VideoIndex | None, videos: dict[str, Stamp], failed: dict[str, str]
 ) -> Plan:
     """Look at what is done already, and say what is to be done."""
-    stay = np.zeros(len(old.names) if old else 0, bool)
-    if old:
+    names = [] if old is None else old.names
+    stay = np.zeros(len(names), bool)
+    if old is not None:
         # A folder that has moved is known by its videos.
         has_moved = old.video_dir != job.video_dir
-        if has_moved and (videos.keys() | failed.keys()).isdisjoint(old.names):
+        if has_moved and (videos.keys() | failed.keys()).isdisjoint(names):
             raise UserError(
                 f'{job.folder} is the index of {old.video_dir}, and none of its videos is in '
                 f'{job.video_dir}. Give another folder for the index of these, or delete '
                 f'{job.folder} if you no longer want it.'
             )
         if (old.model_fingerprint, old.window) == (job.fingerprint, job.windows):
-            now = np.array([videos.get(name, NOT_THERE) for name in old.names], np.int64)
+            now = np.array([videos.get(name, NOT_THERE) for name in names], np.int64)
             stay = (now == old.stamps).all(axis=1)
         else:
             warn(
                 f'{job.folder} was made with another model or other windows: all {len(videos):,} '
                 'videos are encoded with these. Until that is done, the index stays what it is.'
             )
-    _keep_model(job)
-    kept = set(itertools.compress(old.names, stay)) if old else set()
-    new, saved = videos.keys() - kept, sorted(job.parts.glob('*.npz'))
-    if any(path.parent != job.parts for path in job.parts.parent.glob('*/*.npz')):
-        warn(
-            f'{job.parts.parent} holds videos that an unfinished run encoded with another model '
-            'or other windows: they are left out, and removed when this run is done.'
-        )
-    done = {name for name, stamp, *_ in read_parts(saved) if videos.get(name) == stamp} & new
+    lacking = videos.keys() - set(itertools.compress(names, stay))
+    new = {name: videos[name] for name in sorted(lacking)}
+    saved = sorted(job.parts.glob('*.npz'))
+    done = {name for name, stamp, *_ in read_parts(saved) if new.get(name) == stamp}
     if done:
         print_log(
             f'{len(done):,} videos are taken over from a run that was not finished.', 'current'
         )
-    todo = [(name, videos[name]) for name in sorted(new - done)]
+    todo = [(name, stamp) for name, stamp in new.items() if name not in done]
     todo.sort(key=lambda video: -video[1][0])
-    return Plan(old, stay, videos, failed, new, saved, todo)
+    removed = len(set(names) - videos.keys() - failed.keys())
+    return Plan(old, stay, removed, new, failed, saved, todo)
 
 
-def _keep_model(job: Job) -> None:
-    """Write the config and the weights that were trained."""
+def _begin_run(job: Job, plan: Plan) -> Path:
+    """Keep the model, and say in a file beside the parts that a run has begun."""
+    if plan.todo:
+        # What is wrong with these is said before hours of work.
+        _ = job.inferencer.pipeline, job.inferencer.tokenizer
     config, state = model_paths(job.folder, job.fingerprint)
     plain = plain_config(job.inferencer.cfg)
     check_plain_config(plain, config, NOT_TO_BE_OPENED)
@@ -336,10 +331,6 @@ def _keep_model(job: Job) -> None:
         write_file(config, data)
     if not state.exists():
         write_file(state, to_safetensors(job.inferencer.model.state_dict()))
-
-
-def _mark_run(job: Job) -> Path:
-    """Make a file beside the parts that says that a run has begun, and that all processes see."""
     for pattern in ('run-*', '*.part'):  # of a run that was killed
         for path in job.parts.glob(pattern):
             path.unlink()
@@ -348,75 +339,67 @@ def _mark_run(job: Job) -> Path:
     return run
 
 
-class _PartWriter:
-    """Encodes videos, and saves those that are complete as parts, whatever stops it.
+def _encode(
+    job: Job, todo: dict[str, Stamp], batch_size: int, num_workers: int | None
+) -> tuple[list[Path], dict[str, str]]:
+    """Encode videos, and save those that are complete as parts, whatever stops it.
 
-    Attributes:
-        parts (list[Path]): The files.
-        failed (dict[str, str]): Videos that could not be read, and why.
+    Returns:
+        tuple[list[Path], dict[str, str]]: The parts, and videos that cannot be read, and why.
     """
+    parts: list[Path] = []
+    failed: dict[str, str] = {}
+    if not todo:
+        return parts, failed
+    names = {os.path.join(job.video_dir, name): name for name in todo}
+    moments: dict[str, list] = {}  # span and embedding of each, by the path of the video
+    complete: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # spans and embeddings, by name
+    prefix, saved_at = uuid.uuid4().hex[:12], time.monotonic()
 
-    def __init__(self, job: Job, todo: dict[str, Stamp]) -> None:
-        self.job, self.todo, self.prefix = job, todo, uuid.uuid4().hex[:12]
-        self.names = {os.path.join(job.video_dir, name): name for name in todo}
-        self.parts: list[Path] = []
-        self.failed: dict[str, str] = {}
-        self.rows: dict[str, list] = {}  # span and embedding of each moment, by name
-        self.complete: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # stacked
-        self.saved_at = time.monotonic()
-
-    def encode(self, batch_size: int, num_workers: int | None) -> None:
-        """Encode all."""
-        if not self.todo:
-            return
-        iter_videos = self.job.inferencer.iter_videos
-        try:
-            for batch in iter_videos([*self.names], batch_size, num_workers, self.job.windows):
-                self._add(batch)
-                late = time.monotonic() - self.saved_at >= SAVE_SECONDS
-                if len(self.complete) >= SAVE_VIDEOS or late:
-                    self._save()
-        finally:
-            self._save()
-
-    def _add(self, batch: EncodedVideos) -> None:
-        moments = zip(batch.paths, batch.spans, batch.embeddings.float().numpy())
-        for path, span, embedding in moments:
-            self.rows.setdefault(self.names[path], []).append((span, embedding))
-        for path, reason in batch.failed.items():
-            self.failed[self.names[path]] = reason
-            self.rows.pop(self.names[path], None)
-        for name in self.rows.keys() - {self.names.get(batch.unfinished or '')}:
-            spans, embeddings = map(np.stack, zip(*self.rows.pop(name)))
-            if np.isfinite(embeddings).all():
-                self.complete[name] = spans, embeddings
-            else:
-                self.failed[name] = 'its embedding is not finite.'
-
-    def _save(self) -> None:
-        if self.complete:
-            path = self.job.parts / f'{self.prefix}-{len(self.parts):06}.npz'
-            stamps = np.array([self.todo[name] for name in self.complete], np.int64)
-            spans, embeddings = zip(*self.complete.values())
+    def save() -> None:
+        if complete:
+            path = job.parts / f'{prefix}-{len(parts):06}.npz'
+            stamps = np.array([todo[name] for name in complete], np.int64)
+            spans, embeddings = zip(*complete.values())
             counts = np.array([*map(len, spans)], np.int64)
-            videos = Videos([*self.complete], stamps, counts, np.concatenate(spans))
+            videos = Videos([*complete], stamps, counts, np.concatenate(spans))
             write_videos(path, videos, np.concatenate(embeddings))
-            self.parts.append(path)
-            self.complete = {}
-        self.saved_at = time.monotonic()
+            parts.append(path)
+            complete.clear()
+
+    try:
+        for batch in job.inferencer.iter_videos([*names], batch_size, num_workers, job.windows):
+            rows = zip(batch.paths, batch.spans, batch.embeddings.float().numpy())
+            for path, span, embedding in rows:
+                moments.setdefault(path, []).append((span, embedding))
+            for path, reason in batch.failed.items():
+                failed[names[path]] = reason
+                moments.pop(path, None)
+            for path in moments.keys() - {batch.unfinished}:
+                spans, embeddings = map(np.stack, zip(*moments.pop(path)))
+                if np.isfinite(embeddings).all():
+                    complete[names[path]] = spans, embeddings
+                else:
+                    failed[names[path]] = 'its embedding is not finite.'
+            if len(complete) >= SAVE_VIDEOS or time.monotonic() - saved_at >= SAVE_SECONDS:
+                save()
+                saved_at = time.monotonic()
+    finally:
+        save()
+    return parts, failed
 
 
 def _finish(
-    job: Job, plan: Plan, done: list[tuple[list[Path], dict[str, str]]], exact_below: int
+    job: Job, plan: Plan, encoded: list[tuple[list[Path], dict[str, str]]], exact_below: int
 ) -> Summary:
-    """Make the next generation, of the parts and of what stays."""
+    """Make the next generation, of what stays and of the parts, and remove the last one."""
     folder, old = job.folder, plan.old
     failed = dict(plan.failed)
-    for _, own in done:
+    for _, own in encoded:
         failed.update(own)
     failed = dict(sorted(failed.items()))
     write_file(folder / FAILED, json.dumps(failed))
-    new = sorted(plan.new - failed.keys())
+    new = {name: stamp for name, stamp in plan.new.items() if name not in failed}
     kept = int(plan.stay.sum())
     if not kept and not new:
         name, reason = next(iter(failed.items()))
@@ -424,91 +407,84 @@ def _finish(
             f'None of the {len(failed):,} videos of {job.video_dir} can be read, such as {name}: '
             f'{reason} {folder / FAILED} lists them. An index that was there stays as it was.'
         )
-    is_same = old and not new and plan.stay.all()
-    if old and is_same and (len(old) >= exact_below) == (old.ivf is not None):
-        _write_manifest(job, old.manifest)
-        files = [*old.files.values()]
-    else:
-        parts = [*plan.saved, *(path for paths, _ in done for path in paths)]
-        files = _write_generation(job, plan, new, parts, exact_below)
-    _tidy(folder, {*files, *model_paths(folder, job.fingerprint)})
-    others = set(itertools.compress(old.names, ~plan.stay)) if old else set()
-    changed = len(others.intersection(new))
-    return Summary(
-        added=len(new) - changed,
-        changed=changed,
-        removed=sum(name not in plan.videos and name not in plan.failed for name in others),
-        kept=kept,
-        failed=failed,
-    )
-
-
-def _write_manifest(job: Job, manifest: dict[str, Any]) -> None:
-    about = dict(manifest, video_dir=str(job.video_dir), window=[*(job.windows or ())])
-    write_file(job.folder / MANIFEST, json.dumps(about))
+    generation = 1 if old is None else old.generation + 1
+    paths = {
+        what: folder / FILES[what].format(generation) for what in ('videos', 'embeddings', 'ivf')
+    }
+    try:
+        if (
+            old is not None
+            and plan.stay.all()
+            and not new
+            and (len(old) >= exact_below) == (old.ivf is not None)
+        ):
+            manifest = dict(old.manifest, video_dir=str(job.video_dir))
+        else:
+            parts = [*plan.saved, *(path for paths, _ in encoded for path in paths)]
+            manifest = dict(
+                _write_generation(job, plan, new, parts, paths, exact_below),
+                format=FORMAT,
+                generation=generation,
+                model_fingerprint=job.fingerprint,
+                video_dir=str(job.video_dir),
+                window=[*(job.windows or ())],
+            )
+        write_file(folder / MANIFEST, json.dumps(manifest))
+    except UserError:  # make room again
+        for path in paths.values():
+            path.unlink(missing_ok=True)
+        raise
+    _tidy(folder, {*index_files(folder, manifest).values()})
+    changed = 0 if old is None else len(new.keys() & set(old.names))
+    return Summary(len(new) - changed, changed, plan.removed, kept, failed)
 
 
 def _write_generation(
-    job: Job, plan: Plan, new: list[str], parts: list[Path], exact_below: int
-) -> list[Path]:
-    """Write the files of the next generation, ``index.json`` last; give them."""
+    job: Job,
+    plan: Plan,
+    new: dict[str, Stamp],
+    parts: list[Path],
+    paths: dict[str, Path],
+    exact_below: int,
+) -> dict[str, Any]:
+    """Write the files of the next generation; give what ``index.json`` says of them."""
     old = plan.old if plan.stay.any() else None
-    # Twice, as all embeddings together may be larger than the memory.
-    spans = {name: spans for name, spans, _ in _encoded(parts, plan, new)}
-    videos, ids, rows = _join(old, plan, {name: spans[name] for name in new})
-    first_rows = (np.cumsum(videos.counts) - videos.counts)[len(videos.names) - len(new) :]
-    first_row = dict(zip(new, first_rows.tolist()))
-    generation = plan.old.generation + 1 if plan.old else 1
-    paths = {
-        what: job.folder / FILES[what].format(generation)
-        for what in ('videos', 'embeddings', 'ivf')
-    }
-    _remove(paths.values())  # of a run that was killed here
-    approximate = len(ids) >= exact_below
+    # Parts are read twice, as all embeddings together may be larger than the memory.
+    spans = {name: spans for name, spans, _ in _read_encoded(parts, new)}
+    videos, ids, rows = _join(old, plan.stay, new, [spans[name] for name in new])
+    counts = videos.counts[len(videos.names) - len(new) :]
+    first_rows = dict(zip(new, (len(rows) + np.cumsum(counts) - counts).tolist()))
     width = job.inferencer.towers.embed_dim
-    try:
-        write_videos(paths['videos'], videos, ids)
-        write_rows(
-            paths['embeddings'],
-            (len(ids), width),
-            read_blocks(old.embeddings, rows) if old else (),
-            ((first_row[name], each) for name, _, each in _encoded(parts, plan, new)),
-        )
-        embeddings: np.memmap = np.load(paths['embeddings'], mmap_mode='r')
-        ivf = _make_ivf(old, embeddings, ids, len(rows)) if approximate else None
-        settings = {}
-        measured = _measure(old, job.inferencer, ivf, embeddings, ids)
-        if ivf:
-            ivf.write(paths['ivf'])
-            settings = dict(ivf=ivf.settings)
-        else:
-            del paths['ivf']
-        manifest = dict(
-            format=FORMAT,
-            generation=generation,
-            model_fingerprint=job.fingerprint,
-            videos=len(videos.names),
-            moments=len(ids),
-            width=width,
-            measured=measured,
-            files={what: path.stat().st_size for what, path in paths.items()},
-            **settings,
-        )
-        _write_manifest(job, manifest)
-    except UserError:  # make room again
-        _remove(paths.values())
-        raise
-    return [*paths.values()]
+    write_videos(paths['videos'], videos, ids)
+    write_rows(
+        paths['embeddings'],
+        (len(ids), width),
+        () if old is None else read_blocks(old.embeddings, rows),
+        ((first_rows[name], each) for name, _, each in _read_encoded(parts, new)),
+    )
+    embeddings: np.memmap = np.load(paths['embeddings'], mmap_mode='r')
+    ivf = _make_ivf(old, embeddings, ids, len(rows)) if len(ids) >= exact_below else None
+    manifest = dict(
+        videos=len(videos.names),
+        moments=len(ids),
+        width=width,
+        measured=_measure(old, job.inferencer, ivf, embeddings, ids),
+    )
+    if ivf is not None:
+        ivf.write(paths['ivf'])
+        manifest['ivf'] = ivf.settings
+    sizes = {what: path.stat().st_size for what, path in paths.items() if what != 'ivf' or ivf}
+    return dict(manifest, files=sizes)
 
 
-def _encoded(
-    parts: list[Path], plan: Plan, names: list[str]
+def _read_encoded(
+    parts: list[Path], videos: dict[str, Stamp]
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Name, spans and embeddings of these videos as they were saved, each once."""
-    left = set(names)
+    left = dict(videos)
     for name, stamp, spans, embeddings in read_parts(parts):
-        if name in left and plan.videos[name] == stamp:
-            left.remove(name)
+        if left.get(name) == stamp:
+            del left[name]
             yield name, spans, embeddings
     if left:
         raise UserError(
@@ -518,16 +494,13 @@ def _encoded(
 
 
 def _join(
-    old: VideoIndex | None, plan: Plan, spans: dict[str, np.ndarray]
+    old: VideoIndex | None, stay: np.ndarray, new: dict[str, Stamp], spans: list[np.ndarray]
 ) -> tuple[Videos, np.ndarray, np.ndarray]:
     """The videos of the next generation, the ids of its moments, and the old rows that stay."""
-    names = [*spans]
-    stamps = np.array([plan.videos[name] for name in names], np.int64).reshape(-1, 2)
-    counts, rows = np.array([*map(len, spans.values())], np.int64), np.empty(0, np.int64)
+    names, stamps = [*new], np.array([*new.values()], np.int64).reshape(-1, 2)
+    counts, rows = np.array([*map(len, spans)], np.int64), np.empty(0, np.int64)
     ids = np.arange(counts.sum())
-    blocks = [*spans.values()]
-    if old:
-        stay = plan.stay
+    if old is not None:
         names = [*itertools.compress(old.names, stay), *names]
         stamps = np.concatenate([old.stamps[stay], stamps])
         counts = np.concatenate([np.bincount(old.moments['video'])[stay], counts])
@@ -535,8 +508,8 @@ def _join(
         # None that was measured is given again.
         next_id = max(int(old.ids[-1]) + 1, old.manifest['measured']['next_id'])
         ids = np.concatenate([old.ids[rows], ids + next_id])
-        blocks = [np.stack([old.moments['start'], old.moments['end']], 1)[rows], *blocks]
-    return Videos(names, stamps, counts, np.concatenate(blocks)), ids, rows
+        spans = [np.stack([old.moments['start'], old.moments['end']], 1)[rows], *spans]
+    return Videos(names, stamps, counts, np.concatenate(spans)), ids, rows
 
 
 def _make_ivf(old: VideoIndex | None, embeddings: np.memmap, ids: np.ndarray, kept: int) -> IVF:
@@ -561,7 +534,7 @@ def _measure(
     ids: np.ndarray,
 ) -> dict[str, Any]:
     """Find the score that means something, and how many lists a query has to read."""
-    if old and getattr(old.ivf, 'trained_for', 0) == getattr(ivf, 'trained_for', 0):
+    if old is not None and getattr(old.ivf, 'trained_for', 0) == getattr(ivf, 'trained_for', 0):
         measured = old.manifest['measured']
         same = np.count_nonzero(ids < measured['next_id'])
         if same >= SAME * max(len(ids), measured['moments']):
@@ -589,10 +562,3 @@ def _tidy(folder: Path, files: set[Path]) -> None:
         shutil.rmtree(parts, ignore_errors=True)
     with suppress(OSError):  # it may hold what is not of an index
         (folder / PARTS).rmdir()
-
-
-def _remove(paths: Iterable[Path]) -> None:
-    """Remove files, whole or not, where they are."""
-    for path in paths:
-        path.unlink(missing_ok=True)
-        path.with_name(f'{path.name}.part').unlink(missing_ok=True)
