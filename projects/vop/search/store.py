@@ -258,10 +258,10 @@ def _check(path: Path, value: Any, template: Any, name: str = 'content') -> None
             _check(path, value[key], template[key], key)
 
 
-def read_or_damaged(path: Path, how: Callable[[Path], Any]) -> Any:
+def read_or_damaged(path: Path, read: Callable[[Path], Any]) -> Any:
     """Read a file of an index, or raise :func:`damaged`."""
     try:
-        return how(path)
+        return read(path)
     except UserError:
         raise
     except FileNotFoundError as error:

@@ -46,7 +46,6 @@ NOT_TO_BE_OPENED = (
     'An index with this model could not be opened: change the config, whose other types may be '
     'subclasses of your own.'
 )
-NOT_THERE = -1, -1  # the stamp of a file that is gone
 # A process saves what it has finished after so many videos or seconds.
 SAVE_VIDEOS, SAVE_SECONDS = 256, 30
 SAME = 0.9  # a part; embeddings are measured anew when fewer are those of the last time
@@ -96,6 +95,7 @@ class Job(NamedTuple):
     video_dir: Path
     folder: Path
     windows: Windows | None
+    exact_below: int
 
     @property
     def parts(self) -> Path:
@@ -168,7 +168,8 @@ def update_index(
         found = _on_rank_zero(lambda: scan(video_dir))
         old = _on_rank_zero(lambda: stack.enter_context(claim(folder)))
         chosen = asked or _broadcast(None if old is None else old.window)
-        job = Job(inferencer, fingerprint, video_dir, folder, chosen and Windows(*chosen))
+        chosen = chosen and Windows(*chosen)
+        job = Job(inferencer, fingerprint, video_dir, folder, chosen, exact_below)
         plan = _on_rank_zero(lambda: _make_plan(job, old, *found))
         run, todo = _broadcast(_on_rank_zero(lambda: (_begin_run(job, plan), plan.todo)))
         if not all(_exchange(all_gather_object, run.parent == job.parts and run.exists())):
@@ -179,7 +180,7 @@ def update_index(
         # Dealt in turn, so ordered, processes get equal shares.
         own = _encode(job, dict(todo[get_rank() :: get_world_size()]), batch_size, num_workers)
         encoded = _exchange(all_gather_object, own)
-        return _broadcast(_on_rank_zero(lambda: _finish(job, plan, encoded, exact_below)))
+        return _broadcast(_on_rank_zero(lambda: _finish(job, plan, encoded)))
 
 
 @contextmanager
@@ -296,7 +297,8 @@ def _make_plan(
                 f'{job.folder} if you no longer want it.'
             )
         if (old.model_fingerprint, old.window) == (job.fingerprint, job.windows):
-            now = np.array([videos.get(name, NOT_THERE) for name in names], np.int64)
+            gone = -1, -1  # the stamp of no file
+            now = np.array([videos.get(name, gone) for name in names], np.int64)
             stay = (now == old.stamps).all(axis=1)
         else:
             warn(
@@ -389,9 +391,7 @@ def _encode(
     return parts, failed
 
 
-def _finish(
-    job: Job, plan: Plan, encoded: list[tuple[list[Path], dict[str, str]]], exact_below: int
-) -> Summary:
+def _finish(job: Job, plan: Plan, encoded: list[tuple[list[Path], dict[str, str]]]) -> Summary:
     """Make the next generation, of what stays and of the parts, and remove the last one."""
     folder, old = job.folder, plan.old
     failed = dict(plan.failed)
@@ -416,13 +416,13 @@ def _finish(
             old is not None
             and plan.stay.all()
             and not new
-            and (len(old) >= exact_below) == (old.ivf is not None)
+            and (len(old) >= job.exact_below) == (old.ivf is not None)
         ):
             manifest = dict(old.manifest, video_dir=str(job.video_dir))
         else:
             parts = [*plan.saved, *(path for paths, _ in encoded for path in paths)]
             manifest = dict(
-                _write_generation(job, plan, new, parts, paths, exact_below),
+                _write_generation(job, plan, new, parts, paths),
                 format=FORMAT,
                 generation=generation,
                 model_fingerprint=job.fingerprint,
@@ -440,12 +440,7 @@ def _finish(
 
 
 def _write_generation(
-    job: Job,
-    plan: Plan,
-    new: dict[str, Stamp],
-    parts: list[Path],
-    paths: dict[str, Path],
-    exact_below: int,
+    job: Job, plan: Plan, new: dict[str, Stamp], parts: list[Path], paths: dict[str, Path]
 ) -> dict[str, Any]:
     """Write the files of the next generation; give what ``index.json`` says of them."""
     old = plan.old if plan.stay.any() else None
@@ -463,18 +458,17 @@ def _write_generation(
         ((first_rows[name], each) for name, _, each in _read_encoded(parts, new)),
     )
     embeddings: np.memmap = np.load(paths['embeddings'], mmap_mode='r')
-    ivf = _make_ivf(old, embeddings, ids, len(rows)) if len(ids) >= exact_below else None
-    manifest = dict(
-        videos=len(videos.names),
-        moments=len(ids),
-        width=width,
-        measured=_measure(old, job.inferencer, ivf, embeddings, ids),
-    )
+    ivf = None
+    if len(ids) >= job.exact_below:
+        ivf = _make_ivf(old, embeddings, ids, len(rows))
+    measured = _measure(old, job, ivf, embeddings, ids)  # which also sets up the lists
+    manifest = dict(videos=len(videos.names), moments=len(ids), width=width, measured=measured)
+    written = ['videos', 'embeddings']
     if ivf is not None:
         ivf.write(paths['ivf'])
+        written.append('ivf')
         manifest['ivf'] = ivf.settings
-    sizes = {what: path.stat().st_size for what, path in paths.items() if what != 'ivf' or ivf}
-    return dict(manifest, files=sizes)
+    return dict(manifest, files={what: paths[what].stat().st_size for what in written})
 
 
 def _read_encoded(
@@ -527,11 +521,7 @@ def _make_ivf(old: VideoIndex | None, embeddings: np.memmap, ids: np.ndarray, ke
 
 
 def _measure(
-    old: VideoIndex | None,
-    inferencer: VoPInferencer,
-    ivf: IVF | None,
-    embeddings: np.memmap,
-    ids: np.ndarray,
+    old: VideoIndex | None, job: Job, ivf: IVF | None, embeddings: np.memmap, ids: np.ndarray
 ) -> dict[str, Any]:
     """Find the score that means something, and how many lists a query has to read."""
     if old is not None and getattr(old.ivf, 'trained_for', 0) == getattr(ivf, 'trained_for', 0):
@@ -539,7 +529,8 @@ def _measure(
         same = np.count_nonzero(ids < measured['next_id'])
         if same >= SAME * max(len(ids), measured['moments']):
             return measured  # which takes longer than all else
-    texts = inferencer.encode_texts([f'{a} {b}' for a, b in itertools.product(SUBJECTS, SCENES)])
+    captions = [f'{a} {b}' for a, b in itertools.product(SUBJECTS, SCENES)]
+    texts = job.inferencer.encode_texts(captions)
     queries = dict(videos=sample(embeddings, QUERIES), texts=texts.numpy())
     threshold = float(np.quantile(queries['texts'] @ sample(embeddings, 4096).T, BACKGROUND))
     recall = {}
