@@ -515,7 +515,7 @@ def _make_ivf(old: VideoIndex | None, embeddings: np.memmap, ids: np.ndarray, ke
         ivf, kept = IVF.train(embeddings), 0
     else:
         ivf = old.ivf
-        ivf.remove(np.setdiff1d(old.ids, ids))
+        ivf.remove(np.setdiff1d(old.ids, ids, assume_unique=True))
     ivf.add(ids[kept:], read_blocks(embeddings, np.arange(kept, len(ids))))
     return ivf
 
