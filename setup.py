@@ -27,6 +27,7 @@ setup(
         'torch>=2.2',
         'torchvision',
         'open_clip_torch>=3.3,<4',
+        'timm>=1.0.20',  # rotary positions in halves (open_clip asks for 1.0.17)
         'mmengine>=0.10.7,<1.0',
         'mmaction2>=1.2,<1.3',
         'importlib_metadata',  # MMAction2 1.2.0 needs it without saying so
