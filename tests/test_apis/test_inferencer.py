@@ -106,7 +106,7 @@ def test_other_clips_embed_and_search(
     assert torch.allclose(texts, torch.cat([s.text_feature for s in samples]), atol=1e-5)
     monkeypatch.setattr('projects.vop.apis.inferencer.warn', (warnings := []).append)
     inferencer.encode_texts(['dog ' * 10, 'dog ' * 11])  # 20 slots, 8 of them for prompts
-    assert len(warnings) == 1 and 'longer than the 10 tokens' in warnings[0]
+    assert len(warnings) == 1 and 'longer than the 12 tokens (start and end counted)' in warnings[0]
 
     update_index(inferencer, Path(videos[0]).parent, tmp_path / 'index', num_workers=0)
     index = VideoIndex.open(tmp_path / 'index')

@@ -356,8 +356,8 @@ class VoPInferencer:
             shorter = self.tokenizer(part, context_length=slots)
             for number in (tokens[:, :slots] != shorter).any(1).nonzero().flatten().tolist():
                 warn(
-                    f'The text "{part[number][:40]}..." is longer than the {slots - 2} tokens that '
-                    'this model reads; the rest of it is left out.'
+                    f'The text "{part[number][:40]}..." is longer than the {slots} tokens (start '
+                    'and end counted) that this model reads; the rest of it is left out.'
                 )
             embeddings.append(self.model.encode_text(tokens.to(device)).float().cpu())
         return torch.cat(embeddings)
