@@ -262,6 +262,9 @@ def test_pictures_are_made_as_the_clip_takes_them(name, size, interpolation):
     mmaction = [dict(type='mmaction.Resize', scale=(224, 224), interpolation='nearest')]
     fit_pixels(mmaction, dict(name=name), None)
     assert (mmaction[0]['scale'], mmaction[0]['interpolation']) == ((size, size), 'nearest')
+    scales = [dict(type='Resize', scale=(-1, 256)), dict(type='MultiScaleCrop', input_size=224)]
+    fit_pixels(scales, dict(name=name), 'mmaction')
+    assert (scales[0]['scale'], scales[1]['input_size']) == ((-1, larger), size)
     views = [dict(type='Resize', scale=(-1, 256)), dict(type='ThreeCrop', crop_size=224)]
     fit_pixels(views, dict(name=name), 'mmaction')
     assert (views[0]['scale'], views[1]['crop_size']) == ((-1, larger), size)

@@ -21,7 +21,8 @@ from .index_config import read_plain_config
 
 # Where the transforms that set the size of pictures have it.
 SIZES = {f'mmaction.{name}Crop': 'crop_size' for name in ('Center', 'Three', 'Ten')}
-SIZES |= {'mmaction.Resize': 'scale', 'mmaction.RandomCrop': 'size'}
+SIZES |= {'mmaction.Resize': 'scale', 'mmaction.MultiScaleCrop': 'input_size'}
+SIZES |= {'mmaction.RandomCrop': 'size'}  # last: other crops are subclasses of it
 CHECKOUT = Path(__file__).resolve().parents[3]
 
 
@@ -232,8 +233,8 @@ def fit_pixels(part: Any, clip: dict, scope: str | None = None) -> None:
     """Let the pipelines in a part of a config make pictures as a CLIP takes them.
 
     All sizes of ``Resize`` and of crops are scaled so that what comes out is of the CLIP's
-    size; where the CLIP was trained with another interpolation than ``'bicubic'``, ``Resize`` uses
-    that in its place.
+    size, as it takes no other; where the CLIP was trained with another interpolation than
+    ``'bicubic'``, ``Resize`` uses that in its place.
 
     Args:
         part (Any): A part of a config, such as a data loader; it is changed.
@@ -257,23 +258,28 @@ def fit_pixels(part: Any, clip: dict, scope: str | None = None) -> None:
             sized.append((item, key))
     if not sized:
         return
-    config = read_clip_config(
-        clip.get('name', PAPER_CLIP), clip.get('pretrained'), clip.get('cache_dir')
-    )
+    name = clip.get('name', PAPER_CLIP)
+    config = read_clip_config(name, clip.get('pretrained'), clip.get('cache_dir'))
+    for step, _ in sized:
+        if step.get('interpolation') == 'bicubic':
+            step['interpolation'] = config.interpolation
     if any(
         isinstance(step[key], float) or np.inf in np.atleast_1d(step[key]) for step, key in sized
     ):
         return  # of the size of the video
     step, key = sized[-1]
-    ratio = min(config.size) / (step[key] if isinstance(step[key], int) else max(step[key]))
+    size, last = min(config.size), np.max(step[key])
+    if size == last:
+        return
     for step, key in sized:
         sizes = step[key]
         if isinstance(sizes, int):
-            step[key] = round(sizes * ratio)
+            step[key] = round(sizes * size / last)
         else:
-            step[key] = tuple(n if n < 0 else round(n * ratio) for n in sizes)
-        if step.get('interpolation') == 'bicubic':
-            step['interpolation'] = config.interpolation
+            step[key] = tuple(n if n < 0 else round(n * size / last) for n in sizes)
+    print_log(
+        f'A pipeline makes pictures of {size} pixels, not {last}, as {name} takes them.', 'current'
+    )
 
 
 def _size_key(step: Any, scope: str | None) -> str | None:
