@@ -17,6 +17,7 @@ from torch.func import functional_call
 
 from projects.vop.errors import UserError
 from projects.vop.models import LoRA, TextEncoder, VideoEncoder, open_towers
+from projects.vop.models.towers import TimmImageTower
 
 LORAS = [dict(type='vop.LoRA', rank=3, alpha=6)]
 WITH_LORA = dict(
@@ -278,6 +279,12 @@ def test_weights_of_each_kind_are_read(open_small, kind, tmp_path, logged_warnin
     other = 'clipa' if is_timm else 'siglip'
     with pytest.raises(UserError, match="is timm's" if is_timm else 'lacks'):
         open_towers(write_small_clip(tmp_path, other), 'c.pt')
+
+
+def test_rotary_positions_of_another_kind_are_refused(open_small):
+    towers = open_small('pe_core')
+    del towers.visual.trunk.rope.feat_shape  # as those whose table depends on the picture
+    assert 'rotary' in TimmImageTower.why_not(towers.visual)
 
 
 @pytest.mark.slow

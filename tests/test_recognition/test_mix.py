@@ -92,17 +92,17 @@ def shrink(name, clip, folder):
             indices=12 if split == 'train' else 6,
             serialize_data=False,  # which takes a gc.collect
         )
-    for pipeline in [
-        config.get('test_pipeline', []),
-        *(config[f'{split}_dataloader'].dataset.pipeline for split in ('train', 'val', 'test')),
-    ]:
-        for step in pipeline:
-            if step.type == 'Resize':
-                step.scale = tuple(min(size, 32) for size in step.scale)
-            elif step.type == 'CenterCrop':
-                step.crop_size = 32
-            elif step.type == 'UniformSample' and step.clip_len == 12:
-                step.clip_len = 4
+    loaded = [config[f'{split}_dataloader'].dataset.pipeline for split in ('train', 'val', 'test')]
+    for step in sum(map(list, loaded), []):
+        if step.type == 'UniformSample' and step.clip_len == 12:
+            step.clip_len = 4
+    # Those of data loaders follow the CLIP.
+    has_clip = 'clip' in {**config.model, **config.model.get('backbone', {})}
+    for step in sum([] if has_clip else map(list, loaded), list(config.get('test_pipeline', []))):
+        if step.type == 'Resize':
+            step.scale = tuple(min(size, 32) for size in step.scale)
+        elif step.type == 'CenterCrop':
+            step.crop_size = 32
     return config
 
 

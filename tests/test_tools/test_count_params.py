@@ -79,6 +79,11 @@ def test_wrong_input_ends_it(count, capsys):
     with pytest.raises(SystemExit):
         count()
     assert '--paper' in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        count('--paper', '--clips')
+    with pytest.raises(SystemExit):
+        count('configs/mix/vop_recognizer_kinetics400.py', '--clips')
+    assert '--clips replaces model.clip' in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -91,7 +96,7 @@ def test_the_page_of_clips_lists_every_one_that_can_be_prompted(count):
     assert [line.split(' | ')[0].strip('| ') for line in table] == names
     for row, line in zip((row for row in rows if row['name'] in names), table, strict=True):
         assert f'| {row["pixels"]} | {row["layers"]} x {row["width"]} |' in line
-        assert f'| {row["trained"]:,} |' in line
+        assert f'| {row["tokens"]} |' in line and f'| {row["trained"]:,} |' in line
     for name in open_clip.list_models():
         family = 'PE-Core SigLIP EVA CLIPA MobileCLIP-B MobileCLIP2-B MobileCLIP2-L'.split()
         if any(part in name for part in family):

@@ -91,7 +91,7 @@ def count_clips(cfg: Config) -> list[dict]:
     """Count what a config trains on each CLIP of open_clip, or say why it cannot."""
     rows = []
     for name in open_clip.list_models():
-        cfg.model.clip = dict(name=name)
+        cfg.model.clip.update(name=name, pretrained=None)
         row = dict(name=name, pixels=read_clip_config(name).size[0])
         try:
             model = build_without_weights(cfg)
@@ -99,22 +99,23 @@ def count_clips(cfg: Config) -> list[dict]:
             rows.append(dict(row, refused=str(error)))
             continue
         spec, parts = model.visual.spec, count_by_part(model).values()
+        row |= dict(width=spec.width, layers=spec.layers, tokens=model.text.slots)
         trained, frozen = (sum(part[i] for part in parts) for i in (0, 1))
-        rows.append(dict(row, width=spec.width, layers=spec.layers, trained=trained, frozen=frozen))
+        rows.append(dict(row, trained=trained, frozen=frozen))
     return rows
 
 
 def format_clips(rows: list[dict]) -> str:
     """Those that can be prompted as Markdown."""
     lines = [
-        '| CLIP | pixels | image tower | frozen (M) | trained | share |',
-        '| --- | --- | --- | --- | --- | --- |',
+        '| CLIP | pixels | image tower | caption tokens | frozen (M) | trained | share |',
+        '| --- | --- | --- | --- | --- | --- | --- |',
     ]
     for row in rows:
         if 'refused' not in row:
             lines.append(
                 f'| {row["name"]} | {row["pixels"]} | {row["layers"]} x {row["width"]} '
-                f'| {row["frozen"] / 1e6:,.1f} | {row["trained"]:,} '
+                f'| {row["tokens"]} | {row["frozen"] / 1e6:,.1f} | {row["trained"]:,} '
                 f'| {100 * row["trained"] / row["frozen"]:.3f} % |'
             )
     return '\n'.join(lines)
@@ -131,13 +132,15 @@ def main() -> None:
     add('--json', action='store_true', help='print JSON instead of a table')
     add('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', default={})
     args = parser.parse_args()
-    if (args.config is None) != args.paper:
-        parser.error('give either a config or --paper')
+    if (args.config is None) != args.paper or args.paper and args.clips:
+        parser.error('give either a config or --paper, and --clips with a config')
     if args.paper:
         result, show = count_table_1(), format_table_1
     elif args.clips:
         cfg = open_config(args.config)
         merge_options(cfg, args.cfg_options)
+        if 'clip' not in cfg.model:
+            parser.error(f'--clips replaces model.clip, which {args.config} has not')
         result, show = count_clips(cfg), format_clips
     else:
         result, show = count(args.config, args.cfg_options), format_counts

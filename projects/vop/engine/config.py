@@ -11,6 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
 from mmengine.device import get_device
+from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 

@@ -33,13 +33,14 @@ def build_runner(cfg: Config) -> Runner:
         >>> runner = build_runner(open_config('configs/zero_shot_msrvtt.py'))
         >>> runner.test()
     """
-    check_pixels(cfg.get('model', {}))
-    clip = cfg.get('model', {}).get('clip')
+    model = cfg.get('model', {})
+    clip = model.get('clip') or (model.get('backbone') or {}).get('clip')  # a recognizer's
     scope = cfg.get('default_scope', 'mmengine')
     if isinstance(clip, dict):
         for split in ('train', 'val', 'test'):
             fit_tokenizers(cfg.get(f'{split}_dataloader'), clip, scope)
             fit_pixels(cfg.get(f'{split}_dataloader'), clip, scope)
+    check_pixels(model)
     make_work_dir(cfg)
     strategy = class_of(cfg.get('strategy'), STRATEGIES)
     if cfg.get('launcher', 'none') == 'none' and issubclass(

@@ -46,7 +46,7 @@ class BlockSteps:
 
     @staticmethod
     def why_not(block: Any) -> str | None:
-        """Say why such a block cannot be prompted, if it cannot."""
+        """Return why such a block cannot be prompted, or None."""
         return None
 
     @property
@@ -238,7 +238,7 @@ def steps_of(block: nn.Module) -> BlockSteps:
 
 
 def why_not(blocks: nn.ModuleList) -> str | None:
-    """Say why blocks cannot be prompted, if they cannot."""
+    """Return why blocks cannot be prompted, or None."""
     for block in blocks:
         kind = BLOCK_KINDS.get(type(block))
         if kind is None:

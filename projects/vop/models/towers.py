@@ -44,7 +44,7 @@ class Tower:
 
     @classmethod
     def why_not(cls, module: Any) -> str | None:
-        """Say why such a tower cannot be prompted, if it cannot."""
+        """Return why such a tower cannot be prompted, or None."""
         return why_not(module.get_submodule(cls.blocks_name))
 
 
@@ -164,8 +164,10 @@ class TimmImageTower(ImageTower):
         has_cls = trunk.cls_token is not None
         if trunk.num_prefix_tokens != has_cls or trunk.dynamic_img_size:
             return 'its image tower has other tokens than patches and a [CLS]'
-        if getattr(trunk, 'rope_mixed', False):
-            return 'its rotary positions differ from layer to layer'
+        rope = getattr(trunk, 'rope', None)
+        is_table = rope is None or hasattr(rope, 'feat_shape')
+        if getattr(trunk, 'rope_mixed', False) or not is_table:
+            return 'its rotary positions are not one table of its patches'
         return super().why_not(module)
 
     @property
