@@ -78,7 +78,9 @@ VISION = dict(
 LAST = dict(no_causal_mask=True, pool_type='last')
 WORDS = dict(
     causal={},
-    siglip=dict(LAST, proj_bias=True, norm_kwargs=dict(eps=1e-6)),
+    siglip=dict(
+        LAST, proj_bias=True, norm_kwargs=dict(eps=1e-6), act_kwargs=dict(approximate='tanh')
+    ),
     siglip_i18n=dict(LAST, proj_type='none'),
     clipa=LAST,
     mobileclip2_l=dict(no_causal_mask=True),

@@ -17,6 +17,7 @@ from torch.func import functional_call
 
 from projects.vop.errors import UserError
 from projects.vop.models import LoRA, TextEncoder, VideoEncoder, open_towers
+from projects.vop.models.block_kinds import steps_of
 from projects.vop.models.towers import TimmImageTower
 
 LORAS = [dict(type='vop.LoRA', rank=3, alpha=6)]
@@ -279,6 +280,13 @@ def test_weights_of_each_kind_are_read(open_small, kind, tmp_path, logged_warnin
     other = 'clipa' if is_timm else 'siglip'
     with pytest.raises(UserError, match="is timm's" if is_timm else 'lacks'):
         open_towers(write_small_clip(tmp_path, other), 'c.pt')
+
+
+def test_the_approximation_of_gelu_is_told(open_small):
+    """Indexes of the same weights with the other are not to be compared."""
+    blocks = [open_small(words=words).text.transformer.resblocks[0] for words in WORDS]
+    activations = dict(zip(WORDS, (steps_of(block).activation for block in blocks)))
+    assert activations == dict.fromkeys(WORDS, 'GELU') | dict(siglip='GELU tanh')
 
 
 def test_rotary_positions_of_another_kind_are_refused(open_small):

@@ -32,7 +32,7 @@ class BlockSteps:
 
     Attributes:
         num_heads (int): Number of attention heads.
-        activation (str): The class of the MLP's activation.
+        activation (str): The class of the MLP's activation, and how it is approximated.
 
     Example:
         >>> steps = steps_of(towers.visual.transformer.resblocks[0])
@@ -93,7 +93,9 @@ class OpenCLIPSteps(BlockSteps):
 
     @property
     def activation(self) -> str:
-        return type(self.block.mlp.gelu).__name__
+        gelu = self.block.mlp.gelu
+        approximate = getattr(gelu, 'approximate', 'none')
+        return ' '.join([type(gelu).__name__, approximate]).removesuffix(' none')
 
     def attn_norm(self, x: Tensor) -> Tensor:
         return self.block.ln_1(x)
