@@ -90,6 +90,9 @@ def test_wrong_input_ends_it(count, capsys):
 def test_the_page_of_clips_lists_every_one_that_can_be_prompted(count):
     page = (ROOT / 'docs/models/clips.md').read_text()
     rows = json.loads(count('configs/vop_msrvtt.py', '--clips', '--json'))
+    # Not those that other tests have added.
+    own = {file.stem for file in Path(open_clip.__file__).parent.glob('model_configs/*.json')}
+    rows = [row for row in rows if row['name'] in own]
     refused = {row['name']: row['refused'] for row in rows if 'refused' in row}
     names = [row['name'] for row in rows if row['name'] not in refused]
     table = page[page.index('| CLIP | pixels') :].splitlines()[2:]
@@ -97,7 +100,7 @@ def test_the_page_of_clips_lists_every_one_that_can_be_prompted(count):
     for row, line in zip((row for row in rows if row['name'] in names), table, strict=True):
         assert f'| {row["pixels"]} | {row["layers"]} x {row["width"]} |' in line
         assert f'| {row["tokens"]} |' in line and f'| {row["trained"]:,} |' in line
-    for name in open_clip.list_models():
+    for name in own:
         family = 'PE-Core SigLIP EVA CLIPA MobileCLIP-B MobileCLIP2-B MobileCLIP2-L'.split()
         if any(part in name for part in family):
             assert name in names
