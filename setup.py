@@ -1,6 +1,8 @@
+import shutil
 from pathlib import Path
 
 from setuptools import find_namespace_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 VERSION = next(
@@ -8,6 +10,20 @@ VERSION = next(
     for line in (HERE / 'projects/vop/__init__.py').read_text().splitlines()
     if line.startswith('__version__')
 )
+
+
+class BuildWithTools(build_py):
+    """Puts configs and tools into the package, where ``vop`` and MIM look for them."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            for room in ('configs', 'tools'):
+                target = Path(self.build_lib, 'projects/vop/.mim', room)
+                shutil.rmtree(target, ignore_errors=True)  # of an earlier build
+                ignored = shutil.ignore_patterns('__pycache__')
+                shutil.copytree(HERE / room, target, ignore=ignored)
+
 
 setup(
     name='mmaction2-vop',
@@ -22,6 +38,8 @@ setup(
         'projects.vop': ['py.typed'],
         'projects.vop.report': ['report.css', 'report.html.jinja'],
     },
+    cmdclass={'build_py': BuildWithTools},
+    entry_points={'console_scripts': ['vop = projects.vop.cli:main']},
     python_requires='>=3.10',
     install_requires=[
         'torch>=2.2',

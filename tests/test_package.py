@@ -2,8 +2,11 @@
 
 import importlib
 import inspect
+import json
 import os
 import pkgutil
+import re
+import shutil
 import sys
 
 import mmaction.datasets
@@ -50,3 +53,31 @@ def test_each_room_has_the_names_that_it_promises():
             found = getattr(module, name)
             assert inspect.isclass(found) or inspect.isfunction(found), (room.name, name)
         assert not hasattr(module, 'nonsense')
+
+
+@pytest.mark.slow
+def test_a_wheel_works_without_a_checkout(tmp_path):
+    """Made from the sdist, and so of what that holds."""
+    source = tmp_path / 'source'
+    for path in ROOT.glob('[!.]*'):
+        if path.name in ('projects', 'configs', 'tools'):
+            shutil.copytree(path, source / path.name)
+        elif path.is_file():
+            shutil.copy(path, source)
+    code = f'import setuptools.build_meta as build; build.build_sdist({str(tmp_path)!r})'
+    run(sys.executable, '-c', code, cwd=source)
+    (sdist,) = tmp_path.glob('*.tar.gz')
+    pip = [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-build-isolation']
+    run(*pip, '--target', tmp_path / 'site', sdist, cwd=tmp_path)
+    here = dict(cwd=tmp_path, PYTHONPATH=str(tmp_path / 'site'))
+    vop = [sys.executable, tmp_path / 'site/bin/vop']
+    where = run(sys.executable, '-c', 'import projects.vop; print(projects.vop.__file__)', **here)
+    assert str(tmp_path / 'site') in where
+    printed = run(*vop, **here)
+    for name in ('train', 'test', 'search', 'data msrvtt', 'analysis count_params', 'dist_train'):
+        assert re.search(rf'^  {name} +\S', printed, re.MULTILINE)
+    counts = json.loads(run(*vop, 'analysis', 'count_params', 'vop_fp_didemo', '--json', **here))
+    assert counts['trained'] == 402_432
+    output = run(*vop, 'train', 'vop_fp_didemo', **here, ok=False)
+    assert 'annotation file data/didemo/train.json of train_dataloader is missing' in output
+    assert 'usage: vop TOOL' in run(*vop, 'trian', **here, ok=False)

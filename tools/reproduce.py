@@ -34,11 +34,10 @@ from submitit.core.utils import UncompletedJobError, environment_variables
 from projects.vop.engine import check_data, check_launcher, merge_options, open_config, use_amp
 from projects.vop.engine.parameters import build_without_weights, count_as_paper, count_by_part
 from projects.vop.errors import NotFiniteError, UserError, exit_on_user_error
-from projects.vop.fileio import available_cores, write_file
+from projects.vop.fileio import ROOT, available_cores, write_file
 from projects.vop.models.clip import check_pretrained
 from projects.vop.paper import TABLE_1
 
-ROOT = Path(__file__).resolve().parents[1]
 DIVERGED = NotFiniteError.exit_code
 TRAINING = (
     *('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr'),

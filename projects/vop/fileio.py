@@ -20,6 +20,9 @@ from portalocker import portalocker as lockers
 
 from .errors import FileWriteError, UserError, shown, warn
 
+# Of configs/ and tools/: a checkout, or a folder of the installed package.
+PACKAGE = Path(__file__).resolve().parent
+ROOT = PACKAGE / '.mim' if (PACKAGE / '.mim').is_dir() else PACKAGE.parents[1]
 VIDEO_SUFFIXES = (
     *('.mp4', '.avi', '.mkv', '.webm', '.mov', '.m4v', '.flv', '.mpg', '.mpeg', '.wmv'),
     *('.3gp', '.ts', '.mts', '.m2ts', '.ogv', '.vob'),

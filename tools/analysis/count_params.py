@@ -7,7 +7,6 @@ With --clips, what a config trains on every CLIP of open_clip that can be prompt
 
 import argparse
 import json
-from pathlib import Path
 
 import open_clip
 from mmengine.config import Config, DictAction
@@ -21,10 +20,10 @@ from projects.vop.engine.parameters import (
     count_by_part,
 )
 from projects.vop.errors import UserError, exit_on_user_error
+from projects.vop.fileio import ROOT
 from projects.vop.paper import TABLE_1, Row
 
 OTHERS = dict(lora=Row('LoRA (not in the paper)'))
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
 
 def count(config: str, options: dict) -> dict:
@@ -58,7 +57,7 @@ def count_table_1() -> list[dict]:
     """Count each row of Table 1: as the paper does, and all that trains."""
     rows = []
     for method, row in (TABLE_1 | OTHERS).items():
-        model = build_without_weights(open_config(CONFIGS / f'{method}_msrvtt.py'))
+        model = build_without_weights(open_config(ROOT / f'configs/{method}_msrvtt.py'))
         parts = count_by_part(model).values()
         rows.append(
             dict(

@@ -104,9 +104,8 @@ def main() -> None:
     add('source', type=Path, metavar='DIR|ANN', help='folder of videos, or annotation file')
     text = "folder of an annotation file's videos (default: videos/ next to it)"
     add('--videos', type=Path, help=text)
-    root = Path(__file__).resolve().parents[2]
     text = 'config whose train_dataloader says how videos are read (default: vop_msrvtt.py)'
-    add('--config', default=root / 'configs/vop_msrvtt.py', help=text)
+    add('--config', default='vop_msrvtt', help=text)
     text = 'processes (default: %(default)s)'
     add('--jobs', type=int, default=available_cores(), help=text)
     text = "seconds that reading one video may take (default: the config's, 60)"

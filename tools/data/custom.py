@@ -38,13 +38,14 @@ from common import (
 
 from projects.vop.datasets.annotations import check_window
 from projects.vop.errors import UserError, exit_on_user_error, shown
-from projects.vop.fileio import VIDEO_SUFFIXES, same_name, write_file
+from projects.vop.fileio import ROOT, VIDEO_SUFFIXES, same_name, write_file
 
+BASE = Path('_base_/datasets/_video_text.py')
 MARK = '# Written by tools/data/custom.py, which overwrites it.\n'
 CONFIG = (
     MARK
     + """\
-_base_ = '_video_text.py'
+_base_ = {base!r}
 
 data_root = {root!r}
 data_prefix = dict(video={videos!r})
@@ -184,9 +185,6 @@ def check_name(name: str, folder: Path, root: Path) -> Path:
     if not re.fullmatch('[A-Za-z][A-Za-z0-9_]{0,99}', name):
         text = 'it must begin with a letter and hold letters, digits and _ alone, 100 at most'
         raise UserError(f'NAME is {name[:100]!r}; {text}.')
-    if not (folder / '_base_/datasets/_video_text.py').is_file():
-        text = 'Run this in the folder of the project, or set --config-dir'
-        raise UserError(f'{folder} has no _base_/datasets/_video_text.py. {text}.')
     path = folder / f'_base_/datasets/{name}.py'
     if path.is_file() and path.read_text(encoding='utf-8').startswith(MARK):
         return path
@@ -207,15 +205,19 @@ def main() -> None:
     add('--test', type=Path, metavar='TEST.csv', help='captions of the videos to test on')
     add('--test-fraction', type=float, help='the part of the videos to test on (default: 0.1)')
     add('--seed', type=int, default=0, help='draws the videos to test on (default: %(default)s)')
-    add('--config-dir', type=Path, default='configs', help='the configs (default: %(default)s)')
+    add('--config-dir', type=Path, help='the configs (default: configs)')
     args = parser.parse_args()
     root = Path('data', args.name)
+    folder = args.config_dir or Path('configs')
     with add_to_errors('Nothing was written.'):
-        config = check_name(args.name, args.config_dir, root)
+        if args.config_dir and not (folder / BASE).is_file():
+            raise UserError(f'{folder} has no {BASE}. Set --config-dir to a folder of configs.')
+        config = check_name(args.name, folder, root)
         splits = make_splits(args)
     # The config comes first: it tells another run that the rest is ours.
     videos = args.videos.resolve().as_posix()
-    write_file(config, CONFIG.format(root=root.as_posix(), videos=videos))
+    base = BASE.name if (folder / BASE).is_file() else str(ROOT / 'configs' / BASE)
+    write_file(config, CONFIG.format(base=base, root=root.as_posix(), videos=videos))
     write_splits(splits, root)
     print(f'{config} is its config. Train on it:\npython tools/train.py configs/vop_{args.name}.py')
 

@@ -17,10 +17,10 @@ from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
 from projects.vop.datasets.moving_shapes import draw_still, still_captions, write_moving_shapes
 from projects.vop.errors import UserError, exit_on_user_error
-from projects.vop.fileio import save_tensors, write_file
+from projects.vop.fileio import ROOT, save_tensors, write_file
 from projects.vop.models import open_towers
 
-MODEL = 'configs/moving_shapes/moving-shapes-clip.json'
+MODEL = ROOT / 'configs/moving_shapes/moving-shapes-clip.json'
 
 
 def still_batch(pictures: list, size: int, rng: np.random.Generator) -> torch.Tensor:
@@ -42,9 +42,9 @@ def train_clip(path: Path, steps: int, seed: int) -> bool:
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     open_clip.add_model_config(MODEL)
-    model = open_clip.create_model(Path(MODEL).stem, force_custom_text=True)
+    model = open_clip.create_model(MODEL.stem, force_custom_text=True)
     pictures, captions = zip(*still_captions())
-    tokens = open_clip.get_tokenizer(Path(MODEL).stem)(list(captions))
+    tokens = open_clip.get_tokenizer(MODEL.stem)(list(captions))
     # Captions are short, and the text tower is causal: what comes after the
     # longest one need not be computed.
     length = int(tokens.argmax(-1).max()) + 1
@@ -94,7 +94,7 @@ def main() -> None:
                 'The small CLIP does not learn the stills; train it longer (--clip-steps).'
             )
         write_file(done, json.dumps(settings))
-    open_towers(MODEL, str(path))
+    open_towers(str(MODEL), str(path))
     print(f'MovingShapes is in {args.root}.')
 
 

@@ -17,6 +17,7 @@ from mmengine.registry import OPTIM_WRAPPERS
 
 from ..clip_config import PAPER_CLIP, read_clip_config, tokenizer_serves
 from ..errors import UserError, warn
+from ..fileio import ROOT
 from ..registry import DATASETS, TRANSFORMS, class_of, is_kind
 from .index_config import read_plain_config
 
@@ -24,7 +25,6 @@ from .index_config import read_plain_config
 SIZES = {f'mmaction.{name}Crop': 'crop_size' for name in ('Center', 'Three', 'Ten')}
 SIZES |= {'mmaction.Resize': 'scale', 'mmaction.MultiScaleCrop': 'input_size'}
 SIZES |= {'mmaction.RandomCrop': 'size'}  # last: other crops are subclasses of it
-CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 def open_config(path: str | Path) -> Config:
@@ -35,7 +35,8 @@ def open_config(path: str | Path) -> Config:
     ``configs/_base_/datasets/didemo.py``.
 
     Args:
-        path (str | Path): Path of the config; a ``.json`` file is that of an index, see
+        path (str | Path): Path of the config, or its name among ``configs/`` of the current
+            folder and of the package; a ``.json`` file is that of an index, see
             :func:`.read_plain_config`.
 
     Returns:
@@ -47,41 +48,40 @@ def open_config(path: str | Path) -> Config:
             as that of a variable of an ablation.
 
     Example:
-        >>> open_config('configs/vop_fp_didemo.py').test_dataloader.dataset.data_root
+        >>> open_config('vop_fp_didemo').test_dataloader.dataset.data_root
         'data/didemo'
     """
     file = Path(path)
-    if file.is_file():
-        return _read(file)
-    base = next(
-        (
-            parent / '_base_' / 'datasets'
-            for parent in file.parents
-            if (parent / '_base_' / 'datasets').is_dir()
-        ),
-        None,
-    )
-    if base is None:
-        raise UserError(f'There is no config {path}.')
-    datasets = sorted(data.stem for data in base.glob('[!_]*.py'))
-    methods = sorted(
-        config.stem.removesuffix('_msrvtt') for config in file.parent.glob('*_msrvtt.py')
-    )
+    if not file.suffix:
+        file = file.with_suffix('.py')
+    # The user's own come first.
+    places = [Path(path), file, 'configs' / file, ROOT / file, ROOT / 'configs' / file]
+    found = next((place for place in places if place.is_file()), None)
+    if found is not None:
+        return _read(found)
+    methods: dict[str, Path] = {}
+    datasets: dict[str, Path] = {}
+    for place in reversed(places):
+        bases = (parent / '_base_' / 'datasets' for parent in place.parents)
+        if base := next((base for base in bases if base.is_dir()), None):
+            datasets |= {data.stem: data for data in base.glob('[!_]*.py')}
+            configs = place.parent.glob('*_msrvtt.py')
+            methods |= {config.stem.removesuffix('_msrvtt'): config for config in configs}
     for dataset in datasets:
         method = file.stem.removesuffix(f'_{dataset}')
         if method != file.stem and method in methods:
-            cfg = open_config(file.with_name(f'{method}_msrvtt.py'))
-            data = _read(base / f'{dataset}.py')
+            cfg, data = _read(methods[method]), _read(datasets[dataset])
             return Config(
                 cfg.to_dict() | data.to_dict(),
                 cfg_text=f'{cfg.text}\n{data.text}',
                 filename=str(file),  # names the run in logs
                 env_variables=cfg.env_variables,
             )
+    if not methods:
+        raise UserError(f'There is no config {path}.')
     raise UserError(
-        f'There is no config {path}, and {file.stem} is not METHOD_DATASET '
-        f'with a METHOD of {file.parent}, which are {", ".join(methods)}, and '
-        f'a DATASET of {base}, which are {", ".join(datasets)}.'
+        f'There is no config {path}, and {file.stem} is not METHOD_DATASET with a METHOD of '
+        f'{", ".join(sorted(methods))} and a DATASET of {", ".join(sorted(datasets))}.'
     )
 
 
@@ -175,7 +175,7 @@ def _check_files(dataset: dict, split: str) -> None:
     if not osp.isfile(ann_file):
         how = (
             f'`python {converter}` makes it; --help says from what.'
-            if (CHECKOUT / converter).is_file()
+            if (ROOT / converter).is_file()
             else 'tools/data/custom.py makes such files from a folder of videos and a csv.'
         )
         raise UserError(
