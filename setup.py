@@ -13,16 +13,18 @@ VERSION = next(
 
 
 class BuildWithTools(build_py):
-    """Puts configs and tools into the package, where ``vop`` and MIM look for them."""
+    """Puts configs and tools into the package, where ``vop`` looks for them."""
 
     def run(self):
         super().run()
         if not self.editable_mode:
-            for room in ('configs', 'tools'):
-                target = Path(self.build_lib, 'projects/vop/.mim', room)
+            for folder in ('configs', 'tools'):
+                target = Path(self.build_lib, 'projects/vop/.mim', folder)
                 shutil.rmtree(target, ignore_errors=True)  # of an earlier build
-                ignored = shutil.ignore_patterns('__pycache__')
-                shutil.copytree(HERE / room, target, ignore=ignored)
+                # Scripts for a checkout, which they install.
+                scripts = 'env.sh', 'run_tests.sh', 'quickstart.sh'
+                ignored = shutil.ignore_patterns('__pycache__', *scripts)
+                shutil.copytree(HERE / folder, target, ignore=ignored)
 
 
 setup(
@@ -36,6 +38,7 @@ setup(
     packages=find_namespace_packages(include=['projects.vop*']),
     package_data={
         'projects.vop': ['py.typed'],
+        'projects.vop.apis': ['model_card.md.jinja'],
         'projects.vop.report': ['report.css', 'report.html.jinja'],
     },
     cmdclass={'build_py': BuildWithTools},

@@ -80,4 +80,4 @@ def test_a_wheel_works_without_a_checkout(tmp_path):
     assert counts['trained'] == 402_432
     output = run(*vop, 'train', 'vop_fp_didemo', **here, ok=False)
     assert 'annotation file data/didemo/train.json of train_dataloader is missing' in output
-    assert 'usage: vop TOOL' in run(*vop, 'trian', **here, ok=False)
+    assert 'There is no tool trian' in run(*vop, 'trian', **here, ok=False)

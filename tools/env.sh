@@ -14,6 +14,7 @@ extras=$1
 python -c 'from importlib.util import find_spec; exit(find_spec("mmcv") is None)' \
     || extras="mmcv-lite${extras:+,$extras}"
 echo 'Installing what setup.py names, where it is missing ...'
-install='python -m pip --disable-pip-version-check'  # or uv, which is faster
-command -v uv > /dev/null && install='uv pip'
-$install install --quiet -e ".${extras:+[$extras]}"
+# uv is faster, where it is there.
+{ command -v uv > /dev/null && uv pip install --quiet -e ".${extras:+[$extras]}"; } \
+    || python -m pip install --quiet --disable-pip-version-check \
+        -e ".${extras:+[$extras]}"

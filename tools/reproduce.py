@@ -62,15 +62,15 @@ class Run:
 
 def config_path(method: str, dataset: str) -> Path:
     """The config of a method on a data set; it need not be a file."""
-    configs = ROOT / 'configs'
-    if (configs / dataset).is_dir():  # a data set with configs of its own
-        known = sorted(file.stem for file in (configs / dataset).glob('[!_]*.py'))
+    own = ROOT / 'configs' / dataset
+    if own.is_dir():  # a data set with configs of its own
+        known = sorted(file.stem for file in own.glob('[!_]*.py'))
         if method not in known:
             raise UserError(f'There is no method {method} for {dataset}, but {", ".join(known)}.')
-        return configs / dataset / f'{method}.py'
-    if (configs / 'ablations' / f'{method}_msrvtt.py').is_file():
-        configs = configs / 'ablations'
-    return configs / f'{method}_{dataset}.py'
+        return own / f'{method}.py'
+    # Found here or in the package.
+    is_ablation = (ROOT / f'configs/ablations/{method}_msrvtt.py').is_file()
+    return Path('configs', 'ablations' if is_ablation else '', f'{method}_{dataset}.py')
 
 
 def plan(args: argparse.Namespace) -> list[Run]:

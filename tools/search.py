@@ -67,7 +67,7 @@ def seconds(text: str) -> float:
 
 def add_model(parser: argparse.ArgumentParser, why: str) -> None:
     """Add the arguments that name a model."""
-    parser.add_argument('--config', help=f'config file, or METHOD_DATASET.py of one; {why}')
+    parser.add_argument('--config', help=f'config file, or its name; {why}')
     parser.add_argument(
         '--checkpoint',
         help='checkpoint file of that config; without it, the model as the config makes it',

@@ -31,7 +31,7 @@ from projects.vop.registry import HOOKS, METRICS, RESCORINGS, is_kind
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        'config', help='config file, or configs/METHOD_DATASET.py, which need not be a file'
+        'config', help='config file, or its name; METHOD_DATASET need not be a file'
     )
     parser.add_argument(
         'checkpoint',

@@ -30,7 +30,7 @@ from projects.vop.fileio import name_full_disk
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        'config', help='config file, or configs/METHOD_DATASET.py, which need not be a file'
+        'config', help='config file, or its name; METHOD_DATASET need not be a file'
     )
     parser.add_argument(
         '--work-dir', help='folder of logs and checkpoints; work_dirs/CONFIG if not given'

@@ -4,10 +4,7 @@
 _base_ = '_kinetics400_.py'
 
 data_root = 'data/moving_shapes'
-clip = dict(
-    name='{{fileDirname}}/../moving_shapes/moving-shapes-clip.json',
-    pretrained=f'{data_root}/clip.pt',
-)
+clip = dict(name='configs/moving_shapes/moving-shapes-clip.json', pretrained=f'{data_root}/clip.pt')
 
 train_pipeline = [
     dict(type='DecordInit'),

@@ -2,7 +2,9 @@
 # VoP^F method has the last 3 attend over the whole video.
 _base_ = ['_data_.py', '../_base_/schedules/adamw_5e.py', '../_base_/runtime.py']
 
-clip = dict(name='{{fileDirname}}/moving-shapes-clip.json', pretrained='data/moving_shapes/clip.pt')
+clip = dict(
+    name='configs/moving_shapes/moving-shapes-clip.json', pretrained='data/moving_shapes/clip.pt'
+)
 
 # 96 training clips: 3 steps an epoch, 576 in total.
 train_cfg = dict(max_epochs=192, val_interval=48)

@@ -38,7 +38,7 @@ def describe(tools: dict[str, Path]) -> str:
     for name, path in tools.items():
         text = path.read_text(encoding='utf-8')
         if path.suffix == '.py':
-            about = (ast.get_docstring(ast.parse(text)) or '').splitlines()[0]
+            about = (ast.get_docstring(ast.parse(text)) or name).splitlines()[0]
         else:
             about = text.splitlines()[1].lstrip('# ')
         lines.append(f'  {name:{width}}  {about}')
@@ -49,11 +49,16 @@ def main() -> None:
     """Run the tool that the command line names."""
     words, tools = sys.argv[1:], find_tools()
     name = next((name for name in (' '.join(words[:2]), *words[:1]) if name in tools), None)
+    if name is None and words and words[0] not in ('-h', '--help'):
+        print(f'There is no tool {words[0]}; `vop` lists those there are.', file=sys.stderr)
+        raise SystemExit(2)
     if name is None:
-        print(f'{USAGE}\n{describe(tools)}', file=sys.stderr if words else sys.stdout)
-        raise SystemExit(2 if words and words[0] not in ('-h', '--help') else 0)
+        print(f'{USAGE}\n{describe(tools)}')
+        return
     path, arguments = tools[name], words[len(name.split()) :]
     if path.suffix == '.sh':
+        # Which starts this Python, whatever is first in PATH.
+        os.environ['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
         os.execvp('bash', ['bash', str(path), *arguments])
     sys.path.insert(0, str(path.parent))  # as for a script
     sys.argv[1:] = arguments

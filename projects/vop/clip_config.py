@@ -18,7 +18,7 @@ from open_clip.tokenizer import HFTokenizer
 from torch import Tensor
 
 from .errors import UserError
-from .fileio import read_json
+from .fileio import ROOT, read_json
 
 LOCAL_DIR, HF_HUB = 'local-dir:', 'hf-hub:'
 PAPER_CLIP = 'ViT-B-32-quickgelu'
@@ -140,6 +140,7 @@ def absolute_name(name: str) -> str:
     """
     if name.startswith(LOCAL_DIR):
         return LOCAL_DIR + osp.abspath(name.removeprefix(LOCAL_DIR))
+    name = _here_or_packaged(name)
     return osp.abspath(name) if osp.isfile(name) else name
 
 
@@ -155,7 +156,12 @@ def _config_file(name: str, cache_dir: str | None) -> Path | None:
         return Path(name.removeprefix(LOCAL_DIR)) / HF_CONFIG_NAME
     if name.startswith(HF_HUB):
         return Path(_fetch(name, HF_CONFIG_NAME, cache_dir))
-    return Path(name) if name.endswith('.json') else None
+    return Path(_here_or_packaged(name)) if name.endswith('.json') else None
+
+
+def _here_or_packaged(name: str) -> str:
+    """The path of a file, which may be one of the package's configs."""
+    return str(ROOT / name) if not osp.isfile(name) and osp.isfile(ROOT / name) else name
 
 
 def _fetch(name: str, filename: str, cache_dir: str | None) -> str:

@@ -77,7 +77,7 @@ class FileWriteError(UserError):
         ...     write_file('train.json', text)
         ... except FileWriteError as error:
         ...     print(error)
-        train.json cannot be written: No space left on device (3.1 MB are free).
+        train.json cannot be written: No space left on device (3.1 MB are free without it).
     """
 
 

@@ -23,6 +23,8 @@ from .errors import FileWriteError, UserError, shown, warn
 # Of configs/ and tools/: a checkout, or a folder of the installed package.
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE / '.mim' if (PACKAGE / '.mim').is_dir() else PACKAGE.parents[1]
+# In the folder of a model that travels, see `apis/pretrained.py`.
+PRETRAINED_CONFIG, PRETRAINED_WEIGHTS = 'config.json', 'model.safetensors'
 VIDEO_SUFFIXES = (
     *('.mp4', '.avi', '.mkv', '.webm', '.mov', '.m4v', '.flv', '.mpg', '.mpeg', '.wmv'),
     *('.3gp', '.ts', '.mts', '.m2ts', '.ogv', '.vob'),
@@ -79,7 +81,7 @@ def _write_error(name: str | Path, folder: Path, error: OSError) -> FileWriteErr
     reason = str(error.strerror or error)
     if error.errno == errno.ENOSPC:
         with suppress(OSError):  # the folder may not be there
-            reason += f' ({shutil.disk_usage(folder).free / 1e6:,.1f} MB are free)'
+            reason += f' ({shutil.disk_usage(folder).free / 1e6:,.1f} MB are free without it)'
     return FileWriteError(f'{name} cannot be written: {reason}.')
 
 

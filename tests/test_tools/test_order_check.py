@@ -94,7 +94,7 @@ def test_a_model_that_sees_order_is_told_from_chance(check, monkeypatch, word):
         assert 'It sees the order of frames:' in row['verdict']
     else:
         assert row['recall'] < 10 and row['interval'][1] < 50
-        assert 'takes it for the reverse' in row['verdict']
+        assert 'captions of the opposite' in row['verdict']
 
 
 def test_the_table_and_wrong_input(run_tool, retrieval_config, tmp_path, capsys, monkeypatch):

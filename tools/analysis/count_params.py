@@ -125,21 +125,21 @@ def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
-    add('config', nargs='?', help='config file')
+    add('config', nargs='?', help='config file, or its name')
     add('--paper', action='store_true', help="the parameter column of the paper's Table 1")
     add('--clips', action='store_true', help='the config on every CLIP that can be prompted')
     add('--json', action='store_true', help='print JSON instead of a table')
     add('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', default={})
     args = parser.parse_args()
     if (args.config is None) != args.paper or args.paper and args.clips:
-        parser.error('give either a config or --paper, and --clips with a config')
+        parser.error('give a config or --paper; --clips needs a config')
     if args.paper:
         result, show = count_table_1(), format_table_1
     elif args.clips:
         cfg = open_config(args.config)
         merge_options(cfg, args.cfg_options)
         if 'clip' not in cfg.model:
-            parser.error(f'--clips replaces model.clip, which {args.config} has not')
+            parser.error(f'--clips replaces model.clip, which {args.config} does not have')
         result, show = count_clips(cfg), format_clips
     else:
         result, show = count(args.config, args.cfg_options), format_counts

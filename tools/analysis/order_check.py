@@ -107,7 +107,7 @@ def compare(name: str, played: Played) -> dict:
         largest_difference_of_embeddings=(forwards - backwards).abs().max().item(),
         difference=gap.abs().mean().item() / spread if spread > SAME else None,
         recall=100 * found,
-        # Captions of a clip stand or fall together.
+        # Captions of one clip are not independent.
         interval=interval(found, len(forwards)),
     )
 
@@ -132,7 +132,7 @@ def verdict(row: dict) -> str:
     if low > 50:
         return f'It sees the order of frames: {found}.'
     if high < 50:
-        return f'It sees the order of frames and takes it for the reverse: {found}.'
+        return f'It sees the order of frames, but prefers captions of the opposite one: {found}.'
     return f'Its embeddings depend on the order of frames, but no better than chance: {found}.'
 
 
@@ -156,7 +156,7 @@ def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
-    add('config', help='config file')
+    add('config', help='config file, or its name')
     add('checkpoint', nargs='?', help='what was trained; not for a config of zero_shot')
     add('--clips', type=int, default=192, help='drawn clips (default: 192)')
     add('--data', action='store_true', help="the config's test data set, too")

@@ -162,7 +162,7 @@ def parse_args() -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
-    add('config', help='config file; configs/METHOD_DATASET.py need not be a file')
+    add('config', help='config file, or its name; METHOD_DATASET need not be a file')
     add('--batch-size', type=int, nargs='+', metavar='N', help='pairs of one process')
     add('--num-workers', type=int, nargs='+', metavar='N', help='workers of one process')
     add('--data-root', nargs='+', metavar='DIR', help='the data set and copies of it')

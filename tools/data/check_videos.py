@@ -104,7 +104,7 @@ def main() -> None:
     add('source', type=Path, metavar='DIR|ANN', help='folder of videos, or annotation file')
     text = "folder of an annotation file's videos (default: videos/ next to it)"
     add('--videos', type=Path, help=text)
-    text = 'config whose train_dataloader says how videos are read (default: vop_msrvtt.py)'
+    text = 'config whose train_dataloader says how videos are read (default: vop_msrvtt)'
     add('--config', default='vop_msrvtt', help=text)
     text = 'processes (default: %(default)s)'
     add('--jobs', type=int, default=available_cores(), help=text)

@@ -188,7 +188,8 @@ def check_name(name: str, folder: Path, root: Path) -> Path:
     path = folder / f'_base_/datasets/{name}.py'
     if path.is_file() and path.read_text(encoding='utf-8').startswith(MARK):
         return path
-    for other in (path, folder / name, folder / f'vop_{name}.py', root):
+    taken = [f'_base_/datasets/{name}.py', name, f'vop_{name}.py']
+    for other in [root, *(base / each for base in (folder, ROOT / 'configs') for each in taken)]:
         if other.exists():
             raise UserError(f'{name} is the name of another data set: there is {other}.')
     return path

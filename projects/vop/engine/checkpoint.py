@@ -11,7 +11,7 @@ from mmengine.registry import STRATEGIES
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..fileio import check_zip, code_in, is_safetensors
+from ..fileio import PRETRAINED_WEIGHTS, check_zip, code_in, is_safetensors
 
 
 def load_safely(filename: str, map_location: Any = None) -> dict:
@@ -20,7 +20,8 @@ def load_safely(filename: str, map_location: Any = None) -> dict:
     MMEngine's own loading goes through it, too (see ``compat.py``).
 
     Args:
-        filename (str): Path of a file of torch or safetensors.
+        filename (str): Path of a file of torch or safetensors, or of a folder of
+            :meth:`.VoPInferencer.save_pretrained`.
         map_location (Any): As in ``torch.load``; for safetensors, the name of a device.
 
     Returns:
@@ -35,6 +36,8 @@ def load_safely(filename: str, map_location: Any = None) -> dict:
         dict_keys(['meta', 'state_dict', ...])
     """
     filename = osp.expanduser(filename)
+    if osp.isdir(filename):
+        filename = osp.join(filename, PRETRAINED_WEIGHTS)
     if not osp.isfile(filename):
         raise UserError(f'There is no checkpoint {filename}.')
     of_torch = True

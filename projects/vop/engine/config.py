@@ -17,7 +17,7 @@ from mmengine.registry import OPTIM_WRAPPERS
 
 from ..clip_config import PAPER_CLIP, read_clip_config, tokenizer_serves
 from ..errors import UserError, warn
-from ..fileio import ROOT
+from ..fileio import PRETRAINED_CONFIG, ROOT
 from ..registry import DATASETS, TRANSFORMS, class_of, is_kind
 from .index_config import read_plain_config
 
@@ -36,8 +36,8 @@ def open_config(path: str | Path) -> Config:
 
     Args:
         path (str | Path): Path of the config, or its name among ``configs/`` of the current
-            folder and of the package; a ``.json`` file is that of an index, see
-            :func:`.read_plain_config`.
+            folder and of the package; or the folder of :meth:`.VoPInferencer.save_pretrained`. A
+            ``.json`` file is that of such a folder or of an index, see :func:`.read_plain_config`.
 
     Returns:
         Config: The config.
@@ -52,10 +52,11 @@ def open_config(path: str | Path) -> Config:
         'data/didemo'
     """
     file = Path(path)
-    if not file.suffix:
+    if file.name and not file.suffix:
         file = file.with_suffix('.py')
     # The user's own come first.
     places = [Path(path), file, 'configs' / file, ROOT / file, ROOT / 'configs' / file]
+    places.insert(0, Path(path, PRETRAINED_CONFIG))
     found = next((place for place in places if place.is_file()), None)
     if found is not None:
         return _read(found)
@@ -279,7 +280,8 @@ def fit_pixels(part: Any, clip: dict, scope: str | None = None) -> None:
         else:
             step[key] = tuple(n if n < 0 else round(n * size / last) for n in sizes)
     print_log(
-        f'A pipeline makes pictures of {size} pixels, not {last}, as {name} takes them.', 'current'
+        f'{name} takes pictures of {size} pixels: sizes in a pipeline are scaled from {last}.',
+        'current',
     )
 
 

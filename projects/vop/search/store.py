@@ -103,8 +103,8 @@ def scan(folder: Path) -> tuple[dict[str, Stamp], dict[str, str]]:
             videos[name] = (stat.st_size, stat.st_mtime_ns)
     if not videos and not failed:
         raise UserError(
-            f'There is no video ({", ".join(VIDEO_SUFFIXES)}) in {folder}: is its disk mounted? '
-            'Nothing was changed.'
+            f'There is no video ({", ".join(VIDEO_SUFFIXES)}) in {folder}: it is empty, or holds '
+            'other files. Is its disk mounted? Nothing was changed.'
         )
     return videos, failed
 
@@ -217,7 +217,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if any(folder.glob(f'{PARTS}/*/run-*')):
             raise UserError(
                 f'The first indexing into {folder} is not finished. Wait for it; or, if it was '
-                'stopped, give the same command again, and it resumes.'
+                'stopped, give the same command again, with the same --window and --stride, and it '
+                'resumes.'
             )
         raise UserError(
             f'There is no index in {folder}: it has no {MANIFEST}. '
@@ -245,17 +246,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check(path: Path, value: Any, template: Any, name: str = 'content') -> None:
+def _check(path: Path, value: Any, template: Any, name: str = 'fields') -> None:
     """Refuse a value of a JSON file that is not of a type, or has other fields than a template."""
-    if isinstance(template, dict):
-        is_valid = isinstance(value, dict) and value.keys() == template.keys()
-    else:
-        is_valid = type(value) is template and (template is not int or 0 < value < 1 << 63)
-    if not is_valid:
-        raise damaged(path, f'its "{name}" is not valid')
-    if isinstance(template, dict):
-        for key in template:
-            _check(path, value[key], template[key], key)
+    if not isinstance(template, dict):
+        if type(value) is not template or (template is int and not 0 < value < 1 << 63):
+            raise damaged(path, f'its "{name}" is not valid')
+        return
+    if not isinstance(value, dict) or value.keys() != template.keys():
+        raise damaged(path, f'its "{name}" are not {", ".join(template) or "none"}')
+    for key in template:
+        _check(path, value[key], template[key], key)
 
 
 def read_or_damaged(path: Path, read: Callable[[Path], Any]) -> Any:

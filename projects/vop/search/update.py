@@ -35,7 +35,6 @@ from .store import (
     index_files,
     model_paths,
     read_blocks,
-    read_manifest,
     read_parts,
     scan,
     write_rows,
@@ -164,9 +163,10 @@ def update_index(
     video_dir, folder = (Path(os.path.abspath(path)) for path in (video_dir, index_dir))
     fingerprint = inferencer.model_fingerprint
     asked = windows and Windows(*map(float, windows)).check()
-    with _saying_how_to_resume(), ExitStack() as stack:
+    with ExitStack() as stack:
         found = _on_rank_zero(lambda: scan(video_dir))
         old = _on_rank_zero(lambda: stack.enter_context(claim(folder)))
+        stack.enter_context(_saying_how_to_resume())
         chosen = asked or _broadcast(None if old is None else old.window)
         chosen = chosen and Windows(*chosen)
         job = Job(inferencer, fingerprint, video_dir, folder, chosen, exact_below)
@@ -266,7 +266,8 @@ def model_files(index_dir: str | Path) -> tuple[Path, Path]:
     """
     folder = Path(index_dir)
     if (folder / MANIFEST).exists():
-        return model_paths(folder, read_manifest(folder)['model_fingerprint'])
+        files = VideoIndex.open(folder).files
+        return files['config'], files['model']
     configs = list(folder.glob(FILES['config'].format('*')))
     if len(configs) > 1:
         raise UserError(
@@ -305,6 +306,11 @@ def _make_plan(
                 f'{job.folder} was made with another model or other windows: all {len(videos):,} '
                 'videos are encoded with these. Until that is done, the index stays what it is.'
             )
+    if any(path.parent != job.parts for path in job.parts.parent.glob('*/*.npz')):
+        warn(
+            f'{job.parts.parent} holds videos that an unfinished run encoded with another model '
+            'or other windows: they are left out, and removed when this run is done.'
+        )
     lacking = videos.keys() - set(itertools.compress(names, stay))
     new = {name: videos[name] for name in sorted(lacking)}
     saved = sorted(job.parts.glob('*.npz'))
@@ -411,13 +417,16 @@ def _finish(job: Job, plan: Plan, encoded: list[tuple[list[Path], dict[str, str]
     paths = {
         what: folder / FILES[what].format(generation) for what in ('videos', 'embeddings', 'ivf')
     }
+    is_unchanged = (
+        old is not None
+        and plan.stay.all()
+        and not new
+        and (len(old) >= job.exact_below) == (old.ivf is not None)
+    )
+    for path in paths.values():  # of a run that was killed here
+        path.unlink(missing_ok=True)
     try:
-        if (
-            old is not None
-            and plan.stay.all()
-            and not new
-            and (len(old) >= job.exact_below) == (old.ivf is not None)
-        ):
+        if old is not None and is_unchanged:
             manifest = dict(old.manifest, video_dir=str(job.video_dir))
         else:
             parts = [*plan.saved, *(path for paths, _ in encoded for path in paths)]
