@@ -292,6 +292,20 @@ def test_a_compiled_model_trains_as_a_plain_one(run_tool, config, tmp_path):
             assert torch.allclose(ours[name], value, atol=1e-6), name
 
 
+def test_a_trained_model_is_exported_and_tested(run_tool, trained, config, tmp_path):
+    run_tool('tools/export.py', trained / f'epoch_{EPOCHS}.pth', tmp_path / 'shared')
+    card = (tmp_path / 'shared/README.md').read_text()
+    wanted = metrics(trained)[-1]
+    assert f'| t2v | {wanted["t2v/R@1"]:.2f} |' in card and f'| epochs | {EPOCHS} |' in card
+    assert 'Text-video retrieval by VoP,' in card
+    run_tool('tools/test.py', config(), tmp_path / 'shared', '--work-dir', tmp_path / 'test')
+    assert results_of(tmp_path / 'test') == pytest.approx(wanted)
+    (trained / 'other.py').write_text('')
+    with pytest.raises(UserError, match='2 configs.*--config'):
+        run_tool('tools/export.py', trained / f'epoch_{EPOCHS}.pth', tmp_path / 'shared')
+    (trained / 'other.py').unlink()
+
+
 def test_a_flexible_runner_trains_resumes_and_tests(run_tool, trained, config, tmp_path):
     path, last = config(extra="runner_type = 'FlexibleRunner'\n"), f'epoch_{EPOCHS}.pth'
     run_tool('tools/train.py', path, '--work-dir', tmp_path / 'run')

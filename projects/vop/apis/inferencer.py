@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from mmengine.config import Config
@@ -81,7 +81,8 @@ class VoPInferencer:
 
     Args:
         config (str | Path | Config): A config of retrieval, or what :func:`.open_config` takes.
-        checkpoint (str, optional): A checkpoint of it. Without one, the model is as the config
+        checkpoint (str, optional): A checkpoint of it; by default that of a folder of
+            :meth:`save_pretrained`. Without one, the model is as the config
             makes it (zero-shot CLIP without prompts).
         device (str, optional): Where to compute. Defaults to a GPU, where there is one.
         show_progress (bool): Show a progress bar. Defaults to True.
@@ -114,6 +115,8 @@ class VoPInferencer:
         timeout: float | str | None = 'config',
     ) -> None:
         cfg = copy.deepcopy(config) if isinstance(config, Config) else open_config(config)
+        if checkpoint is None and not isinstance(config, Config) and os.path.isdir(config):
+            checkpoint = str(config)
         name = cfg.filename or 'The config'
         self._name, self._scope = name, cfg.get('default_scope', 'mmaction')
         if self._scope:  # the config of an index has none
@@ -200,6 +203,53 @@ class VoPInferencer:
         settings['pipeline'] = plain['pipeline']
         text = weights_fingerprint(named) + json.dumps(settings, sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        revision: str | None = None,
+        clip: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> 'VoPInferencer':
+        """Open a model of :meth:`save_pretrained`. No code of it is run.
+
+        Args:
+            name (str | Path): Its folder, or ``'user/name'`` on the Hugging Face Hub.
+            revision (str, optional): Branch, tag or commit on the Hub.
+            clip (dict, optional): ``name``, ``pretrained`` or ``cache_dir`` of the same CLIP,
+                where it is elsewhere than the config says.
+            **kwargs: ``device``, ``show_progress`` and ``timeout`` of the class.
+
+        Raises:
+            UserError: If there is no such model, if it is damaged, or if the CLIP is another.
+
+        Example:
+            >>> inferencer = VoPInferencer.from_pretrained('work_dirs/shared')
+        """
+        from .pretrained import find_pretrained
+
+        folder = find_pretrained(name, revision)
+        cfg = open_config(folder)
+        cfg.model.clip.update(clip or {})
+        return cls(cfg, str(folder), **kwargs)
+
+    def save_pretrained(self, folder: str | Path, about: dict[str, Any] | None = None) -> None:
+        """Write a folder to share: what was trained, the config as JSON, and a model card.
+
+        Args:
+            folder (str | Path): Where; see :func:`.save_pretrained`.
+            about (dict, optional): What the card says; likewise.
+
+        Raises:
+            UserError: If the folder cannot be written, or if the config could not be opened again.
+
+        Example:
+            >>> VoPInferencer('configs/vop_msrvtt.py', 'vop.pth').save_pretrained('shared/vop')
+        """
+        from .pretrained import save_pretrained
+
+        save_pretrained(self, folder, about)
 
     def share(self, config: str | Path | Config, checkpoint: str | None = None) -> 'VoPInferencer':
         """Open other prompts on the same CLIP, which stays in memory once.
