@@ -1,6 +1,7 @@
 """Configs by name, and their data."""
 
 import json
+from pathlib import Path
 
 import pytest
 from helpers import TINY_CLIP
@@ -8,6 +9,7 @@ from mmengine.config import Config
 from mmengine.dataset import ConcatDataset
 from mmengine.optim import AmpOptimWrapper, ApexOptimWrapper, OptimWrapper
 
+from projects.vop.clip_config import absolute_name, read_clip_config
 from projects.vop.datasets import CLIPTokenize, VideoTextDataset
 from projects.vop.engine import (
     build_runner,
@@ -310,3 +312,22 @@ def test_a_run_that_does_not_fit_its_clip_is_refused(write_clip):
     config.model.backbone.clip = dict(name='ViT-L-14', pretrained='laion2b_s32b_b82k')
     with pytest.raises(UserError, match=r'data_preprocessor\.mean .*127\.5'):
         build_runner(config)
+
+
+def test_a_config_is_found_by_its_name_and_ones_own_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert open_config('vop_fp_didemo').test_dataloader.dataset.data_root == 'data/didemo'
+    assert open_config('moving_shapes/vop').model.visual.num_frames == 8
+    (tmp_path / 'configs/_base_/datasets').mkdir(parents=True)
+    (tmp_path / 'configs/_base_/datasets/pets.py').write_text("data_root = 'my_pets'")
+    assert open_config('vop_c_pets').data_root == 'my_pets'
+    (tmp_path / 'configs/vop_msrvtt.py').write_text('is_mine = True')
+    for name in ('vop_msrvtt', 'configs/vop_msrvtt.py'):
+        assert open_config(name).is_mine
+    for name in ('', '.', 'vop_c_dogs'):
+        with pytest.raises(UserError, match='There is no config'):
+            open_config(name)
+    # The CLIP of MovingShapes is the package's, wherever one is.
+    name = open_config('moving_shapes/vop').model.clip.name
+    assert read_clip_config(name).size == (32, 32)
+    assert Path(absolute_name(name)).is_file()

@@ -114,7 +114,7 @@ def test_other_windows_mean_to_encode_all_again(inferencer, folder, logged_warni
 
 @pytest.mark.parametrize('windows, left', [((10.0, 5.0), 'ac'), ((9.0, 5.0), 'acd'), (None, 'acd')])
 def test_a_stopped_run_resumes_with_the_same_windows_alone(
-    inferencer, folder, monkeypatch, windows, left
+    inferencer, folder, monkeypatch, windows, left, logged_warnings
 ):
     """What was not encoded to its end was not saved."""
     iter_videos = type(inferencer).iter_videos
@@ -133,6 +133,8 @@ def test_a_stopped_run_resumes_with_the_same_windows_alone(
     inferencer.encoded.clear()
     _, index = run(inferencer, folder, windows)
     assert sorted(inferencer.encoded) == [f'{name}.mp4' for name in left]
+    is_said = any('they are left out, and removed' in text for text in logged_warnings)
+    assert is_said == (windows != (10.0, 5.0))
     assert len(index) == (10 if windows else 3) and index.window == windows
     assert not (index.folder / 'parts').exists()
 
