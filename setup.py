@@ -45,7 +45,7 @@ setup(
     entry_points={'console_scripts': ['vop = projects.vop.cli:main']},
     python_requires='>=3.10',
     install_requires=[
-        'torch>=2.2',
+        'torch>=2.4',
         'torchvision',
         'open_clip_torch>=3.3,<4',
         'timm>=1.0.20',  # rotary positions in halves (open_clip asks for 1.0.17)

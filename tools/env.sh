@@ -14,7 +14,7 @@ extras=$1
 python -c 'from importlib.util import find_spec; exit(find_spec("mmcv") is None)' \
     || extras="mmcv-lite${extras:+,$extras}"
 echo 'Installing what setup.py names, where it is missing ...'
-# uv is faster, where it is there.
-{ command -v uv > /dev/null && uv pip install --quiet -e ".${extras:+[$extras]}"; } \
+# uv is faster, where it is there; like pip, it is to compile what it installs.
+{ command -v uv > /dev/null && uv pip install --quiet --compile-bytecode -e ".${extras:+[$extras]}"; } \
     || python -m pip install --quiet --disable-pip-version-check \
         -e ".${extras:+[$extras]}"
