@@ -17,6 +17,7 @@ from mmaction.registry import TRANSFORMS as MMACTION_TRANSFORMS
 from mmengine.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 
 import projects.vop
+from projects.vop import cli
 
 
 @pytest.mark.slow
@@ -81,3 +82,18 @@ def test_a_wheel_works_without_a_checkout(tmp_path):
     output = run(*vop, 'train', 'vop_fp_didemo', **here, ok=False)
     assert 'annotation file data/didemo/train.json of train_dataloader is missing' in output
     assert 'There is no tool trian' in run(*vop, 'trian', **here, ok=False)
+
+
+def test_vop_runs_a_tool_and_lists_them_all(monkeypatch, capsys):
+    def vop(*words):
+        monkeypatch.setattr(sys, 'argv', ['vop', *words])
+        monkeypatch.setattr(sys, 'path', [*sys.path])
+        cli.main()
+        return capsys.readouterr().out
+
+    listed = vop('--help')
+    assert listed == vop() and len(listed.splitlines()) == len(cli.find_tools()) + 5
+    assert json.loads(vop('analysis', 'count_params', 'vop_msrvtt', '--json'))['trained'] == 122_880
+    with pytest.raises(SystemExit) as error:
+        vop('trian')
+    assert error.value.code == 2 and 'no tool trian' in capsys.readouterr().err
