@@ -5,8 +5,6 @@ training has left them; or name the config with --config.
 """
 
 import argparse
-import json
-from contextlib import suppress
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
@@ -14,6 +12,7 @@ from mmengine.config import Config, DictAction
 from projects.vop.apis import VoPInferencer
 from projects.vop.engine import load_safely, merge_options, open_config
 from projects.vop.errors import UserError, exit_on_user_error
+from projects.vop.fileio import read_evaluations
 from projects.vop.paper import TABLE_1
 
 
@@ -30,14 +29,8 @@ def config_beside(checkpoint: Path) -> Path:
 
 def metrics_of(folder: Path, step: int | None) -> dict[str, float]:
     """The metrics that the log of a run has of the checkpoint after so many epochs."""
-    metrics = {}
-    for path in sorted(folder.rglob('vis_data/*.json'), key=lambda path: path.stat().st_mtime):
-        for line in path.read_text(encoding='utf-8').splitlines():
-            with suppress(json.JSONDecodeError):  # cut off while it was written
-                record = json.loads(line)
-                if record.get('step') == step and 't2v/R@1' in record:
-                    metrics = {key: value for key, value in record.items() if '/' in key}
-    return metrics
+    logged = [record for record in read_evaluations(folder) if record.get('step') == step]
+    return {key: value for key, value in logged[-1].items() if '/' in key} if logged else {}
 
 
 def about_run(cfg: Config, checkpoint: Path, state: dict) -> dict:

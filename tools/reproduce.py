@@ -20,7 +20,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +33,7 @@ from submitit.core.utils import UncompletedJobError, environment_variables
 from projects.vop.engine import check_data, check_launcher, merge_options, open_config, use_amp
 from projects.vop.engine.parameters import build_without_weights, count_as_paper, count_by_part
 from projects.vop.errors import NotFiniteError, UserError, exit_on_user_error
-from projects.vop.fileio import ROOT, available_cores, write_file
+from projects.vop.fileio import ROOT, available_cores, read_evaluations, write_file
 from projects.vop.models.clip import check_pretrained
 from projects.vop.paper import TABLE_1
 
@@ -138,27 +137,17 @@ def check_settings(run: Run) -> None:
         )
 
 
-def evaluations(folder: Path) -> list[dict]:
-    """What every evaluation in a folder logged, oldest first."""
-    records = []
-    for file in sorted(folder.rglob('*.json'), key=lambda file: file.stat().st_mtime):
-        for line in file.read_text().splitlines():
-            with suppress(json.JSONDecodeError):  # cut off while it was written
-                records.append(json.loads(line))
-    return [record for record in records if 't2v/R@1' in record]
-
-
 def train_and_test(folder: Path, epochs: int | None, retest: bool, call: Callable) -> dict:
     """Do what is not done yet; give the metrics of the last epoch on the test split."""
     checkpoints = []
     if epochs is not None:
         checkpoints = [folder / f'epoch_{epochs}.pth']
         call('train.py', '--resume')  # which knows what is left to do
-        logged = [record for record in evaluations(folder) if record.get('step') == epochs]
+        logged = [record for record in read_evaluations(folder) if record.get('step') == epochs]
         if logged and not retest:
             return logged[-1]
     call('test.py', *checkpoints)
-    return evaluations(folder)[-1]
+    return read_evaluations(folder)[-1]
 
 
 def complete(folder: Path, facts: dict, epochs: int | None, retest: bool, variables: dict) -> str:

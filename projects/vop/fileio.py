@@ -132,6 +132,27 @@ def save_tensors(path: str | Path, content: Any) -> None:
         raise FileWriteError(f'{path} cannot be written: {error}') from error
 
 
+def read_evaluations(folder: str | Path) -> list[dict[str, Any]]:
+    """What every evaluation of retrieval in the folder of a run logged, oldest first.
+
+    Args:
+        folder (str | Path): The folder, with logs of MMEngine in it or below it.
+
+    Returns:
+        list[dict]: A record each, with ``'t2v/R@1'`` and the like, and the ``'step'``.
+
+    Example:
+        >>> read_evaluations('work_dirs/vop_msrvtt')[-1]['t2v/R@1']
+        39.6
+    """
+    records = []
+    for file in sorted(Path(folder).rglob('*.json'), key=lambda file: file.stat().st_mtime):
+        for line in file.read_text(encoding='utf-8').splitlines():
+            with suppress(json.JSONDecodeError):  # cut off while it was written
+                records.append(json.loads(line))
+    return [record for record in records if isinstance(record, dict) and 't2v/R@1' in record]
+
+
 def code_in(path: str | Path) -> str | None:
     """Say what a file of torch would call if it were loaded unsafely, if anything.
 

@@ -55,8 +55,8 @@ def open_config(path: str | Path) -> Config:
     if file.name and not file.suffix:
         file = file.with_suffix('.py')
     # The user's own come first.
-    places = [Path(path), file, 'configs' / file, ROOT / file, ROOT / 'configs' / file]
-    places.insert(0, Path(path, PRETRAINED_CONFIG))
+    places = [Path(path, PRETRAINED_CONFIG), Path(path), file, 'configs' / file]
+    places += [ROOT / file, ROOT / 'configs' / file]
     found = next((place for place in places if place.is_file()), None)
     if found is not None:
         return _read(found)
