@@ -20,9 +20,9 @@ from portalocker import portalocker as lockers
 
 from .errors import FileWriteError, UserError, shown, warn
 
-# Of configs/ and tools/: a checkout, or a folder of the installed package.
-PACKAGE = Path(__file__).resolve().parent
-ROOT = PACKAGE / '.mim' if (PACKAGE / '.mim').is_dir() else PACKAGE.parents[1]
+# Of configs/ and tools/: a checkout, or what a wheel brings, where MIM looks for it.
+PROJECTS = Path(__file__).resolve().parents[1]
+ROOT = PROJECTS / '.mim' if (PROJECTS / '.mim').is_dir() else PROJECTS.parent
 # In the folder of a model that travels, see `apis/pretrained.py`.
 PRETRAINED_CONFIG, PRETRAINED_WEIGHTS = 'config.json', 'model.safetensors'
 VIDEO_SUFFIXES = (
