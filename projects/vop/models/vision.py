@@ -138,7 +138,7 @@ class VideoEncoder(PromptedEncoder):
         table = self.frame_positional_embedding
         for layer in range(1, self.spec.layers + 1):
             if table is not None and layer == self.frame_layers + 1:
-                index = frame_index(f, len(table)).to(table.device)
+                index = frame_index(f, len(table), table.device)
                 x = x + table[index][:, None]
             if self.cls_update is not None and layer <= self.frame_layers:
                 cls = self.cls_update(x[:, :, 0])
