@@ -41,7 +41,8 @@ def about_run(cfg: Config, checkpoint: Path, state: dict) -> dict:
     training = {}
     if optimizer := cfg.get('optim_wrapper', {}).get('optimizer'):
         training['optimizer'] = f'{optimizer.type}, learning rate {optimizer.lr:g}'
-        training['epochs'] = cfg.get('train_cfg', {}).get('max_epochs')
+        length = {key: n for key, n in cfg.train_cfg.items() if key in ('max_epochs', 'max_iters')}
+        training |= {key.removeprefix('max_'): n for key, n in length.items()}
         training['batch'] = cfg.get('train_dataloader', {}).get('batch_size')
     return dict(
         method=TABLE_1[method].name if method else name,

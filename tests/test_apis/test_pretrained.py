@@ -1,5 +1,6 @@
 """Folders in which a trained model travels."""
 
+import base64
 import http.server
 import json
 import sys
@@ -106,7 +107,7 @@ def test_what_is_damaged_is_named(folder, tmp_path, monkeypatch):
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the Hugging Face Hub as a download takes; serves a folder as a/model."""
+    """As much of the Hugging Face Hub as is needed here; keeps a/model in a folder."""
 
     commit = 'a' * 40
     folder: Path
@@ -128,6 +129,29 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers['Content-Length'])).decode()
+        answers = {
+            '/api/repos/create': lambda: dict(url=f'http://{self.headers["Host"]}/a/model'),
+            '/api/validate-yaml': lambda: dict(errors=[], warnings=[]),
+            '/api/models/a/model/preupload/main': lambda: dict(
+                files=[
+                    dict(path=file['path'], uploadMode='regular', shouldIgnore=False)
+                    for file in json.loads(body)['files']
+                ]
+            ),
+            '/api/models/a/model/commit/main': lambda: self.commit_files(body),
+        }
+        self.answer(json.dumps(answers[urlsplit(self.path).path]()).encode())
+
+    def commit_files(self, lines):
+        for line in map(json.loads, lines.splitlines()):
+            if line['key'] == 'file':
+                content = base64.b64decode(line['value']['content'])
+                (self.folder / line['value']['path']).write_bytes(content)
+        url = f'http://{self.headers["Host"]}/a/model/commit/{self.commit}'
+        return dict(success=True, commitOid=self.commit, commitUrl=url, hookOutput='')
+
     def answer(self, data):
         self.send_response(200)
         for key, value in {
@@ -138,7 +162,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         }.items():
             self.send_header(key, str(value))
         self.end_headers()
-        if self.command == 'GET':
+        if self.command != 'HEAD':
             self.wfile.write(data)
 
     def log_message(self, *args):
@@ -146,9 +170,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.mark.slow
-def test_a_model_of_the_hub(folder, tmp_path):
-    """Against a stand-in, as the Hub cannot be reached from everywhere."""
-    Hub.folder = folder
+def test_a_model_is_published_and_fetched(folder, tmp_path):
+    """Against a stand-in for the Hub, by the command that tools/export.py names."""
+    Hub.folder = tmp_path / 'hub'
+    Hub.folder.mkdir()
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     code = """
@@ -160,6 +185,8 @@ except ValueError as error:
     print(error)
 """
     env = dict(HF_ENDPOINT=f'http://127.0.0.1:{server.server_port}', HF_HOME=str(tmp_path / 'hf'))
+    run(Path(sys.executable).with_name('hf'), 'upload', 'a/model', folder, HF_TOKEN='hf_a', **env)
+    assert {file.name for file in Hub.folder.iterdir()} == {file.name for file in folder.iterdir()}
     printed = run(sys.executable, '-c', code, HF_HUB_DISABLE_PROGRESS_BARS='1', **env).splitlines()
     server.shutdown()
     path = next(Path(line) for line in printed if line.startswith(str(tmp_path)))
