@@ -2,6 +2,8 @@
 
 import json
 import runpy
+import shutil
+from pathlib import Path
 
 import decord
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from helpers import ROOT
 from mmengine.config import Config
+from mmengine.dataset import Compose
 
 from projects.vop.datasets import VideoTextDataset, moving_shapes
 from projects.vop.datasets.moving_shapes import Scene, write_moving_shapes
@@ -82,6 +85,22 @@ def test_frames_sampled_for_testing_are_the_same_too(root):
     video = torch.nn.functional.normalize(video - video.mean(0), dim=-1)
     metrics = evaluate_embeddings(video, video, torch.arange(len(video)))
     assert metrics['t2v/R@1'] == 50.0
+
+
+def test_frames_that_are_kept_are_those_of_the_file(root, tmp_path):
+    """Of which the second reading needs nothing."""
+    path = shutil.copy(next((root / 'videos').glob('*.mp4')), tmp_path)
+    item = dict(filename=path, modality='RGB', start_index=0)
+    sample = dict(type='UniformSample', clip_len=8, num_clips=1, test_mode=True)
+    plain, kept = (
+        Compose([dict(type=first), sample, dict(type=last)])
+        for first, last in (('DecordInit', 'DecordDecode'), ('vop.DecordKeep', 'ArrayDecode'))
+    )
+    wanted, found = plain(dict(item)), kept(dict(item))
+    Path(path).unlink()
+    for again in (found, kept(dict(item))):
+        assert np.array_equal(again['imgs'], wanted['imgs']) and len(again['imgs']) == 8
+        assert again['img_shape'] == wanted['img_shape'] == (64, 64)
 
 
 def test_it_is_drawn_from_the_seed(root, tmp_path, monkeypatch):

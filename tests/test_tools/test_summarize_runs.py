@@ -21,7 +21,7 @@ def summarize(run_tool, capsys, tmp_path):
         for method, lr, seed, value in runs:
             count = 0 if lr is None else 122_880
             result = dict(dataset=dataset, method=method, setting='', lr=lr, seed=seed)
-            result |= dict(trained=count, as_paper=count)
+            result |= dict(trained=count, as_paper=count, sees_order=method != 'vop')
             if value is not None:  # else it diverged
                 result |= {name: value + i for i, name in enumerate(NAMES)}
             folder = tmp_path / f'{method}-{lr}-{seed}'
