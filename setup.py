@@ -11,6 +11,9 @@ VERSION = next(
     if line.startswith('__version__')
 )
 
+# Of the documentation as a site, which a test builds.
+DOCS = ['furo', 'myst-parser', 'sphinx']
+
 
 class BuildWithTools(build_py):
     """Puts configs and tools into the package, where ``vop`` looks for them."""
@@ -71,8 +74,10 @@ setup(
         # Not required, as faiss-gpu will do, too.
         'search': ['faiss-cpu'],
         'demo': ['faiss-cpu', 'gradio>=6'],
+        'docs': DOCS,
         'lint': ['ruff>=0.17,<0.18', 'mypy', 'pre-commit'],
         'test': [
+            *DOCS,
             'pytest',
             'pytest-xdist',
             'pytest-cov',
