@@ -78,7 +78,7 @@ def run_cmm(cmm: nn.Module, cls: Tensor) -> Tensor:
     """Run a CMM on the [CLS] tokens [b x f x d] of videos."""
     if not isinstance(cmm, nn.LSTM):
         return cmm(cls)
-    if torch.is_autocast_enabled(cls.device.type):
+    if not cls.is_meta and torch.is_autocast_enabled(cls.device.type):
         # Its first state is of the input's type; autocast casts the input alone.
         cls = cls.to(torch.get_autocast_dtype(cls.device.type))
     return cmm(cls)[0]  # the other is its last state
