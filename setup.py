@@ -42,7 +42,7 @@ setup(
     package_data={
         'projects.vop': ['py.typed'],
         'projects.vop.apis': ['model_card.md.jinja'],
-        'projects.vop.report': ['report.css', 'report.html.jinja'],
+        'projects.vop.report': ['*.css', '*.jinja'],
     },
     cmdclass={'build_py': BuildWithTools},
     entry_points={'console_scripts': ['vop = projects.vop.cli:main']},
