@@ -86,6 +86,8 @@ setup(
             'gradio>=6',
             'playwright',
             'tensorboard',
+            'ipykernel',
+            'nbclient',
         ],
     },
     classifiers=[
