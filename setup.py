@@ -16,13 +16,13 @@ DOCS = ['furo', 'myst-parser', 'sphinx']
 
 
 class BuildWithTools(build_py):
-    """Puts configs and tools into the package, where ``vop`` looks for them."""
+    """Puts configs and tools where MIM and ``vop`` look for them: by its top-level folder."""
 
     def run(self):
         super().run()
         if not self.editable_mode:
             for folder in ('configs', 'tools'):
-                target = Path(self.build_lib, 'projects/vop/.mim', folder)
+                target = Path(self.build_lib, 'projects/.mim', folder)
                 shutil.rmtree(target, ignore_errors=True)  # of an earlier build
                 # Scripts for a checkout, which they install.
                 scripts = 'env.sh', 'run_tests.sh', 'quickstart.sh'

@@ -48,7 +48,7 @@ def concatenating(encoder: VideoEncoder, frames: Tensor) -> Tensor:
     for layer, block in enumerate(tower.blocks, start=1):
         if layer == encoder.spec.frame_layers + 1:
             table = encoder.frame_positional_embedding
-            x = x + table[frame_index(f, len(table))][:, None]
+            x = x + table[frame_index(f, len(table), table.device)][:, None]
         prompts = encoder.prompt_tokens(layer, tower.cls(x), f)
         prompts = torch.cat([tokens.expand(b, f, -1, -1) for tokens in prompts], dim=2)
         p = prompts.shape[2]

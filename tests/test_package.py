@@ -74,6 +74,7 @@ def test_a_wheel_works_without_a_checkout(tmp_path):
     vop = [sys.executable, tmp_path / 'site/bin/vop']
     where = run(sys.executable, '-c', 'import projects.vop; print(projects.vop.__file__)', **here)
     assert str(tmp_path / 'site') in where
+    assert (tmp_path / 'site/projects/.mim/tools/train.py').is_file()  # for MIM
     printed = run(*vop, **here)
     for name in ('train', 'test', 'search', 'data msrvtt', 'analysis count_params', 'dist_train'):
         assert re.search(rf'^  {name} +\S', printed, re.MULTILINE)

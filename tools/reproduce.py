@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import portalocker
@@ -29,11 +29,12 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from submitit.core.utils import UncompletedJobError, environment_variables
+from tqdm import tqdm
 
 from projects.vop.engine import check_data, check_launcher, merge_options, open_config, use_amp
 from projects.vop.engine.parameters import build_without_weights, count_as_paper, count_by_part
 from projects.vop.errors import NotFiniteError, UserError, exit_on_user_error
-from projects.vop.fileio import ROOT, available_cores, read_evaluations, write_file
+from projects.vop.fileio import ROOT, available_cores, read_evaluations, read_log, write_file
 from projects.vop.models.clip import check_pretrained
 from projects.vop.paper import TABLE_1
 
@@ -51,7 +52,7 @@ class Run:
     name: str
     folder: Path
     cfg: Config
-    facts: dict  # data set, method, setting, learning rate (None without training), seed, counts
+    facts: dict  # data set, method, setting, learning rate (None without training), seed, ...
 
     @property
     def finished(self) -> bool:
@@ -121,6 +122,7 @@ def runs_of(method: str, setting: str, cfg: Config, args: argparse.Namespace) ->
             parts += [f'lr={lr:g}', f'seed={seed}']
         facts = dict(dataset=args.dataset, method=method, setting=setting, lr=lr, seed=seed)
         facts |= dict(trained=trained, as_paper=count_as_paper(model))
+        facts |= dict(sees_order=getattr(model.visual, 'sees_order', None))
         yield Run(' '.join(filter(None, parts)), args.work_dir.joinpath(*parts), one, facts)
 
 
@@ -224,24 +226,55 @@ def submit(run: Run, args: argparse.Namespace, variables: dict) -> submitit.Job:
         raise UserError(f'{run.name} cannot be submitted: {error}') from error
 
 
+@dataclass
+class Progress:
+    """Says how far a run is, ten times at most."""
+
+    label: str
+    run: Run
+    start: float = field(default_factory=time.time)
+    first: int | None = None  # epoch that it began or resumed after
+    said: int = 0
+
+    def update(self) -> None:
+        """Say it, if it is a tenth further than last time."""
+        if self.run.facts['lr'] is None:
+            return
+        epochs = self.run.cfg.train_cfg.max_epochs
+        epoch = max((record.get('epoch', 0) for record in read_log(self.run.folder)), default=0)
+        if self.first is None:
+            self.first = self.said = epoch
+        if epoch < epochs and 10 * (epoch - self.said) >= epochs:
+            self.said = epoch
+            left = (time.time() - self.start) * (epochs - epoch) / (epoch - self.first)
+            time_left = tqdm.format_interval(round(left))
+            print(f'{self.label}: epoch {epoch} of {epochs}, {time_left} left', flush=True)
+
+
 def run_all(runs: Sequence[Run], args: argparse.Namespace) -> None:
     """Run all, as many at a time as there are slots, each the next when one ends."""
     slots = [{}] * (args.jobs or len(runs)) if args.slurm else environments(args.jobs)
     waiting, running = list(enumerate(runs, start=1)), {}
+    next_look = time.time()
     try:
         while waiting or running:
             while waiting and slots:
                 (number, run), variables = waiting.pop(0), slots.pop(0)
-                job = submit(run, args, variables)
-                running[job] = f'[{number}/{len(runs)}] {run.name}', variables, time.time()
+                progress = Progress(f'[{number}/{len(runs)}] {run.name}', run)
+                running[submit(run, args, variables)] = progress, variables
+                print(f'{progress.label}: started', flush=True)
             for job in [job for job in running if job.done()]:
-                label, variables, start = running.pop(job)
+                progress, variables = running.pop(job)
                 slots.append(variables)
                 try:
                     outcome = job.result()
                 except UncompletedJobError as error:  # the job was killed, or has a bug
                     outcome = f'failed: {error}'
-                print(f'{label}: {outcome} ({time.time() - start:.0f} s)', flush=True)
+                seconds = time.time() - progress.start
+                print(f'{progress.label}: {outcome} ({seconds:.0f} s)', flush=True)
+            for progress, _ in running.values() if time.time() >= next_look else ():
+                progress.update()
+                next_look = time.time() + 5
             time.sleep(0.5)
     except KeyboardInterrupt:
         print('Interrupted; the same command resumes.', file=sys.stderr)

@@ -1,6 +1,7 @@
 """Train a model from a config."""
 
 import argparse
+import os
 
 from mmengine.config import Config, DictAction
 
@@ -56,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--seed', type=int, help='random seed')
     parser.add_argument('--diff-rank-seed', action='store_true', help='another seed on every rank')
     parser.add_argument(
-        '--deterministic', action='store_true', help='deterministic algorithms of cuDNN'
+        '--deterministic', action='store_true', help='deterministic algorithms alone'
     )
     parser.add_argument(
         '--cfg-options',
@@ -99,6 +100,9 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         **{key: value for key, value in given.items() if value is not None},
     }
     merge_options(cfg, args.cfg_options)
+    if cfg.randomness.get('deterministic'):
+        # MMEngine allows deterministic algorithms alone, to which cuBLAS belongs only so.
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     return cfg
 
 

@@ -1,4 +1,4 @@
 _base_ = ['../_base_/models/vop_fc.py', '_base_.py']
 
-model = dict(clip={{_base_.clip}}, visual=dict(num_frames={{_base_.num_frames}}, temporal_layers=3))
+model = dict(clip={{_base_.clip}}, visual=dict(num_frames={{_base_.num_frames}}, temporal_layers=2))
 optim_wrapper = dict(optimizer=dict(lr=6e-3))

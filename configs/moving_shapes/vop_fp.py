@@ -1,3 +1,3 @@
 _base_ = ['../_base_/models/vop_fp.py', '_base_.py']
 
-model = dict(clip={{_base_.clip}}, visual=dict(num_frames={{_base_.num_frames}}, temporal_layers=3))
+model = dict(clip={{_base_.clip}}, visual=dict(num_frames={{_base_.num_frames}}, temporal_layers=2))

@@ -20,9 +20,9 @@ from portalocker import portalocker as lockers
 
 from .errors import FileWriteError, UserError, shown, warn
 
-# Of configs/ and tools/: a checkout, or a folder of the installed package.
-PACKAGE = Path(__file__).resolve().parent
-ROOT = PACKAGE / '.mim' if (PACKAGE / '.mim').is_dir() else PACKAGE.parents[1]
+# Of configs/ and tools/: a checkout, or what a wheel brings, where MIM looks for it.
+PROJECTS = Path(__file__).resolve().parents[1]
+ROOT = PROJECTS / '.mim' if (PROJECTS / '.mim').is_dir() else PROJECTS.parent
 # In the folder of a model that travels, see `apis/pretrained.py`.
 PRETRAINED_CONFIG, PRETRAINED_WEIGHTS = 'config.json', 'model.safetensors'
 VIDEO_SUFFIXES = (
@@ -132,6 +132,27 @@ def save_tensors(path: str | Path, content: Any) -> None:
         raise FileWriteError(f'{path} cannot be written: {error}') from error
 
 
+def read_log(folder: str | Path) -> list[dict[str, Any]]:
+    """What MMEngine logged in the folder of a run, oldest first.
+
+    Args:
+        folder (str | Path): The folder, with logs in it or below it.
+
+    Returns:
+        list[dict]: A record each, with ``'loss'``, ``'epoch'`` and ``'step'``, or with metrics.
+
+    Example:
+        >>> read_log('work_dirs/vop_msrvtt')[0]['epoch']
+        1
+    """
+    records = []
+    for file in sorted(Path(folder).rglob('*.json'), key=lambda file: file.stat().st_mtime):
+        for line in file.read_text(encoding='utf-8').splitlines():
+            with suppress(json.JSONDecodeError):  # cut off while it was written
+                records.append(json.loads(line))
+    return [record for record in records if isinstance(record, dict)]
+
+
 def read_evaluations(folder: str | Path) -> list[dict[str, Any]]:
     """What every evaluation of retrieval in the folder of a run logged, oldest first.
 
@@ -145,12 +166,7 @@ def read_evaluations(folder: str | Path) -> list[dict[str, Any]]:
         >>> read_evaluations('work_dirs/vop_msrvtt')[-1]['t2v/R@1']
         39.6
     """
-    records = []
-    for file in sorted(Path(folder).rglob('*.json'), key=lambda file: file.stat().st_mtime):
-        for line in file.read_text(encoding='utf-8').splitlines():
-            with suppress(json.JSONDecodeError):  # cut off while it was written
-                records.append(json.loads(line))
-    return [record for record in records if isinstance(record, dict) and 't2v/R@1' in record]
+    return [record for record in read_log(folder) if 't2v/R@1' in record]
 
 
 def code_in(path: str | Path) -> str | None:

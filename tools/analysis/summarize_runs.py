@@ -17,6 +17,7 @@ from projects.vop.fileio import write_file
 from projects.vop.paper import METRICS, TABLE_1
 
 matplotlib.use('Agg')
+CEILINGS = dict(moving_shapes=50)  # in R@1, of methods that do not see the order of frames
 OF_TABLE_1 = ('msrvtt', 'msrvtt_9k')
 COLUMNS = [f'{direction}/{name}' for direction in ('t2v', 'v2t') for name in METRICS]
 
@@ -109,11 +110,18 @@ def plot(best: dict, dataset: str, path: Path) -> None:
             continue
         spread = statistics.stdev(values) if len(values) > 1 else 0
         color = 'tab:red' if method.startswith('vop') else 'tab:blue'
-        axes.errorbar(x, mean, spread, fmt='o', color=color, capsize=3)
+        marker = 'o' if runs[0].get('sees_order') else 's'
+        axes.errorbar(x, mean, spread, fmt=marker, color=color, capsize=3)
         points.append((label, x, mean))
         row = TABLE_1.get(method)
         if dataset in OF_TABLE_1 and row and row.t2v and not setting:
-            axes.plot(x, row.t2v[0], 'o', color=color, fillstyle='none')
+            axes.plot(x, row.t2v[0], marker, color=color, fillstyle='none')
+    kinds = dict(o='sees the order of frames', s='averages frames')
+    handles = [axes.plot([], [], marker, color='grey', label=kinds[marker])[0] for marker in kinds]
+    if dataset in CEILINGS:
+        label = 'ceiling of averaging frames'
+        handles.append(axes.axhline(CEILINGS[dataset], color='tab:grey', lw=1, label=label))
+    axes.legend(handles=handles, loc='lower right', frameon=False)
     axes.set_xlabel('trained parameters')
     axes.set_ylabel('text-to-video R@1')
     seeds = max(len(runs) for runs in best.values())

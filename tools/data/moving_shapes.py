@@ -15,6 +15,7 @@ import open_clip
 import torch
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
+from projects.vop.clip_config import open_tokenizer
 from projects.vop.datasets.moving_shapes import draw_still, still_captions, write_moving_shapes
 from projects.vop.errors import UserError, exit_on_user_error
 from projects.vop.fileio import ROOT, save_tensors, write_file
@@ -41,10 +42,9 @@ def train_clip(path: Path, steps: int, seed: int) -> bool:
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    open_clip.add_model_config(MODEL)
-    model = open_clip.create_model(MODEL.stem, force_custom_text=True)
+    model = open_clip.CustomTextCLIP(**json.loads(MODEL.read_text()))
     pictures, captions = zip(*still_captions())
-    tokens = open_clip.get_tokenizer(MODEL.stem)(list(captions))
+    tokens = open_tokenizer(str(MODEL))(list(captions))
     # Captions are short, and the text tower is causal: what comes after the
     # longest one need not be computed.
     length = int(tokens.argmax(-1).max()) + 1
@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add('root', nargs='?', default='data/moving_shapes')
-    add('--clip-steps', type=int, default=400, help='training steps of the small CLIP')
+    add('--clip-steps', type=int, default=200, help='training steps of the small CLIP')
     add('--seed', type=int, default=0)
     args = parser.parse_args()
     write_moving_shapes(args.root, seed=args.seed)

@@ -1,11 +1,12 @@
 from .annotations import Annotation, read_annotations
 from .sampler import ReproducibleSampler
-from .transforms import CLIPTokenize, TimeWindow
+from .transforms import CLIPTokenize, DecordKeep, TimeWindow
 from .video_text import VideoTextDataset, explain_data_loader
 
 __all__ = [
     'Annotation',
     'CLIPTokenize',
+    'DecordKeep',
     'ReproducibleSampler',
     'TimeWindow',
     'VideoTextDataset',

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from mmaction.datasets.transforms import DecordInit
 from mmcv.transforms import BaseTransform
 
 from ..clip_config import PAPER_CLIP, open_tokenizer
@@ -48,6 +49,43 @@ class CLIPTokenize(BaseTransform):
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(name={self.name!r})'
+
+
+@TRANSFORMS.register_module()
+class DecordKeep(DecordInit):
+    """Decode whole videos, and keep their frames in memory.
+
+    For training on few, short clips, which is then as fast as if there were no
+    files: each process that runs the pipeline decodes a clip once. It goes in
+    place of ``DecordInit``, with ``ArrayDecode`` in place of ``DecordDecode``.
+
+    Required key: ``filename``. Added keys: ``array``, RGB frames of shape
+    [f x h x w x 3], uint8, and ``total_frames``, f.
+
+    Args:
+        **kwargs: Arguments of ``DecordInit``.
+
+    Example:
+        >>> train_pipeline = [
+        ...     dict(type='vop.DecordKeep'),
+        ...     dict(type='UniformSample', clip_len=8, num_clips=1),
+        ...     dict(type='ArrayDecode'),
+        ...     ...]
+    """
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self._videos: dict[str, np.ndarray] = {}
+
+    def transform(self, results: dict) -> dict:
+        """Add the frames."""
+        path = results['filename']
+        if path not in self._videos:
+            reader = super().transform(dict(results))['video_reader']
+            self._videos[path] = reader.get_batch(range(len(reader))).asnumpy()
+        results['array'] = self._videos[path]
+        results['total_frames'] = len(results['array'])
+        return results
 
 
 @TRANSFORMS.register_module()

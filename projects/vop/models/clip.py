@@ -233,20 +233,19 @@ def _load_weights(
     if not has_quick and (weights.openai or tag.get('quick_gelu')):
         what = f"The weights '{pretrained}'" if is_tag else f"{file} is OpenAI's, whose models"
         raise UserError(f'{what} were trained with QuickGELU, but {name} has GELU: {fix}.')
-    # Of timm's image towers there is one activation.
-    if pretrained == file and not weights.openai and 'timm_model_name' not in config['vision_cfg']:
-        level = logging.INFO if in_file and 'quick_gelu' in config else logging.WARNING
-        _say_once(
+    # Of timm's image towers there is one activation; a user's config may name its own.
+    is_told = weights.openai or 'timm_model_name' in config['vision_cfg']
+    if pretrained == file and not is_told and not (in_file and 'quick_gelu' in config):
+        _warn_once(
             f'{file} does not tell its activation: {ours} is assumed, as of {name}. If it was '
-            f'trained with {other}, {fix}.',
-            level,
+            f'trained with {other}, {fix}.'
         )
     model.load_state_dict(weights.state)
 
 
 @cache
-def _say_once(message: str, level: int) -> None:
-    print_log(message, 'current', level)
+def _warn_once(message: str) -> None:
+    print_log(message, 'current', logging.WARNING)
 
 
 def _download(name: str, tag: str, cache_dir: str | None) -> str:

@@ -40,7 +40,7 @@ class FrameTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Model frames of shape [b x f x d]; returns the same shape."""
         table = self.positional_embedding
-        x = x + table[frame_index(x.shape[1], len(table)).to(table.device)]
+        x = x + table[frame_index(x.shape[1], len(table), table.device)]
         for layer in self.layers:
             x = layer(x)
         return x
@@ -78,10 +78,13 @@ def run_cmm(cmm: nn.Module, cls: Tensor) -> Tensor:
     """Run a CMM on the [CLS] tokens [b x f x d] of videos."""
     if not isinstance(cmm, nn.LSTM):
         return cmm(cls)
-    if not cls.is_meta and torch.is_autocast_enabled(cls.device.type):
-        # Its first state is of the input's type; autocast casts the input alone.
-        cls = cls.to(torch.get_autocast_dtype(cls.device.type))
-    return cmm(cls)[0]  # the other is its last state
+    # In the type of its weights: autocast knows cuDNN's LSTM in float16 alone, whatever type is
+    # asked for, and of bfloat16 torch 2.4 makes many small steps without cuDNN.
+    dtype = next(cmm.parameters()).dtype
+    if cls.is_meta:  # which has no autocast
+        return cmm(cls)[0]
+    with torch.autocast(cls.device.type, enabled=False):
+        return cmm(cls.to(dtype))[0]  # the other is its last state
 
 
 @MODELS.register_module()

@@ -171,7 +171,7 @@ class PositionPrompt(Prompt):
     ) -> Tensor:
         assert num_frames is not None  # as a per_frame prompt serves videos
         table = self.tokens[layer - self.first]
-        index = frame_index(num_frames, len(table)).to(table.device)
+        index = frame_index(num_frames, len(table), table.device)
         return table[index][None]
 
 

@@ -122,8 +122,10 @@ class RetrievalRecognizer(BaseModel):
             [n x e]. ``'loss'``: the losses. ``'predict'``: the data samples
             with ``video_feature`` [e] and ``text_feature`` [captions x e].
         """
-        video = self.encode_video(inputs['imgs'])
+        # Texts first: they ask for the length of the longest, and a GPU that has to answer is
+        # better not asked behind all its work on the frames.
         text = self.encode_text(inputs['text'])
+        video = self.encode_video(inputs['imgs'])
         if mode == 'tensor':
             return video, text
         if mode == 'loss':

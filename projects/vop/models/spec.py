@@ -30,7 +30,9 @@ class TransformerSpec:
     num_frames: int | None = None
 
 
-def frame_index(num_frames: int, table_size: int) -> Tensor:
+def frame_index(
+    num_frames: int, table_size: int, device: torch.device | str | None = None
+) -> Tensor:
     """Map the frames of a video to the entries of a table of frame positions.
 
     A video with as many frames as the table has entries reads them in order.
@@ -40,6 +42,8 @@ def frame_index(num_frames: int, table_size: int) -> Tensor:
     Args:
         num_frames (int): Number of frames of the video.
         table_size (int): Number of entries of the table.
+        device (torch.device, optional): That of the table: a copy to a GPU would wait for all that
+            it has to do. Defaults to the CPU.
 
     Returns:
         Tensor: int64, of shape [num_frames].
@@ -48,5 +52,5 @@ def frame_index(num_frames: int, table_size: int) -> Tensor:
         >>> frame_index(6, 12)
         tensor([ 1,  3,  5,  7,  9, 11])
     """
-    positions = torch.arange(num_frames)
+    positions = torch.arange(num_frames, device=device)
     return (2 * positions + 1) * table_size // (2 * num_frames)

@@ -99,6 +99,16 @@ class VideoEncoder(PromptedEncoder):
                 torch.empty(num_frames, spec.width).normal_(std=init_std)
             )
 
+    @property
+    def sees_order(self) -> bool:
+        """Whether an embedding can depend on the order of the frames, and not on their set alone.
+
+        It can with prompts that differ between frames, with ``cls_update``, and with layers that
+        attend over the whole video.
+        """
+        per_frame = any(prompt.per_frame for prompt in self.prompts)
+        return per_frame or self.cls_update is not None or self.frame_layers < self.spec.layers
+
     def forward(self, frames: Tensor) -> Tensor:
         """Encode videos.
 
@@ -128,7 +138,7 @@ class VideoEncoder(PromptedEncoder):
         table = self.frame_positional_embedding
         for layer in range(1, self.spec.layers + 1):
             if table is not None and layer == self.frame_layers + 1:
-                index = frame_index(f, len(table)).to(table.device)
+                index = frame_index(f, len(table), table.device)
                 x = x + table[index][:, None]
             if self.cls_update is not None and layer <= self.frame_layers:
                 cls = self.cls_update(x[:, :, 0])
