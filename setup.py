@@ -11,6 +11,9 @@ VERSION = next(
     if line.startswith('__version__')
 )
 
+# Of the documentation as a site, which a test builds.
+DOCS = ['furo', 'myst-parser', 'sphinx']
+
 
 class BuildWithTools(build_py):
     """Puts configs and tools where MIM and ``vop`` look for them: by its top-level folder."""
@@ -39,7 +42,7 @@ setup(
     package_data={
         'projects.vop': ['py.typed'],
         'projects.vop.apis': ['model_card.md.jinja'],
-        'projects.vop.report': ['report.css', 'report.html.jinja'],
+        'projects.vop.report': ['*.css', '*.jinja'],
     },
     cmdclass={'build_py': BuildWithTools},
     entry_points={'console_scripts': ['vop = projects.vop.cli:main']},
@@ -71,8 +74,10 @@ setup(
         # Not required, as faiss-gpu will do, too.
         'search': ['faiss-cpu'],
         'demo': ['faiss-cpu', 'gradio>=6'],
+        'docs': DOCS,
         'lint': ['ruff>=0.17,<0.18', 'mypy', 'pre-commit'],
         'test': [
+            *DOCS,
             'pytest',
             'pytest-xdist',
             'pytest-cov',
@@ -81,6 +86,8 @@ setup(
             'gradio>=6',
             'playwright',
             'tensorboard',
+            'ipykernel',
+            'nbclient',
         ],
     },
     classifiers=[

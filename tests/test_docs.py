@@ -5,6 +5,7 @@ a copy of configs/ and tools/ whose CLIP is a tiny one and whose data sets are
 small copies in their owners' formats. Python runs in this process.
 """
 
+import importlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import runpy
 import shlex
 import shutil
 import sys
+import warnings
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -24,6 +26,7 @@ from helpers import ROOT, SOURCES, TINY_CLIP, WANTED, free_port, released_state,
 from mmengine.registry import init_default_scope
 from PIL import Image
 from pytest import MonkeyPatch
+from sphinx.cmd.build import build_main as sphinx_build
 from torch.distributed.run import get_args_parser
 
 from projects.vop.compat import fresh_instances
@@ -414,3 +417,44 @@ def test_figures_of_moving_shapes_are_those_of_its_page():
         if head[0] == 'on MovingShapes'
     }
     assert told == measured
+
+
+# The documentation as a site
+
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    """The site, made without a warning."""
+    folder = tmp_path_factory.mktemp('site')
+    with MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of Sphinx, that extensions use what will change
+        patch.setattr(sys, 'path', list(sys.path))
+        build = ['-qW', '--keep-going', '-d', f'{folder}/doctrees', '-c', f'{ROOT}/docs']
+        assert sphinx_build([*build, str(ROOT), f'{folder}/html']) == 0
+    return folder / 'html'
+
+
+@pytest.mark.slow
+def test_the_site_has_every_page_in_the_order_of_the_list(site):
+    first = (site / 'README.html').read_text()
+    shown = re.findall(r'<a class="reference internal" href="([^"#]+)">', first)
+    listed = [path.resolve() for path, _ in links('docs/README.md') if path.suffix == '.md']
+    names = [str(path.relative_to(ROOT).with_suffix('.html')) for path in listed]
+    names = [name for name in dict.fromkeys(names) if name != 'README.html']
+    assert [name for name in shown if name in names][: len(names)] == names
+    for page in PAGES:
+        html = (site / page).with_suffix('.html').read_text()
+        assert not re.search(r'<(script|img|iframe)[^>]+src="(https?:)?//', html)
+        assert not re.search(r'<link[^>]+href="(https?:)?//', html)
+    assert 'url=README.html' in (site / 'index.html').read_text()
+
+
+@pytest.mark.slow
+def test_the_site_describes_every_public_name(site):
+    """Also those of packages that import them when they are asked for."""
+    for init in sorted((ROOT / 'projects/vop').glob('*/__init__.py')):
+        room = init.parent.name
+        html = (site / f'docs/api/{room}.html').read_text()
+        names = importlib.import_module(f'projects.vop.{room}').__all__
+        assert names and not [n for n in names if f'id="projects.vop.{room}.{n}"' not in html]
+    assert '<msub>' in (site / 'docs/api/models.html').read_text()  # a formula

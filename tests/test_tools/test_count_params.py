@@ -50,6 +50,11 @@ def test_recognizers_of_mmaction2_are_counted(count):
     }
 
 
+def test_the_released_model_is_counted(count):
+    counts = json.loads(count('vop_msrvtt_released', '--json'))
+    assert (counts['trained'], counts['frozen']) == (122_880, 151_277_312)
+
+
 def test_the_table_follows_cfg_options(count):
     output = count(
         'configs/adapter_ffn_didemo.py', '--cfg-options', 'model.text.adapters.0.hidden=1'

@@ -1,6 +1,6 @@
 from ..lazy import names_of
 
-__getattr__ = names_of(
+__getattr__, __dir__ = names_of(
     __name__,
     checkpoint='check_state load_safely to_safetensors',
     checkpoint_hook='CheckpointHook use_checkpoint_hook',

@@ -69,10 +69,11 @@ class ModelScopeTextEncoder(TextEncoder):
             )
         prefix, suffix = (p.length for p in self.prompts)
         last = self.backbone.context_length - 1
-        is_prompt = torch.zeros(last + 1, dtype=torch.bool)
-        is_prompt[1 : 1 + prefix] = is_prompt[last - suffix : last] = True
-        for name, places in dict(words=~is_prompt, prompts=is_prompt).items():
-            self.register_buffer(f'{name}_at', places.nonzero()[:, 0], persistent=False)
+        at = torch.arange(last + 1)
+        words = at[:1], at[1 + prefix : last - suffix], at[last:]
+        prompts = at[1 : 1 + prefix], at[last - suffix : last]
+        self.register_buffer('words_at', torch.cat(words), persistent=False)
+        self.register_buffer('prompts_at', torch.cat(prompts), persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Encode captions.

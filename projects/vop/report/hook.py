@@ -22,6 +22,7 @@ from ..fileio import atomic_write, check_writable
 from ..registry import HOOKS
 from .examples import find_examples
 from .frames import FRAMES, ShownVideos
+from .page import render
 
 PACKAGES = dict(MMAction2=mmaction, MMEngine=mmengine, open_clip=open_clip, torch=torch)
 
@@ -85,8 +86,6 @@ class ReportHook(Hook):
             print_log(f'The report is in {self.path}.', 'current')
 
     def _render(self, runner: Runner, metrics: dict[str, float] | None) -> str:
-        import jinja2
-
         tested = self.metric.tested
         assert tested is not None  # as a test is over
         try:
@@ -94,11 +93,8 @@ class ReportHook(Hook):
         except UserError as error:
             print_log(f'The report shows no queries. {error}', 'current', logging.ERROR)
             videos = None
-        loader = jinja2.FileSystemLoader(Path(__file__).parent)
-        environment = jinja2.Environment(
-            loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
-        )
-        return environment.get_template('report.html.jinja').render(
+        return render(
+            'report.html.jinja',
             config=Path(runner.cfg.filename or '').stem,
             facts=self._facts(runner, tested),
             metrics=metrics,
