@@ -9,10 +9,10 @@ model = dict(
         'type': 'vop.VideoBackbone',
         'clip': _base_.clip,
         'num_frames': _base_.num_frames,
-        'temporal_layers': 3,
+        'temporal_layers': 2,
     },
     cls_head=dict(
-        type='I3DHead', num_classes=12, in_channels=128, dropout_ratio=0.5, average_clips='prob'
+        type='I3DHead', num_classes=12, in_channels=64, dropout_ratio=0.5, average_clips='prob'
     ),
     data_preprocessor=_base_.data_preprocessor,
 )

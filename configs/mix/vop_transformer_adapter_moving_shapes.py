@@ -6,8 +6,8 @@ model = dict(
     adapter=dict(
         type='TransformerAdapter',
         num_segs=8,
-        transformer_width=128,
-        transformer_heads=4,
+        transformer_width=64,
+        transformer_heads=2,
         transformer_layers=2,
     )
 )
