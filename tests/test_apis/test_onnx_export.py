@@ -73,8 +73,8 @@ def exported(retrieval_config, tmp_path_factory):
             kind, visual, text = CASES[case]
             config = retrieval_config('zero_shot')
             torch.manual_seed(0)
-            config.model.update(clip=dict(name=clip_of(kind)), visual=dict(visual, num_frames=4))
-            config.model.text = text
+            config.model.clip = dict(name=clip_of(kind))
+            config.model.visual, config.model.text = dict(visual, num_frames=4), text
             inferencer = VoPInferencer(config, None, 'cpu', show_progress=False)
             for name, parameter in inferencer.model.named_parameters():
                 if 'backbone' not in name:
