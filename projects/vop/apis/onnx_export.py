@@ -142,7 +142,7 @@ def export_onnx(
             wanted = module.eval()(example).numpy()
             short = example[:2, : 8 if dims else None]
             _write(module, short, about[kind]['input'], dims, path)
-            found[kind]['difference'] = _check(path, example, wanted)
+            found[kind]['difference'] = check(path, example, wanted)
             found[kind]['operations'] = count_operations(path, example[:1].numpy())
             whole = example[:1].flatten(0, 1).float() if kind == 'video' else _whole(inferencer)
             found[kind]['alone'] = _count_alone(alone, whole)
@@ -274,7 +274,8 @@ def _frames_of(inferencer: 'VoPInferencer') -> int:
 
 def _whole(inferencer: 'VoPInferencer') -> Tensor:
     """A text as the CLIP alone takes it."""
-    return inferencer.tokenizer(CAPTIONS[-1:])
+    length = inferencer.model.text.backbone.context_length
+    return inferencer.tokenizer(CAPTIONS[-1:], context_length=length)
 
 
 @contextmanager
@@ -315,8 +316,20 @@ def _write(module: nn.Module, example: Tensor, name: str, dims: dict[int, Any], 
         ort.InferenceSession(raw, options, providers=['CPUExecutionProvider'])
 
 
-def _check(path: Path, example: Tensor, wanted: np.ndarray) -> float:
-    """The largest difference to torch, for several sizes of a batch."""
+def check(path: Path, example: Tensor, wanted: np.ndarray) -> float:
+    """Compare a file with torch.
+
+    Args:
+        path (Path): The file.
+        example (Tensor): What it is given, also the first of it alone.
+        wanted (np.ndarray): What torch gives.
+
+    Returns:
+        float: The largest difference.
+
+    Raises:
+        RuntimeError: If it is above ``TOLERANCE``.
+    """
     session = open_session(path)
     largest = 0.0
     for part in (slice(None), slice(1)):
