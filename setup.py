@@ -71,6 +71,7 @@ setup(
         # Not required, as faiss-gpu will do, too.
         'search': ['faiss-cpu'],
         'demo': ['faiss-cpu', 'gradio>=6'],
+        'onnx': ['onnx', 'onnxruntime', 'onnxscript', 'tokenizers'],
         'lint': ['ruff>=0.17,<0.18', 'mypy', 'pre-commit'],
         'test': [
             'pytest',
@@ -79,6 +80,10 @@ setup(
             'clip-anytorch',
             'faiss-cpu',
             'gradio>=6',
+            'onnx',
+            'onnxruntime',
+            'onnxscript',
+            'tokenizers',
             'playwright',
             'tensorboard',
         ],

@@ -14,7 +14,7 @@ from ..fileio import read_json
 # What `export_onnx` writes.
 ABOUT, VIDEO, TEXT, TOKENIZER = 'encoders.json', 'video.onnx', 'text.onnx', 'tokenizer.json'
 FORMAT = 1
-INSTALL = "pip install 'mmaction2-vop[onnx]'"
+INSTALL = 'pip install onnx onnxruntime onnxscript tokenizers'
 TEXT_FIELDS: dict[str, Any] = dict(
     length=(int, type(None)), slots=int, clean=str, tokenizer=(str, type(None))
 )
