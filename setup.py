@@ -13,6 +13,7 @@ VERSION = next(
 
 # Of the documentation as a site, which a test builds.
 DOCS = ['furo', 'myst-parser', 'sphinx']
+ONNX = ['onnx', 'onnxruntime', 'onnxscript', 'tokenizers']
 
 
 class BuildWithTools(build_py):
@@ -75,9 +76,11 @@ setup(
         'search': ['faiss-cpu'],
         'demo': ['faiss-cpu', 'gradio>=6'],
         'docs': DOCS,
+        'onnx': ONNX,
         'lint': ['ruff>=0.17,<0.18', 'mypy', 'pre-commit'],
         'test': [
             *DOCS,
+            *ONNX,
             'pytest',
             'pytest-xdist',
             'pytest-cov',

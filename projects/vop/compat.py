@@ -25,7 +25,7 @@ from mmengine import utils
 from mmengine.config import config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.fileio import LocalBackend, file_client
-from mmengine.logging import HistoryBuffer, MessageHub, MMLogger
+from mmengine.logging import HistoryBuffer, MessageHub, MMLogger, logger
 from mmengine.utils import ManagerMixin, package_utils
 
 from .errors import UserError
@@ -50,6 +50,7 @@ def apply() -> None:
     when_imported('mmengine.dataset.base_dataset', copy_datasets_afresh)
     write_files_whole()
     silence_warnings_without_a_fault()
+    log_without_torch()
 
 
 def when_imported(name: str, repair: Callable[[ModuleType], None]) -> None:
@@ -294,6 +295,23 @@ def silence_warnings_without_a_fault() -> None:
     warnings.filterwarnings('ignore', module=r'mmcv\.cnn\.bricks\.transformer')
     if hasattr(file_client, 'print_log'):  # the module logs nothing else
         file_client.print_log = lambda *args, **kwargs: None
+
+
+def log_without_torch() -> None:
+    """Let a logger be made without importing torch, where nothing has.
+
+    MMEngine asks torch for the rank of the process and for its GPU, which takes seconds. Without
+    torch there is neither.
+    """
+    for name, value in dict(_get_rank=0, _get_device_id=0).items():
+        ask = getattr(logger, name, None)
+        if ask is not None and not hasattr(ask, 'without'):
+
+            def find(ask: Callable[[], int] = ask, value: int = value) -> int:
+                return ask() if 'torch' in sys.modules else value
+
+            vars(find).update(without=value)
+            setattr(logger, name, find)
 
 
 def after_state_dict(module: 'nn.Module', hook: Callable) -> None:

@@ -37,6 +37,7 @@ from ..models.block_kinds import steps_of
 from ..models.clip import towers_of
 from ..models.encoder import weights_fingerprint
 from ..registry import INFERENCERS, MODELS, class_of
+from .onnx_text import check_texts, warn_cut
 
 # What reads videos is imported when the first one is read.
 if TYPE_CHECKING:
@@ -389,14 +390,7 @@ class VoPInferencer:
         Raises:
             UserError: If one of them has no words, or there are none.
         """
-        if isinstance(texts, str):
-            raise TypeError('texts must be a list of texts, got one text.')
-        texts = list(texts)
-        if not texts:
-            raise UserError('There are no texts to encode.')
-        for number, text in enumerate(texts, start=1):
-            if not isinstance(text, str) or not text.strip():
-                raise UserError(f'Text {number} is {text!r}; it must be a text with words.')
+        texts = check_texts(texts)
         slots, device = self.model.text.slots, self.model.logit_scale.device
         embeddings = []
         for start in range(0, len(texts), batch_size):
@@ -405,10 +399,7 @@ class VoPInferencer:
             # One that is too long has a word where a shorter one is closed.
             shorter = self.tokenizer(part, context_length=slots)
             for number in (tokens[:, :slots] != shorter).any(1).nonzero().flatten().tolist():
-                warn(
-                    f'The text "{part[number][:40]}..." is longer than the {slots} tokens (start '
-                    'and end counted) that this model reads; the rest of it is left out.'
-                )
+                warn_cut(part[number], slots)
             embeddings.append(self.model.encode_text(tokens.to(device)).float().cpu())
         return torch.cat(embeddings)
 

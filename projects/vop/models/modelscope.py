@@ -75,6 +75,10 @@ class ModelScopeTextEncoder(TextEncoder):
         self.register_buffer('words_at', torch.cat(words), persistent=False)
         self.register_buffer('prompts_at', torch.cat(prompts), persistent=False)
 
+    @property
+    def fixed_length(self) -> int:
+        return self.slots
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Encode captions.
 
@@ -85,22 +89,39 @@ class ModelScopeTextEncoder(TextEncoder):
         Returns:
             Tensor: Embeddings, of shape [n x e], not normalised.
         """
-        clip = self.backbone
         cut, end = self.fit(tokens)
-        rows = torch.arange(len(tokens), device=tokens.device)
-        read = end + self.first_prompts
-        length = int(read.max()) + 1  # nothing after it reaches a read-out
-        ids = tokens.new_zeros(len(tokens), clip.context_length)
         # As released, a caption's slots are all filled: with zeros at its end.
-        ids[:, self.words_at] = F.pad(tokens, (0, self.slots - tokens.shape[1]))
-        ids[rows, self.words_at[end]] = cut[rows, end]
+        whole = F.pad(tokens, (0, self.slots - tokens.shape[1]))
+        whole = whole.scatter(1, end[:, None], cut.gather(1, end[:, None]))
+        return self.encode(whole, end, int(end.max()) + self.first_prompts + 1)
+
+    def encode(self, tokens: Tensor, end: Tensor, length: int | None = None) -> Tensor:
+        """Encode captions that fit.
+
+        Args:
+            tokens (Tensor): Token ids of all slots, of shape [n x slots].
+            end (Tensor): The slot of the [EOT] of each, of shape [n].
+            length (int, optional): Positions to compute, up to the last that is read. Defaults to
+                all.
+
+        Returns:
+            Tensor: Embeddings, of shape [n x e], not normalised.
+        """
+        clip = self.backbone
+        length = length or clip.context_length
+        rows = torch.arange(tokens.shape[0], device=tokens.device)
+        read = end + self.first_prompts
+        ids = tokens.new_zeros(tokens.shape[0], clip.context_length)
+        ids[:, self.words_at] = tokens
         x = clip.token_embedding(ids[:, :length])
-        at = self.prompts_at[self.prompts_at < length]
+        at = self.prompts_at
+        if length < clip.context_length:
+            at = at[at < length]
 
         mask = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
         for layer in range(1, self.spec.layers + 1):
             prompts = torch.cat(self.prompt_tokens(layer), dim=2)[0, 0]
-            prompts = prompts[: len(at)].expand(len(x), -1, -1)
+            prompts = prompts[: len(at)].expand(x.shape[0], -1, -1)
             x = x.index_copy(1, at, prompts.to(x.dtype))
             if layer == 1:
                 x = x + clip.positional_embedding[:length]

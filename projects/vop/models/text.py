@@ -76,6 +76,11 @@ class TextEncoder(PromptedEncoder):
                 f'{towers.name}.'
             )
 
+    @property
+    def fixed_length(self) -> int | None:
+        """The number of tokens of a row that :meth:`encode` needs; None where any will do."""
+        return None if self.is_causal else self.backbone.context_length
+
     def fit(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Cut captions to the slots that the prompts leave.
 
@@ -98,22 +103,25 @@ class TextEncoder(PromptedEncoder):
                 f'{self.clip_name} reads the padding of captions, too: give all '
                 f'{clip.context_length} tokens of each, not {tokens.shape[1]}.'
             )
-        if self.reads_last:
-            end = tokens.new_full(tokens.shape[:1], tokens.shape[1] - 1)
-        elif clip.pool_type == 'eos':
-            is_end = tokens == clip.eos_id
-            if not is_end.any(-1).all():
-                raise UserError(
-                    f'A caption has no [EOT] token ({clip.eos_id}). Was it '
-                    f'tokenised for another CLIP than {self.clip_name}?'
-                )
-            end = is_end.int().argmax(-1)
-        else:  # [EOT] has the highest id
-            end = tokens.argmax(-1)
+        if clip.pool_type == 'eos' and not (tokens == clip.eos_id).any(-1).all():
+            raise UserError(
+                f'A caption has no [EOT] token ({clip.eos_id}). Was it '
+                f'tokenised for another CLIP than {self.clip_name}?'
+            )
+        end = self.find_end(tokens)
         close = tokens.gather(1, end[:, None])
         end = end.clamp(max=self.slots - 1)
         tokens = tokens[:, : end.max() + 1 if self.is_causal else self.slots]
         return tokens.scatter(1, end[:, None], close), end
+
+    def find_end(self, tokens: Tensor) -> Tensor:
+        """Find the slot of each caption [n x t] that is read out, such as [EOT], of shape [n]."""
+        clip = self.backbone
+        if self.reads_last:
+            return tokens.new_full(tokens.shape[:1], tokens.shape[1] - 1)
+        if clip.pool_type == 'eos':
+            return (tokens == clip.eos_id).int().argmax(-1)
+        return tokens.argmax(-1)  # [EOT] has the highest id
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Encode captions.
@@ -124,9 +132,20 @@ class TextEncoder(PromptedEncoder):
         Returns:
             Tensor: Embeddings, of shape [n x e], not normalised.
         """
+        return self.encode(*self.fit(tokens))
+
+    def encode(self, tokens: Tensor, end: Tensor) -> Tensor:
+        """Encode captions that fit.
+
+        Args:
+            tokens (Tensor): Token ids as :meth:`fit` gives them, of shape [n x l].
+            end (Tensor): The slot of each that is read out, of shape [n].
+
+        Returns:
+            Tensor: Embeddings, of shape [n x e], not normalised.
+        """
         clip = self.backbone
-        tokens, end = self.fit(tokens)
-        rows = torch.arange(len(tokens), device=tokens.device)
+        rows = torch.arange(tokens.shape[0], device=tokens.device)
         length = tokens.shape[1]
 
         table, first = clip.positional_embedding, 0 if self.reads_last else 1

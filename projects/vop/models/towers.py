@@ -120,7 +120,7 @@ class OpenCLIPImageTower(ImageTower):
     def embed(self, frames: Tensor) -> Tensor:
         clip = self.module
         x = clip.conv1(frames).flatten(2).transpose(1, 2)
-        cls = clip.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        cls = clip.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         x = torch.cat([cls, x], dim=1)
         return self.pre_norm(x + clip.positional_embedding.to(x.dtype))
 
@@ -188,7 +188,7 @@ class TimmImageTower(ImageTower):
         if trunk.no_embed_class:
             x = x + position
         if self.has_cls:
-            x = torch.cat([trunk.cls_token.expand(len(x), -1, -1), x], dim=1)
+            x = torch.cat([trunk.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         if not trunk.no_embed_class:
             x = x + position
         return self.pre_norm(x)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..apis.inferencer import VoPInferencer
+    from ..apis.onnx_text import OnnxTextEncoder
 
 MOMENT = np.dtype([('video', '<i8'), ('start', '<f8'), ('end', '<f8')])
 MOST_IDS = 1 << 32  # in the life of an index, as a query of some videos has a bit for each
@@ -362,16 +363,43 @@ class VideoIndex:
         """
         files = self.files['config'], self.files['model']
         inferencer = open_model(files, device, show_progress, **named)
-        if inferencer.model_fingerprint != self.model_fingerprint:
+        self._check_model(
+            inferencer.model_fingerprint,
+            "Search with the index's own model (without --config and --checkpoint), or index "
+            f'the videos again with this one: `python tools/search.py index {self.video_dir} '
+            f'{self.folder} --config CONFIG --checkpoint CHECKPOINT`.',
+        )
+        return inferencer
+
+    def load_text_encoder(self, path: str | Path) -> 'OnnxTextEncoder':
+        """Open an exported text encoder of the index's own model, without torch.
+
+        Args:
+            path (str | Path): See :class:`.OnnxTextEncoder`.
+
+        Returns:
+            OnnxTextEncoder: What embeds texts.
+
+        Raises:
+            UserError: If there is none, it is damaged, or it is of another model.
+        """
+        from ..apis.onnx_text import OnnxTextEncoder
+
+        encoder = OnnxTextEncoder(path)
+        self._check_model(
+            encoder.model_fingerprint,
+            "Export the index's own model: `python tools/deployment/export_onnx.py CONFIG "
+            'CHECKPOINT OUT`.',
+        )
+        return encoder
+
+    def _check_model(self, fingerprint: str, advice: str) -> None:
+        if fingerprint != self.model_fingerprint:
             raise UserError(
                 f'{self.folder} was made with another model (fingerprint '
                 f'{self.model_fingerprint[:12]}) than that of the query '
-                f'({inferencer.model_fingerprint[:12]}): their embeddings cannot be compared. '
-                "Search with the index's own model (without --config and --checkpoint), or index "
-                f'the videos again with this one: `python tools/search.py index {self.video_dir} '
-                f'{self.folder} --config CONFIG --checkpoint CHECKPOINT`.'
+                f'({fingerprint[:12]}): their embeddings cannot be compared. {advice}'
             )
-        return inferencer
 
 
 def open_model(
@@ -419,15 +447,15 @@ def open_model(
         ) from error
 
 
-def combine(embeddings: 'Tensor', weights: Sequence[float]) -> 'Tensor':
+def combine(embeddings: Any, weights: Sequence[float]) -> Any:
     """Make one query of several: their weighted sum, as long as one.
 
     Args:
-        embeddings (Tensor): Of texts, videos and pictures, of shape [n x e].
+        embeddings (Tensor | np.ndarray): Of texts, videos and pictures, of shape [n x e].
         weights (Sequence[float]): n of them. What a video is not to be like has one below 0.
 
     Returns:
-        Tensor: [1 x e].
+        Tensor | np.ndarray: [1 x e].
 
     Raises:
         UserError: If nothing is left of them.
@@ -436,10 +464,11 @@ def combine(embeddings: 'Tensor', weights: Sequence[float]) -> 'Tensor':
         >>> texts = inferencer.encode_texts(['a dog', 'on a beach', 'night'])
         >>> index.search(combine(texts, [1, 1, -0.5]), topk=5)
     """
-    query = embeddings.new_tensor([*weights]) @ embeddings
-    if not query.norm() > 1e-6:
+    query: Any = sum(weight * each for weight, each in zip(weights, embeddings))
+    norm = float((query * query).sum()) ** 0.5
+    if not norm > 1e-6:
         raise UserError(f'With the weights {[*weights]} nothing is left of the query.')
-    return (query / query.norm())[None]
+    return (query / norm)[None]
 
 
 def clock(seconds: float) -> str:
