@@ -56,7 +56,7 @@ setup(
         'mmengine>=0.10.7,<1.0',
         'mmaction2>=1.2,<1.3',
         'importlib_metadata',  # MMAction2 1.2.0 needs it without saying so
-        # decord has wheels for x86-64 on Linux and Windows alone; decord2 has the same name in code.
+        # decord has wheels for x86-64 on Linux and Windows alone. decord2 is the same module.
         'decord>=0.6; sys_platform != "darwin" and platform_machine in "x86_64 AMD64"',
         'decord2>=3; sys_platform == "darwin" or platform_machine not in "x86_64 AMD64"',
         'av',

@@ -57,7 +57,7 @@ def main() -> None:
         # Each form with what it is given; torch and its compiled form are given the same.
         frames = torch.randint(0, 256, (args.videos, *shape[1:]), dtype=torch.uint8)
         tokens = inferencer.tokenizer([CAPTION] * args.texts)
-        tokens = tokens[:, : model.text.fixed_length or int(tokens.argmax(1).max()) + 1]
+        tokens = tokens[:, : model.text.fixed_length or int(model.text.find_end(tokens).max()) + 1]
         print(
             f'{args.config}, {args.clip}; {args.videos} videos of {shape[1]} frames, {args.texts} '
             f'texts of {tokens.shape[1]} tokens, {torch.get_num_threads()} CPU threads, torch '

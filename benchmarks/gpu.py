@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from projects.vop.engine import open_config
+from projects.vop.errors import UserError, exit_on_user_error
 from projects.vop.fileio import ROOT, check_writable, write_file
 from projects.vop.models import RetrievalRecognizer, open_towers
 from projects.vop.registry import MODELS
@@ -111,8 +112,10 @@ def open_forms(clip: str, method: str, args: argparse.Namespace) -> dict[str, St
     """The forms of a method on a CLIP."""
     towers = open_towers(clip)
     shape = args.batch, args.frames, 3, *towers.visual.image_size
-    text = torch.randint(1, 49000, (args.batch, 77))
-    text[:, 20], text[:, 21:] = 49407, 0  # [EOT], and padding
+    context, words = towers.text.context_length, towers.text.vocab_size
+    text = torch.randint(1, words - 2, (args.batch, context))
+    length = min(20, context // 2)
+    text[:, length], text[:, length + 1 :] = words - 1, 0  # [EOT], and padding
     inputs = dict(imgs=torch.randint(0, 256, shape, dtype=torch.uint8), text=text)
     batch = dict(inputs={key: value.to(args.device) for key, value in inputs.items()})
 
@@ -126,6 +129,8 @@ def open_forms(clip: str, method: str, args: argparse.Namespace) -> dict[str, St
 
     ours, full = build(method, towers), build('full', open_towers(clip))
     encoder, visual, text = ours[0].visual, full[0].visual, full[0].text
+    if encoder.adapters or encoder.cls_update:
+        raise UserError(f'{method} has more than prompts, which have no concatenating form.')
 
     def plain(frames: Tensor) -> Tensor:
         return visual.backbone(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
@@ -143,7 +148,15 @@ def compare(clip: str, method: str, args: argparse.Namespace, end: float) -> lis
     """Rows of a CLIP and a method; None if there is no time for them until ``end``."""
     if time.perf_counter() > end:
         return None
-    forms = open_forms(clip, method, args)
+    try:
+        return _compare(open_forms(clip, method, args), clip, method, args, end)
+    except torch.cuda.OutOfMemoryError:  # of what a probe had room for, or of the weights
+        return [[clip, method, 'all', 'out of memory', *[''] * (len(HEAD) - 4)]]
+
+
+def _compare(
+    forms: dict[str, Steps], clip: str, method: str, args: argparse.Namespace, end: float
+) -> list[list[str]] | None:
     probes = {name: form.probe() for name, form in forms.items()}
     fit = tuple(name for name, probe in probes.items() if probe)
     gc.collect()
@@ -197,14 +210,21 @@ def run_tests(seconds: float) -> tuple[str, bool]:
             env={**os.environ, 'PYTHONPATH': str(ROOT)},
             start_new_session=True,
         )
-        with suppress(subprocess.TimeoutExpired):
+        stopped = ''
+        try:
             process.wait(seconds)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        except subprocess.TimeoutExpired:
+            stopped = f'They were stopped after {seconds / 60:.1f} minutes, before their end.'
+            process.send_signal(signal.SIGINT)  # pytest then writes what it has
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+        finally:  # also of what they have started
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            return f'They were stopped after {seconds / 60:.1f} minutes, before their end.', False
         if not report.exists():
-            return f'They did not run: pytest ended with status {process.returncode}.', False
+            ended = f'They did not run: pytest ended with status {process.returncode}.'
+            return stopped or ended, False
         cases = list(ElementTree.parse(report).iter('testcase'))
     tests = defaultdict(lambda: dict.fromkeys(RESULTS, 0) | dict(seconds=0.0, why=''))
     for case in cases:
@@ -219,7 +239,9 @@ def run_tests(seconds: float) -> tuple[str, bool]:
         [name, *(test[result] for result in RESULTS), f'{test["seconds"]:.0f}', test['why']]
         for name, test in tests.items()
     ]
-    return table(['test', *RESULTS, 's', 'why'], rows), not any(t['failed'] for t in tests.values())
+    text = table(['test', *RESULTS, 's', 'why'], rows)
+    failed = stopped or any(test['failed'] for test in tests.values())
+    return f'{text}\n\n{stopped}'.strip(), not failed
 
 
 def device(args: argparse.Namespace) -> str:
@@ -269,6 +291,7 @@ def main() -> None:
 The rate is that of a large matrix product, {low:.2f} to {high:.2f} TFLOP/s; the share is
 that of matrix products and attention, without those of an LSTM. Memory is the peak of a step,
 with weights and optimizer. Encoding is of frames alone, without gradients.
+Plain CLIP reads all slots of a caption, the others those with words.
 
 {table(HEAD, rows)}
 
@@ -281,4 +304,5 @@ Left out, as the time was over: {', '.join(left_out) or 'nothing'}.
 
 
 if __name__ == '__main__':
-    main()
+    with exit_on_user_error():
+        main()

@@ -17,7 +17,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from projects.vop import __version__  # noqa: E402
 
-project, copyright = 'VoP for MMAction2', 'Apache-2.0'
+project, copyright = 'VoP for MMAction2', 'the authors of VoP for MMAction2, Apache-2.0'
 version = release = __version__
 extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx.ext.viewcode']
 root_doc = 'README'

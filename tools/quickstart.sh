@@ -6,15 +6,19 @@
 set -euo pipefail
 . "$(dirname "$0")/env.sh" ''
 methods=(zero_shot vop vop_c vop_fp) seeds=(0) folder=quickstart time='three minutes'
-if [ "${1:-}" = --all ]; then
-    shift
-    methods=(zero_shot full bias proj partial adapter_attn adapter_ffn
-        vop vop_p vop_c vop_f vop_fp vop_fc)
-    seeds=(0 1 2) folder=moving_shapes time='half an hour'
-fi
+options=()
+for option in "$@"; do
+    if [ "$option" = --all ]; then
+        methods=(zero_shot full bias proj partial adapter_attn adapter_ffn
+            vop vop_p vop_c vop_f vop_fp vop_fc)
+        seeds=(0 1 2) folder=moving_shapes time='half an hour'
+    else
+        options+=("$option")
+    fi
+done
 echo "Two cores take about $time."
 python tools/data/moving_shapes.py
 python tools/reproduce.py moving_shapes --methods "${methods[@]}" --seeds "${seeds[@]}" \
-    --jobs 2 --work-dir "work_dirs/$folder" "$@"
+    --jobs 2 --work-dir "work_dirs/$folder" ${options[@]+"${options[@]}"}
 echo 'A clip and its reverse have the same frames: a method that does not see
 their order gets about 50 in R@1 at best, one that sees it up to 100.'

@@ -232,21 +232,23 @@ class Progress:
 
     label: str
     run: Run
-    start: float = field(default_factory=time.time)
-    first: int | None = None  # epoch that it began or resumed after
+    start: float = field(default_factory=time.time)  # when it was submitted
+    first: tuple[int, float] | None = None  # an epoch, and when it was seen
     said: int = 0
 
     def update(self) -> None:
         """Say it, if it is a tenth further than last time."""
         if self.run.facts['lr'] is None:
             return
-        epochs = self.run.cfg.train_cfg.max_epochs
-        epoch = max((record.get('epoch', 0) for record in read_log(self.run.folder)), default=0)
-        if self.first is None:
-            self.first = self.said = epoch
-        if epoch < epochs and 10 * (epoch - self.said) >= epochs:
+        epochs, now = self.run.cfg.train_cfg.get('max_epochs', 0), time.time()
+        # A run that resumes goes back to its checkpoint, before what was logged last.
+        epoch = read_log(self.run.folder, self.start)[-1:]
+        epoch = epoch[0].get('epoch', 0) if epoch else 0
+        if self.first is None and epoch:
+            self.first, self.said = (epoch, now), epoch
+        if self.first and epoch < epochs and 10 * (epoch - self.said) >= epochs:
             self.said = epoch
-            left = (time.time() - self.start) * (epochs - epoch) / (epoch - self.first)
+            left = (now - self.first[1]) * (epochs - epoch) / (epoch - self.first[0])
             time_left = tqdm.format_interval(round(left))
             print(f'{self.label}: epoch {epoch} of {epochs}, {time_left} left', flush=True)
 

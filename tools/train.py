@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--seed', type=int, help='random seed')
     parser.add_argument('--diff-rank-seed', action='store_true', help='another seed on every rank')
     parser.add_argument(
-        '--deterministic', action='store_true', help='deterministic algorithms alone'
+        '--deterministic', action='store_true', help='use only deterministic algorithms'
     )
     parser.add_argument(
         '--cfg-options',
@@ -101,7 +101,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     }
     merge_options(cfg, args.cfg_options)
     if cfg.randomness.get('deterministic'):
-        # MMEngine allows deterministic algorithms alone, to which cuBLAS belongs only so.
+        # cuBLAS is deterministic only with this.
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     return cfg
 

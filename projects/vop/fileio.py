@@ -132,11 +132,13 @@ def save_tensors(path: str | Path, content: Any) -> None:
         raise FileWriteError(f'{path} cannot be written: {error}') from error
 
 
-def read_log(folder: str | Path) -> list[dict[str, Any]]:
+def read_log(folder: str | Path, since: float = 0) -> list[dict[str, Any]]:
     """What MMEngine logged in the folder of a run, oldest first.
 
     Args:
         folder (str | Path): The folder, with logs in it or below it.
+        since (float): Leave out files that were last written before, in seconds of
+            ``time.time()``. Defaults to none.
 
     Returns:
         list[dict]: A record each, with ``'loss'``, ``'epoch'`` and ``'step'``, or with metrics.
@@ -146,7 +148,8 @@ def read_log(folder: str | Path) -> list[dict[str, Any]]:
         1
     """
     records = []
-    for file in sorted(Path(folder).rglob('*.json'), key=lambda file: file.stat().st_mtime):
+    stamps = {file: file.stat().st_mtime for file in Path(folder).rglob('*.json')}
+    for file in sorted((file for file in stamps if stamps[file] >= since), key=lambda f: stamps[f]):
         for line in file.read_text(encoding='utf-8').splitlines():
             with suppress(json.JSONDecodeError):  # cut off while it was written
                 records.append(json.loads(line))

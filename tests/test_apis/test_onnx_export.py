@@ -119,13 +119,13 @@ def test_what_depends_on_no_input_is_a_constant(exported, case):
 def test_learned_prompts_cost_what_attention_reads_of_them(exported):
     found = exported('vop')[2]
     frames, tokens, width, prompts = 4, 5, 64, 8
-    layer = 24 * width**2 * tokens + 4 * width * tokens**2
-    ends = 2 * 4 * (3 * 16**2) * width + 2 * width * 32
+    layer = 12 * width**2 * tokens + 2 * width * tokens**2
+    ends = 4 * (3 * 16**2) * width + width * 32
     assert found['video']['alone'] == frames * (2 * layer + ends)
     # The last layer has one query, keys and values alone of the other tokens; no prompt is
     # projected.
-    last = 20 * width**2 + 4 * width**2 * tokens + 4 * width * tokens
-    read = 4 * prompts * width * (tokens + 1)
+    last = 10 * width**2 + 2 * width**2 * tokens + 2 * width * tokens
+    read = 2 * prompts * width * (tokens + 1)
     assert found['video']['operations'] == frames * (layer + last + ends + read)
     assert found['text']['operations'] < found['text']['alone']
 
@@ -167,6 +167,8 @@ def test_what_differs_from_torch_is_refused(exported):
 
 def test_what_is_damaged_is_named(exported, tmp_path):
     folder = exported('vop')[1]
+    with pytest.raises(UserError, match='no text encoder'):
+        OnnxTextEncoder(folder / 'video.onnx')
     for name in ('text.onnx', 'tokenizer.json'):
         for each in ('encoders.json', 'text.onnx', 'tokenizer.json'):
             (tmp_path / each).write_bytes((folder / each).read_bytes())

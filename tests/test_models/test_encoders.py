@@ -148,6 +148,19 @@ def test_bfloat16_autocast_of_text_stays_close(towers):
     assert similarity.min() > 0.99
 
 
+@torch.no_grad()
+@pytest.mark.parametrize('method', VISUAL)
+def test_it_says_whether_it_sees_the_order_of_frames(towers, method):
+    encoder = VideoEncoder(clip=towers, num_frames=4, **VISUAL[method])
+    torch.manual_seed(0)
+    for parameter in encoder.parameters():
+        if parameter.requires_grad:
+            parameter.normal_(std=0.1)
+    frames = torch.randn(1, 4, 3, 32, 32)
+    forward, backward = (encoder(each).mean(1) for each in (frames, frames.flip(1)))
+    assert encoder.sees_order == (not torch.allclose(forward, backward, rtol=1e-4, atol=1e-5))
+
+
 def test_layers_in_front_of_the_first_prompt_keep_no_graph(towers):
     encoder = make(VideoEncoder, towers, prompts=[learned(2, layers=(3, 3))])
     seen = {}

@@ -11,6 +11,7 @@ import portalocker
 import pytest
 import torch
 from helpers import ROOT, save_clip
+from mmengine.config import Config
 
 from projects.vop.errors import UserError
 
@@ -83,6 +84,32 @@ def slurm(tmp_path_factory, monkeypatch):
         (folder / name).chmod(0o755)
     monkeypatch.setenv('PATH', f'{folder}:{os.environ["PATH"]}')
     return folder
+
+
+def test_it_says_how_far_a_run_is(tmp_path, capsys, monkeypatch):
+    """Of what this run has logged, and not of one before it that was cut off."""
+    tool = runpy.run_path(str(ROOT / 'tools/reproduce.py'))
+    cfg = Config(dict(train_cfg=dict(max_epochs=100)))
+    now, log = [1000.0], tmp_path / 'run/scalars.json'
+    monkeypatch.setattr(tool['time'], 'time', lambda: now[0])
+
+    def reach(epoch, seconds, path=log):
+        path.parent.mkdir(exist_ok=True)
+        with path.open('a') as file:
+            file.write(json.dumps(dict(epoch=epoch, loss=1.0)) + '\n')
+        now[0] = 1000.0 + seconds
+        os.utime(path, (now[0], now[0]))
+        progress.update()
+        return capsys.readouterr().out.strip()
+
+    run = tool['Run']('vop', tmp_path, cfg, dict(lr=1e-2))
+    progress = tool['Progress']('[1/2] vop', run, 1000.0)
+    assert reach(90, -9, tmp_path / 'run/before.json') == ''
+    assert reach(49, 10) == '' and reach(50, 11) == ''
+    assert reach(69, 30) == '[1/2] vop: epoch 69 of 100, 00:31 left'
+    assert reach(70, 31) == '' and 'epoch 80' in reach(80, 41) and reach(100, 61) == ''
+    progress = tool['Progress']('zero', tool['Run']('zero', tmp_path, cfg, dict(lr=None)))
+    assert reach(100, 61) == ''
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import json
 import cv2
 import numpy as np
 import pytest
+from matplotlib import pyplot
 
 from projects.vop.errors import UserError
 
@@ -67,6 +68,33 @@ def test_other_data_sets_have_no_row_of_the_paper(summarize, tmp_path):
     assert 50 < red.sum() < 500  # a single point
     with pytest.raises(UserError, match='didemo, msrvtt'):
         summarize(('vop', 1e-3, 1, 38.0))
+
+
+@pytest.mark.parametrize('known', [True, False])
+def test_the_plot_says_which_methods_see_order(run_tool, tmp_path, monkeypatch, known):
+    drawn = []
+    show = pyplot.Axes.errorbar
+    monkeypatch.setattr(
+        pyplot.Axes, 'errorbar', lambda *args, **kw: drawn.append(kw['fmt']) or show(*args, **kw)
+    )
+    saved = []
+    save = pyplot.Figure.savefig
+    monkeypatch.setattr(
+        pyplot.Figure, 'savefig', lambda self, *args, **kw: saved.append(self) or save(self, *args)
+    )
+    for number, method in enumerate(('vop', 'vop_p')):
+        result = dict(dataset='moving_shapes', method=method, setting='', lr=0.01, seed=0)
+        result |= dict(trained=10**number, as_paper=1, **dict.fromkeys(NAMES, 50.0))
+        if known:
+            result['sees_order'] = method == 'vop_p'
+        (tmp_path / method).mkdir()
+        (tmp_path / method / 'result.json').write_text(json.dumps(result))
+    run_tool('tools/analysis/summarize_runs.py', tmp_path)
+    [axes] = saved[0].axes
+    told = [text.get_text() for text in axes.get_legend().get_texts()]
+    kinds = ['sees the order of frames', 'averages frames']
+    assert drawn == (['s', 'o'] if known else ['D', 'D'])
+    assert told == [*(kinds if known else []), 'ceiling of averaging frames']
 
 
 def test_nothing_to_show_is_said(summarize):

@@ -115,6 +115,7 @@ def main() -> None:
     fit_pixels(loader, clip, scope)
     ask_for_more(cfg, loader)
     loader.update(num_workers=0, persistent_workers=False)  # items are read here, one by one
+    loader.pop('prefetch_factor', None)
     seed = cfg.get('randomness', {}).get('seed') or 0
     init_default_scope(scope)
     built = Runner.build_dataloader(loader, seed=seed)

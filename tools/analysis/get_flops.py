@@ -18,7 +18,7 @@ from projects.vop.errors import UserError, exit_on_user_error
 from projects.vop.models import ModelScopeTextEncoder, RetrievalRecognizer
 
 
-def count(cfg: Config, num_frames: int | None, num_tokens: int) -> dict[str, int]:
+def count(cfg: Config, num_frames: int | None, num_tokens: int | None) -> dict[str, int]:
     """Count what one model computes and has.
 
     Raises:
@@ -32,6 +32,7 @@ def count(cfg: Config, num_frames: int | None, num_tokens: int) -> dict[str, int
         )
     frames = model.visual.num_frames if num_frames is None else num_frames
     size, clip = model.visual.backbone.image_size, model.text.backbone
+    num_tokens = num_tokens or min(32, clip.context_length)
     if frames < 1:
         raise UserError(f'--num-frames must be at least 1, got {frames}.')
     if not 2 <= num_tokens <= clip.context_length:
@@ -69,7 +70,12 @@ def main() -> None:
     add = parser.add_argument
     add('config', help='config file, or its name')
     add('--num-frames', type=int, metavar='N', help="of a video (default: the config's)")
-    add('--num-tokens', type=int, default=32, metavar='N', help='of a caption (default: 32)')
+    add(
+        '--num-tokens',
+        type=int,
+        metavar='N',
+        help='of a caption (default: 32, if the CLIP has as many)',
+    )
     add('--json', action='store_true', help='print JSON instead of a table')
     add('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', default={})
     args = parser.parse_args()

@@ -98,7 +98,7 @@ def plot(best: dict, dataset: str, path: Path) -> None:
     """R@1 against trained parameters, like Fig. 1 of the paper."""
     figure, axes = pyplot.subplots(figsize=(9, 5.5))
     axes.set_xscale('log')
-    points = []
+    points, markers = [], set()
     for (method, setting), runs in best.items():
         values = [run['t2v/R@1'] for run in runs]
         mean, x = statistics.mean(values), runs[0]['trained']
@@ -110,18 +110,26 @@ def plot(best: dict, dataset: str, path: Path) -> None:
             continue
         spread = statistics.stdev(values) if len(values) > 1 else 0
         color = 'tab:red' if method.startswith('vop') else 'tab:blue'
-        marker = 'o' if runs[0].get('sees_order') else 's'
+        # Of a run of an earlier version, it is not known.
+        marker = {True: 'o', False: 's'}.get(runs[0].get('sees_order'), 'D')
+        markers.add(marker)
         axes.errorbar(x, mean, spread, fmt=marker, color=color, capsize=3)
         points.append((label, x, mean))
         row = TABLE_1.get(method)
         if dataset in OF_TABLE_1 and row and row.t2v and not setting:
             axes.plot(x, row.t2v[0], marker, color=color, fillstyle='none')
     kinds = dict(o='sees the order of frames', s='averages frames')
-    handles = [axes.plot([], [], marker, color='grey', label=kinds[marker])[0] for marker in kinds]
+    handles = [
+        axes.plot([], [], marker, color='grey', label=kinds[marker])[0]
+        for marker in kinds
+        if marker in markers
+    ]
     if dataset in CEILINGS:
         label = 'ceiling of averaging frames'
         handles.append(axes.axhline(CEILINGS[dataset], color='tab:grey', lw=1, label=label))
-    axes.legend(handles=handles, loc='lower right', frameon=False)
+    if handles:  # below the picture, where no label is
+        below = dict(loc='upper center', bbox_to_anchor=(0.5, -0.12), ncols=len(handles))
+        axes.legend(handles=handles, frameon=False, **below)
     axes.set_xlabel('trained parameters')
     axes.set_ylabel('text-to-video R@1')
     seeds = max(len(runs) for runs in best.values())

@@ -37,7 +37,7 @@ from ..models.block_kinds import steps_of
 from ..models.clip import towers_of
 from ..models.encoder import weights_fingerprint
 from ..registry import INFERENCERS, MODELS, class_of
-from .onnx_text import check_texts, warn_cut
+from .texts import check_texts, warn_cut
 
 # What reads videos is imported when the first one is read.
 if TYPE_CHECKING:

@@ -8,41 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError, warn
+from ..errors import UserError
 from ..fileio import read_json
+from .texts import check_texts, warn_cut
 
 # What `export_onnx` writes.
 ABOUT, VIDEO, TEXT, TOKENIZER = 'encoders.json', 'video.onnx', 'text.onnx', 'tokenizer.json'
 FORMAT = 1
-INSTALL = 'pip install onnx onnxruntime onnxscript tokenizers'
+INSTALL = 'pip install onnxruntime tokenizers'
 TEXT_FIELDS: dict[str, Any] = dict(
     length=(int, type(None)), slots=int, clean=str, tokenizer=(str, type(None))
 )
-
-
-def check_texts(texts: Sequence[str]) -> list[str]:
-    """Refuse what cannot be embedded as texts.
-
-    Raises:
-        UserError: If one of them has no words, or there are none.
-    """
-    if isinstance(texts, str):
-        raise TypeError('texts must be a list of texts, got one text.')
-    texts = list(texts)
-    if not texts:
-        raise UserError('There are no texts to encode.')
-    for number, text in enumerate(texts, start=1):
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f'Text {number} is {text!r}; it must be a text with words.')
-    return texts
-
-
-def warn_cut(text: str, slots: int) -> None:
-    """Say that a text is too long for a model."""
-    warn(
-        f'The text "{text[:40]}..." is longer than the {slots} tokens (start and end counted) that '
-        'this model reads; the rest of it is left out.'
-    )
 
 
 def clean_text(text: str, how: str) -> str:
@@ -125,6 +101,8 @@ class OnnxTextEncoder:
                 f'{file} has no tokenizer that works without torch: leave --text-encoder out.'
             )
         self.session = open_session(file)
+        if [each.name for each in self.session.get_inputs()] != ['tokens']:
+            raise UserError(f'{file} is no text encoder: name the folder, or {TEXT} in it.')
         self.tokenizer = _open_tokenizer(file.with_name(TOKENIZER))
 
     def tokenize(self, texts: Sequence[str]) -> np.ndarray:

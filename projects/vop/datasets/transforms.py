@@ -56,11 +56,13 @@ class DecordKeep(DecordInit):
     """Decode whole videos, and keep their frames in memory.
 
     For training on few, short clips, which is then as fast as if there were no
-    files: each process that runs the pipeline decodes a clip once. It goes in
-    place of ``DecordInit``, with ``ArrayDecode`` in place of ``DecordDecode``.
+    files. Each process that runs the pipeline decodes a clip once and keeps all of
+    them, so there are best none but the one that trains: ``num_workers=0`` and
+    ``timeout=None``. It goes in place of ``DecordInit``, with ``ArrayDecode`` in
+    place of ``DecordDecode``, and does not serve ``vop.TimeWindow``.
 
     Required key: ``filename``. Added keys: ``array``, RGB frames of shape
-    [f x h x w x 3], uint8, and ``total_frames``, f.
+    [f x h x w x 3], uint8; ``total_frames``, f; and ``avg_fps``.
 
     Args:
         **kwargs: Arguments of ``DecordInit``.
@@ -75,15 +77,16 @@ class DecordKeep(DecordInit):
 
     def __init__(self, **kwargs) -> None:
         super().__init__(**kwargs)
-        self._videos: dict[str, np.ndarray] = {}
+        self._videos: dict[str, tuple[np.ndarray, float]] = {}
 
     def transform(self, results: dict) -> dict:
         """Add the frames."""
         path = results['filename']
         if path not in self._videos:
-            reader = super().transform(dict(results))['video_reader']
-            self._videos[path] = reader.get_batch(range(len(reader))).asnumpy()
-        results['array'] = self._videos[path]
+            opened = super().transform(dict(results))
+            frames = opened['video_reader'].get_batch(range(opened['total_frames']))
+            self._videos[path] = frames.asnumpy(), opened['avg_fps']
+        results['array'], results['avg_fps'] = self._videos[path]
         results['total_frames'] = len(results['array'])
         return results
 

@@ -80,11 +80,11 @@ def run_cmm(cmm: nn.Module, cls: Tensor) -> Tensor:
         return cmm(cls)
     # In the type of its weights: autocast knows cuDNN's LSTM in float16 alone, whatever type is
     # asked for, and of bfloat16 torch 2.4 makes many small steps without cuDNN.
-    dtype = next(cmm.parameters()).dtype
-    if cls.is_meta:  # which has no autocast
-        return cmm(cls)[0]
+    cls = cls.to(next(cmm.parameters()).dtype)
+    if not torch.amp.is_autocast_available(cls.device.type):
+        return cmm(cls)[0]  # the other is its last state
     with torch.autocast(cls.device.type, enabled=False):
-        return cmm(cls.to(dtype))[0]  # the other is its last state
+        return cmm(cls)[0]
 
 
 @MODELS.register_module()
