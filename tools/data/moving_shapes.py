@@ -7,6 +7,7 @@ starts from knows pictures. What is there already is left alone.
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 
 import cv2
@@ -54,7 +55,7 @@ def train_clip(path: Path, steps: int, seed: int) -> bool:
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=1e-3, total_steps=steps, pct_start=0.1
     )
-    loss_of = open_clip.ClipLoss()
+    loss_of, found = open_clip.ClipLoss(), []
     for step in range(1, steps + 1):
         images = still_batch(pictures, model.visual.image_size[0], rng)
         image, text, scale = model(images, tokens)
@@ -64,13 +65,13 @@ def train_clip(path: Path, steps: int, seed: int) -> bool:
         optimizer.step()
         schedule.step()
         right = (image @ text.T).argmax(-1) == torch.arange(len(image))
-        found = 100 * right.float().mean().item()
+        found.append(100 * right.float().mean().item())
         if step % 50 == 0:
             print(
                 f'step {step}/{steps}: loss {loss.item():.3f}, '
-                f'{found:.0f} % of the stills find their caption'
+                f'{found[-1]:.0f} % of the stills find their caption'
             )
-    if found < 95:
+    if statistics.mean(found[-10:]) < 90:
         return False
     save_tensors(path, model.state_dict())
     return True
