@@ -10,7 +10,7 @@ methods=(zero_shot vop vop_c vop_fp) seeds=(0) folder=quickstart time='three min
 # epochs that the configs say are enough for these.
 settings=(--jobs 4 --cfg-options train_cfg.max_epochs=108) options=()
 for option in "$@"; do
-    if [ "$option" = --all ]; then
+    if [ "$option" = '--all' ]; then
         methods=(zero_shot full bias proj partial adapter_attn adapter_ffn
             vop vop_p vop_c vop_f vop_fp vop_fc)
         seeds=(0 1 2) folder=moving_shapes time='half an hour' settings=(--jobs 2)
