@@ -8,8 +8,8 @@ import time
 import pytest
 import torch
 from helpers import ROOT, in_two_processes
-from mmaction.datasets.transforms import DecordInit
 
+from projects.vop.datasets import DecordKeep
 from projects.vop.errors import UserError, VideoReadError
 from projects.vop.models import RetrievalRecognizer
 from projects.vop.registry import MODELS, TRANSFORMS
@@ -25,7 +25,7 @@ SLEEP = 0.3  # seconds for each video
 
 
 @TRANSFORMS.register_module()
-class SlowDecordInit(DecordInit):
+class SlowDecordKeep(DecordKeep):
     def transform(self, results):
         time.sleep(SLEEP)
         return super().transform(results)
@@ -77,7 +77,7 @@ def test_every_combination_is_a_row_and_the_fastest_is_traced(
 
 @pytest.mark.slow
 def test_what_is_slow_is_the_bottleneck(profile, capsys):
-    best = profile(options=['train_dataloader.dataset.pipeline.0.type=vop.SlowDecordInit'])['best']
+    best = profile(options=['train_dataloader.dataset.pipeline.0.type=vop.SlowDecordKeep'])['best']
     assert best['bottleneck'] == 'reading'
     assert best['loader_alone_pairs_per_s'] < min(1 / SLEEP, best['model_alone_pairs_per_s'])
     model = ['model.type=vop.SlowRecognizer']

@@ -44,7 +44,7 @@ pipeline = [
 ]
 test_pipeline = [pipeline[0], dict(pipeline[1], test_mode=True), pipeline[2], *pipeline[4:]]
 loader = dict(num_workers=0, persistent_workers=False)
-data = dict(data_root='{videos}', data_prefix=dict(video=''))
+data = dict(data_root='{videos}', data_prefix=dict(video=''), timeout=60)
 train_dataloader = dict(batch_size=4, dataset=dict(pipeline=pipeline, **data), **loader)
 val_dataloader = dict(batch_size=5, dataset=dict(pipeline=test_pipeline, **data), **loader)
 test_dataloader = val_dataloader

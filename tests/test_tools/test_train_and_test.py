@@ -61,13 +61,13 @@ train_dataloader = dict(
     num_workers=0,
     persistent_workers=False,
     dataset=dict(data_root='{videos}', data_prefix=dict(video=''),
-                 pipeline=pipeline))
+                 pipeline=pipeline, timeout=60))
 val_dataloader = dict(
     batch_size=2,
     num_workers=0,
     persistent_workers=False,
     dataset=dict(data_root='{videos}', data_prefix=dict(video=''),
-                 pipeline=test_pipeline))
+                 pipeline=test_pipeline, timeout=60))
 test_dataloader = val_dataloader
 train_cfg = dict(max_epochs={epochs}, val_interval=1)
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=1))
