@@ -45,6 +45,9 @@ PAGES = [
 # Pages that make the data sets themselves; on others they are there.
 FROM_DOWNLOADS = ('README.md', 'docs/data.md')
 
+# Pages whose Python reads what their commands have written.
+PYTHON_AFTER_COMMANDS = ('docs/deployment.md',)
+
 # What is not run here, by its first words, and the file that runs it.
 ELSEWHERE = {
     'bash tools/quickstart.sh': 'tests/test_tools/test_quickstart.py',
@@ -294,6 +297,8 @@ def test_commands_run(page, home, place):
         if not command.startswith(tuple(ELSEWHERE)):
             train_what_is_named(command, home, folder)
             shell.run(command)
+    if page in PYTHON_AFTER_COMMANDS:
+        run_python(page, home, folder)
 
 
 def test_commands_that_do_not_run_here_run_elsewhere():
@@ -316,10 +321,16 @@ def test_code_says_its_language(page):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('page', [p for p in PAGES if blocks(p, 'python')])
+@pytest.mark.parametrize(
+    'page', [p for p in PAGES if blocks(p, 'python') and p not in PYTHON_AFTER_COMMANDS]
+)
 def test_python_runs(page, home, place):
+    run_python(page, home, place(page))
+
+
+def run_python(page, home, folder):
     """A block goes on where the one before it ended."""
-    folder, names = place(page), {}
+    names = {}
     for number, code in enumerate(blocks(page, 'python')):
         train_what_is_named(code, home, folder)
         path = folder / f'configs/block_{number}.py'

@@ -104,7 +104,7 @@ def test_other_clips_embed_and_search(
     captions = [f'caption {i} of {n}' for n in range(5) for i in range(3)]
     texts = inferencer.encode_texts(captions)
     assert torch.allclose(texts, torch.cat([s.text_feature for s in samples]), atol=1e-5)
-    monkeypatch.setattr('projects.vop.apis.onnx_text.warn', (warnings := []).append)
+    monkeypatch.setattr('projects.vop.apis.texts.warn', (warnings := []).append)
     inferencer.encode_texts(['dog ' * 10, 'dog ' * 11])  # 20 slots, 8 of them for prompts
     assert len(warnings) == 1 and 'longer than the 12 tokens (start and end counted)' in warnings[0]
 
