@@ -165,6 +165,21 @@ def test_what_differs_from_torch_is_refused(exported):
         check(folder / 'text.onnx', tokens, wanted)
 
 
+def test_nothing_of_another_export_is_left(exported, tmp_path, monkeypatch):
+    """Also if this one is cut off: a query would take it for a part of this one."""
+    inferencer = exported('vop')[0]
+    for name in ('text_int8.onnx', 'video.onnx.data', 'encoders.json'):
+        (tmp_path / name).touch()
+
+    def cut_off(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('projects.vop.apis.onnx_export._write', cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        export_onnx(inferencer, tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_what_is_damaged_is_named(exported, tmp_path):
     folder = exported('vop')[1]
     with pytest.raises(UserError, match='no text encoder'):
