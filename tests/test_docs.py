@@ -61,7 +61,7 @@ ELSEWHERE = {
     'pip install -e': 'tools/env.sh',
 }
 # Options of other programs.
-OF_OTHERS = ('nproc_per_node', 'override', 'shm_size')
+OF_OTHERS = ('no_deps', 'nproc_per_node', 'override', 'shm_size')
 # What makes a command light, in place of its own words.
 LIGHTER = {
     '--num-workers 4 8 16': '--num-workers 0 --steps 1 --warmup 0',
