@@ -262,7 +262,7 @@ def _check_packages() -> None:
             f"To export a model needs {error.name}: pip install 'mmaction2-vop[onnx]'."
         ) from error
     if 'dynamic_shapes' not in inspect.signature(torch.onnx.export).parameters:
-        raise UserError(f'To export a model needs torch 2.5 or newer; this is {torch.__version__}.')
+        raise UserError(f'To export a model needs a newer torch than {torch.__version__}.')
 
 
 def _int8(name: str) -> str:
